@@ -1,0 +1,54 @@
+# Two commands on a machine with Python (3.11 or newer), pip and make:
+#   make demo    convert a real checkpoint, classify photographs, export a .tflite file, check it
+#   make test    linters, type checker, import rules and all tests
+# Both make .venv and install there what they need. Folders of images of your own: make demo IMAGES=folder
+
+PYTHON ?= python3
+VENV ?= .venv
+IMAGES ?= ../shared/data
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES := setup.py pyproject.toml constraints.txt
+
+.PHONY: demo test lint unit format clean
+
+demo: $(VENV)/.demo-installed
+	$(BIN)/python demo.py --images $(IMAGES)
+
+test: lint unit
+
+lint: $(VENV)/.test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.test-installed
+	$(BIN)/python -m pytest
+
+format: $(VENV)/.test-installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Python's venv module alone needs ensurepip, which Debian packages apart: pip fills the empty environment instead.
+$(BIN)/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	    { echo "Python 3.11 or newer is needed; found $$($(PYTHON) --version). Try: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv --without-pip $(VENV)
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check pip
+
+$(VENV)/.demo-installed: $(SOURCES) | $(BIN)/python
+	$(PIP) --editable ".[tflite]" scikit-image
+	touch $@
+
+# torch first: whatever comes after takes the build that is there. timm, torchvision and mediapipe come without their
+# requirements, because torchvision has no CPU build on PyPI and mediapipe asks for another absl than tfmot does.
+$(VENV)/.test-installed: $(SOURCES) | $(BIN)/python
+	$(PIP) torch
+	$(PIP) --editable ".[all]"
+	$(PIP) --no-deps torchvision timm mediapipe
+	$(PIP) PyYAML opencv-contrib-python-headless sounddevice
+	touch $@ $(VENV)/.demo-installed
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,409 @@
+"""The interpreter between PyTorch's state dicts and Keras models, both ways, in three dialects. NumPy only.
+
+A model's variables are listed once, under timm's names (`bindings`); `dialects` says what the others call them. All
+checks come before the first assignment, so a load that fails leaves the model as it was.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from keras_efficientformer.bindings import HEADS, architecture_of, bindings, listing, to_keras_layout, to_torch_layout
+from keras_efficientformer.checkpoint_files import Checkpoint, CheckpointError, read_tensors, suffix_of, write_tensors
+from keras_efficientformer.dialects import DIALECTS, add_prefix, find_dialect, module_names, strip_prefix
+from keras_efficientformer.keras_weights import to_timm_names
+from keras_efficientformer.layers import relative_positions
+from keras_efficientformer.variants import VARIANTS, Architecture, variant_name
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointInfo",
+    "LoadReport",
+    "architecture_of",
+    "infer_variant",
+    "load_state_dict",
+    "read_checkpoint",
+    "to_state_dict",
+    "write_checkpoint",
+]
+
+# Not weights: recomputed from the input's size, and counted by PyTorch's BatchNorm for an average we do not use.
+IGNORED_SUFFIXES = (".attention_bias_idxs", ".num_batches_tracked")
+HEAD, HEAD_DIST = HEADS
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a state dict says about its model, read from names and shapes.
+
+    Attributes:
+        dialect: "timm", "snap" or "transformers".
+        variant: "l1", "l3", "l7", or None for another shape.
+        architecture: depths, widths and number of `Meta3D` blocks.
+        classes: number of classes, or None without a classifier.
+        heads: number of classifiers, 0, 1 or 2.
+        resolution: (height, width) of the last stage's tokens, from `attention_bias_idxs`; where the file has none of
+            them, the square of that many tokens; None without `Meta3D` or where the number is no square.
+    """
+
+    dialect: str
+    variant: str | None
+    architecture: Architecture
+    classes: int | None
+    heads: int
+    resolution: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_state_dict` did.
+
+    Attributes:
+        info: what the checkpoint is.
+        source: the file, or "the state dict".
+        loaded: number of tensors that went into the model.
+        ignored: names of tensors that belong to no weight of this model: buffers, and heads that it does not have.
+        resized: one line for each attention bias table that was resized.
+    """
+
+    info: CheckpointInfo
+    source: str
+    loaded: int
+    ignored: tuple[str, ...]
+    resized: tuple[str, ...] = field(default=())
+
+
+def read_checkpoint(path) -> Checkpoint:
+    """The state dict in a checkpoint file.
+
+    Args:
+        path: `.safetensors`, `.pth`, `.pt` or `.bin` (these need torch) in any dialect and under any usual wrapper
+            ("model", "state_dict", "module.", averaged weights, which are preferred), or `.keras` or `.weights.h5` of
+            an EfficientFormer made by this package, whose tensors get timm's names and layouts.
+
+    Returns:
+        A dict {tensor name: NumPy array of the file's dtype} with the attributes `source` and `wrappers`.
+
+    Raises:
+        CheckpointError: the file is truncated, damaged, unsafe, of an unknown kind or without tensors.
+        OSError: the file is missing or cannot be read.
+        ImportError: torch is needed and not installed.
+    """
+    checkpoint = read_tensors(path)
+    if suffix_of(path) in (".keras", ".weights.h5"):
+        return Checkpoint(to_timm_names(checkpoint), path)
+    return checkpoint
+
+
+def write_checkpoint(path, state_dict, overwrite=False):
+    """Writes what `to_state_dict` returned: `.safetensors`, or `.pth`, `.pt` or `.bin` with torch.
+
+    snap-research's training code keeps its weights under "model", so its dialect is written so in PyTorch's formats.
+
+    Args:
+        path: the file to write; it gets its name only when complete.
+        state_dict: {tensor name: contiguous NumPy array}.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        FileExistsError: the file exists and `overwrite` is False.
+        CheckpointError: the suffix is none of the four.
+        ImportError: torch is needed and not installed.
+    """
+    dialect = find_dialect(strip_prefix(state_dict))
+    wrapper = "model" if dialect is not None and dialect.name == "snap" else None
+    write_tensors(path, state_dict, overwrite, wrapper)
+
+
+def infer_variant(state_dict) -> CheckpointInfo:
+    """What the names and shapes of a state dict say about its model.
+
+    Args:
+        state_dict: {tensor name: array} in any of the three dialects, depths and widths free.
+
+    Raises:
+        CheckpointError: the names are those of none of the dialects, or tensors that tell the shape are missing.
+    """
+    source = _source(state_dict)
+    tensors = strip_prefix(state_dict)
+    dialect = find_dialect(tensors)
+    if dialect is None:
+        expected = ", ".join(f"{d.mark} ({d.name})" for d in DIALECTS.values())
+        raise CheckpointError(
+            f"{source} is not an EfficientFormer in a known dialect: found {listing(sorted(tensors))}; expected a "
+            f"tensor named {expected}. EfficientFormerV2 and other networks are not read by this loader."
+        )
+    architecture = _infer_architecture(tensors, dialect, source)
+    names = _tensor_names(architecture, dialect)
+    heads = [tensors[names[f"{head}.bias"]] for head in HEADS if names[f"{head}.bias"] in tensors]
+    return CheckpointInfo(
+        dialect=dialect.name,
+        variant=variant_name(architecture),
+        architecture=architecture,
+        classes=len(heads[0]) if heads else None,
+        heads=len(heads),
+        resolution=_infer_resolution(tensors),
+    )
+
+
+def load_state_dict(model, state_dict, progress=iter) -> LoadReport:
+    """Loads a PyTorch state dict into a model of this package, strictly.
+
+    Every variable of the model is written exactly once and every tensor is used, but for buffers
+    (`attention_bias_idxs`, `num_batches_tracked`) and for heads that the model does not have (`include_top=False`, or
+    the second one with `head="single"`). Attention bias tables of another resolution are resized, bilinear with
+    aligned corners, so that offset 0 stays offset 0. Nothing is assigned before everything has been checked.
+
+    Args:
+        model: an EfficientFormer (`keras.Model`).
+        state_dict: {tensor name: array of a floating-point dtype}, as `read_checkpoint` returns it.
+        progress: wraps the iteration over the model's variables, e.g. `rich.progress.track`.
+
+    Returns:
+        A `LoadReport`.
+
+    Raises:
+        CheckpointError: names or shapes differ from the model's, values are not finite, or the dtype is no
+            floating-point one; the message lists the first ten and how many more.
+        ValueError: the model is not an EfficientFormer of this package.
+    """
+    source = _source(state_dict)
+    model_bindings = bindings(model)
+    info = infer_variant(state_dict)
+    _check_architecture(info, architecture_of(model), source)
+    dialect = DIALECTS[info.dialect]
+    tensors = strip_prefix(state_dict)
+    names = _tensor_names(info.architecture, dialect)
+
+    wanted = {names[binding.name]: binding for binding in model_bindings}
+    ignored = _ignored(tensors, names, wanted)
+    _check_heads(info, wanted, names, source)
+    _check_names(tensors, wanted, ignored, source)
+    _check_values({name: tensors[name] for name in wanted}, source)
+    values, resized = _fit(tensors, wanted, info, source)
+    for name, binding in progress(list(wanted.items())):
+        binding.variable.assign(values.pop(name))
+    return LoadReport(info, source, len(wanted), tuple(sorted(ignored)), tuple(resized))
+
+
+def to_state_dict(model, dialect="timm") -> dict[str, np.ndarray]:
+    """The model's weights as a PyTorch state dict.
+
+    Buffers are made again, so that torch's strict `load_state_dict` accepts the result: in timm's
+    `efficientformer_*`, in snap-research's code and in transformers' `EfficientFormerForImageClassificationWithTeacher`
+    (with one head, snap's without distillation and `EfficientFormerForImageClassification`). timm has no model with
+    one head: there a single head is written twice, which timm averages to the same logits.
+
+    Args:
+        model: an EfficientFormer (`keras.Model`).
+        dialect: "timm", "snap" or "transformers".
+
+    Returns:
+        {tensor name: contiguous array}, float32 weights and int64 buffers.
+
+    Raises:
+        ValueError: an unknown dialect, or a model that is not an EfficientFormer of this package.
+    """
+    if dialect not in DIALECTS:
+        raise ValueError(f"`dialect` should be one of {', '.join(DIALECTS)}. Received: dialect={dialect!r}")
+    tensors = {}
+    for binding in bindings(model):
+        tensors[binding.name] = to_torch_layout(np.asarray(binding.variable, dtype="float32"), binding.kind)
+        module, _, leaf = binding.name.rpartition(".")
+        if leaf == "running_var":
+            tensors[f"{module}.num_batches_tracked"] = np.zeros((), dtype="int64")
+        if leaf == "attention_biases":
+            tensors[f"{module}.attention_bias_idxs"] = relative_positions(binding.resolution)
+    if dialect == "timm" and f"{HEAD}.weight" in tensors and f"{HEAD_DIST}.weight" not in tensors:
+        tensors |= {f"{HEAD_DIST}.{leaf}": tensors[f"{HEAD}.{leaf}"].copy() for leaf in ("weight", "bias")}
+    names = _tensor_names(architecture_of(model), DIALECTS[dialect])
+    return {add_prefix(names[name], DIALECTS[dialect]): tensor for name, tensor in tensors.items()}
+
+
+def _tensor_names(architecture, dialect):
+    """{timm's tensor name: the dialect's}, for every tensor that an EfficientFormer of this shape can have."""
+    leaves = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    names = {}
+    for row in module_names(architecture):
+        timm, other = row[0], row[dialect.column]
+        names[timm] = other  # rows that are tensors themselves: layer scales, bias tables
+        names |= {f"{timm}.{leaf}": f"{other}.{leaf}" for leaf in leaves}
+    return names
+
+
+def _source(state_dict):
+    return getattr(state_dict, "source", "the state dict")
+
+
+def _infer_architecture(tensors, dialect, source):
+    depths = tuple(
+        sum(name.startswith(prefix) and name.endswith(dialect.layer_scale) for name in tensors)
+        for prefix in dialect.stage_prefixes
+    )
+    num_meta3d = sum(name.endswith(".token_mixer.qkv.weight") for name in tensors)
+    # A shape that cannot be, so with tensors missing, is reported as such by the strict checks against a model's names.
+    names = _tensor_names(Architecture(depths, (0, 0, 0, 0), min(num_meta3d, depths[3])), dialect)
+    telling = [names["stem.conv2.weight"], *(names[f"stages.{stage}.downsample.conv.weight"] for stage in (1, 2, 3))]
+    missing = [name for name in telling if name not in tensors]
+    if missing:
+        raise CheckpointError(
+            f"{source} is not a complete EfficientFormer: the tensors {', '.join(missing)}, which tell its widths, are "
+            "missing. Bring the whole checkpoint."
+        )
+    return Architecture(depths, tuple(tensors[name].shape[0] for name in telling), num_meta3d)
+
+
+def _infer_resolution(tensors):
+    for name, tensor in tensors.items():
+        if name.endswith(".attention_bias_idxs"):
+            return _resolution_of_indices(np.asarray(tensor))
+    for name, tensor in tensors.items():
+        if name.endswith(".attention_biases"):
+            side = round(tensor.shape[-1] ** 0.5)
+            return (side, side) if side * side == tensor.shape[-1] else None
+    return None
+
+
+def _resolution_of_indices(indices):
+    tokens = len(indices)
+    widths = (width for width in range(1, tokens + 1) if tokens % width == 0)
+    shapes = ((tokens // width, width) for width in widths)
+    return next((shape for shape in shapes if np.array_equal(relative_positions(shape), indices)), None)
+
+
+def _describe(architecture):
+    name = variant_name(architecture)
+    shape = f"depths {architecture.depths}, widths {architecture.widths}, {architecture.num_meta3d} Meta3D blocks"
+    return f"EfficientFormer-{name.upper()} ({shape})" if name else f"an EfficientFormer with {shape}"
+
+
+def _check_architecture(info, expected, source):
+    if info.architecture == expected:
+        return
+    known = " or ".join(f"EfficientFormer{name.upper()}" for name in VARIANTS)
+    advice = f"Use EfficientFormer{info.variant.upper()}" if info.variant else f"Use {known} or EfficientFormer(...)"
+    raise CheckpointError(
+        f"{source} is of another model: found {_describe(info.architecture)}, expected {_describe(expected)}. "
+        f"{advice} for it; if it should be the expected one, tensors are missing from the file."
+    )
+
+
+def _ignored(tensors, names, wanted):
+    buffers = {name for name in tensors if name.endswith(IGNORED_SUFFIXES)}
+    heads = {names[f"{head}.{leaf}"] for head in HEADS for leaf in ("weight", "bias")}
+    # A second head is left out only beside a first one that is read, or where the model has no classifier at all.
+    return buffers | (heads & tensors.keys()) - wanted.keys()
+
+
+def _check_heads(info, wanted, names, source):
+    heads = sum(names[f"{head}.weight"] in wanted for head in HEADS)
+    if heads == 0:
+        return
+    if info.heads == 0:
+        raise CheckpointError(
+            f"{source} has no classifier and the model has {heads}: build it with include_top=False for this file."
+        )
+    if heads == 2 and info.heads == 1:
+        raise CheckpointError(
+            f'{source} has a single head and the model expects two: build it with head="single" for this checkpoint.'
+        )
+    classes = int(wanted[names[f"{HEAD}.bias"]].variable.shape[0])
+    if info.classes != classes:
+        raise CheckpointError(
+            f"{source} has {info.classes} classes and the model expects {classes}: build it with "
+            f"classes={info.classes}, or with include_top=False to leave the classifier out."
+        )
+
+
+def _check_names(tensors, wanted, ignored, source):
+    missing = sorted(wanted.keys() - tensors.keys())
+    extra = sorted(tensors.keys() - wanted.keys() - ignored)
+    found = []
+    if missing:
+        found.append(f"{len(missing)} missing ({listing([f'{n} {wanted[n].torch_shape}' for n in missing])})")
+    if extra:
+        found.append(
+            f"{len(extra)} that the model does not have ({listing([f'{n} {tensors[n].shape}' for n in extra])})"
+        )
+    if found:
+        raise CheckpointError(
+            f"{source} does not fit the model: of {len(wanted)} expected tensors found {' and '.join(found)}. "
+            "Nothing was loaded; bring the whole checkpoint of this very model."
+        )
+
+
+def _check_values(tensors, source):
+    wrong = [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if not _is_float(tensor)]
+    if wrong:
+        raise CheckpointError(
+            f"{source} holds weights of other dtypes than float16, bfloat16, float32 and float64: {listing(wrong)}. "
+            "Nothing was loaded; save the weights before they are quantized."
+        )
+    wrong = [f"{name} {tensor.shape}" for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+    if wrong:
+        raise CheckpointError(
+            f"{source} holds values that are NaN or infinite in {len(wrong)} of {len(tensors)} tensors: "
+            f"{listing(wrong)}. Nothing was loaded; training broke down before it was saved: use an earlier one."
+        )
+
+
+def _is_float(tensor):
+    # ml_dtypes' bfloat16 is of NumPy's kind "V" or "f", depending on its version.
+    return tensor.dtype.kind == "f" or tensor.dtype.name == "bfloat16"
+
+
+def _fit(tensors, wanted, info, source):
+    """The values in Keras' layouts and the model's sizes, and a line for each resized table."""
+    values, resized, misfits = {}, [], []
+    for name, binding in wanted.items():
+        value = to_keras_layout(np.asarray(tensors[name], dtype="float32"), binding.kind)
+        if binding.kind == "table" and _is_other_table(value, binding, info):
+            _check_resolution(value, info, name, source)
+            value = resize_bias_table(value, info.resolution, binding.resolution)
+            resized.append(f"{name}: {info.resolution} -> {binding.resolution}")
+        if value.shape != tuple(binding.variable.shape):
+            misfits.append(f"{name}: found {tensors[name].shape}, expected {binding.torch_shape}")
+        values[name] = value
+    if misfits:
+        raise CheckpointError(
+            f"{source} has {len(misfits)} tensors of other shapes: {listing(misfits)}. Nothing was loaded; bring the "
+            "checkpoint of this very model."
+        )
+    return values, resized
+
+
+def _is_other_table(table, binding, info):
+    if info.resolution is None:
+        return table.shape[-1] != binding.variable.shape[-1]
+    return info.resolution != binding.resolution
+
+
+def _check_resolution(table, info, name, source):
+    if info.resolution is None or table.shape[-1] != info.resolution[0] * info.resolution[1]:
+        raise CheckpointError(
+            f"{source}: the attention bias table {name} {table.shape} has to be resized, and the file does not say of "
+            "which (height, width) it is. Load it at the input size it was trained at."
+        )
+
+
+def resize_bias_table(table, resolution, new_resolution):
+    """Resizes attention bias tables, bilinear with aligned corners: offset 0 and the largest stay what they are.
+
+    Args:
+        table: float array (heads, height*width).
+        resolution: its (height, width).
+        new_resolution: the wanted (height, width).
+
+    Returns:
+        float32 array (heads, new height * new width).
+    """
+    grid = np.asarray(table, dtype="float64").reshape(-1, *resolution)
+    grid = np.einsum("hyx,Yy,Xx->hYX", grid, *map(_interpolation, resolution, new_resolution))
+    return grid.reshape(len(table), -1).astype("float32")
+
+
+def _interpolation(size, new_size):
+    """Matrix (new_size, size) of linear interpolation between aligned ends."""
+    positions = np.linspace(0, size - 1, new_size)
+    return np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(size)[None, :]))

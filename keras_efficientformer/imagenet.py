@@ -1,0 +1,267 @@
+"""From photographs to the network's input, and from its output to names: ImageNet's preprocessing and labels.
+
+The pixels follow two references. `preprocess_input` is keras.applications' "torch" mode. `resize_and_crop` and
+`preprocess_image` are timm's evaluation transform, the one under which the published accuracies were measured. Pillow
+decodes and resamples, as it does for timm; images are channels last and sizes are (height, width) throughout.
+"""
+
+import functools
+import importlib.resources
+import io
+import math
+import operator
+import os
+
+import keras
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Of ImageNet's training pixels, red, green, blue, for values scaled to 0..1.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class ImageError(ValueError):
+    """A file that is no image, is damaged, or holds what has no 8-bit RGB form. The message names the file."""
+
+
+def preprocess_input(x, data_format=None):
+    """Normalises images as the pretrained weights expect: `(x / 255 - MEAN) / STD`, channel by channel.
+
+    This is the "torch" mode of `keras.applications.imagenet_utils.preprocess_input`, except that the input is never
+    written over and that integer tensors are accepted too.
+
+    Args:
+        x: RGB images with values in [0, 255], shape (height, width, 3) or (batch, height, width, 3), of any integer or
+            floating-point dtype: a NumPy array, a tensor of the backend, a symbolic `keras.KerasTensor`, or, on every
+            backend, a TensorFlow tensor inside `tf.data.Dataset.map`.
+        data_format: None or "channels_last". None means `keras.config.image_data_format()`.
+
+    Returns:
+        The normalised images, about -2.1 to 2.6, in the shape of `x` and in `keras.config.floatx()` (float32 unless
+        changed): a NumPy array for a NumPy array, a tensor for a tensor.
+
+    Raises:
+        ValueError: if the data format is not channels last, or the last axis of `x` has not 3 channels.
+    """
+    data_format = data_format or keras.config.image_data_format()
+    if data_format != "channels_last":
+        raise ValueError(
+            "`preprocess_input` expects images in the `channels_last` format, the only one that EfficientFormer "
+            f"supports. Received: data_format={data_format}. Transpose the images to (height, width, 3), or call "
+            "`keras.config.set_image_data_format('channels_last')`."
+        )
+    if x.shape[-1] not in (3, None):
+        raise ValueError(
+            f"`preprocess_input` expects RGB images, 3 channels on the last axis. Received shape: {x.shape}"
+        )
+
+    if isinstance(x, np.ndarray):
+        copy = np.array(x, dtype=keras.config.floatx())  # Keras writes its result over a floating-point input
+        return keras.applications.imagenet_utils.preprocess_input(copy, data_format, mode="torch")
+    # Keras' own function fails on integer tensors and changes PyTorch's in place. This layer does neither, and works
+    # inside tf.data on every backend. Three axes, because it would reorder a vector under a global "channels_first".
+    mean, std = np.reshape(MEAN, (1, 1, 3)), np.reshape(STD, (1, 1, 3))
+    rescale = keras.layers.Rescaling((1 / (255 * std)).tolist(), (-mean / std).tolist(), dtype=keras.config.floatx())
+    return rescale(x)
+
+
+def load_image(source) -> np.ndarray:
+    """Reads an image file as it is meant to be seen, whatever the file's colour mode.
+
+    The EXIF orientation is applied. Grey, 1-bit, palette, CMYK and YCbCr images become RGB. 16-bit images, grey or
+    colour, keep their high byte; grey floating-point images are taken to fill 0..1. Of an animation or a multi-page
+    file this is the first image. As in timm and in PIL's `convert("RGB")`, transparency is dropped, not blended: a
+    transparent pixel gets the colour that the file stores for it. Colour profiles are not applied, also as in timm.
+
+    Args:
+        source: path of the file (`str` or `os.PathLike`), or a file object opened in binary mode.
+
+    Returns:
+        uint8 array of shape (height, width, 3), RGB, 0..255.
+
+    Raises:
+        ImageError: if the file is empty, no image, truncated, larger than Pillow's limit for decompression bombs, or
+            of a kind that has no agreed 8-bit RGB form (32-bit values outside 0..65535 or 0..1, CIELAB).
+        OSError: if the file cannot be opened: `FileNotFoundError`, `IsADirectoryError`, `PermissionError`.
+        TypeError: if `source` is neither a path nor a file object.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, "rb") as file:  # opened here, so that what fails below is the content
+            return _decode_image(file, repr(os.fspath(source)))
+    if hasattr(source, "read"):
+        name = repr(getattr(source, "name", source))
+        return _decode_image(source if source.seekable() else io.BytesIO(source.read()), name)
+    raise TypeError(
+        f"`load_image` expects a path or a binary file object. Received: {type(source).__name__}. "
+        "Wrap the bytes of an image file in `io.BytesIO`."
+    )
+
+
+def _decode_image(file, name):
+    kind = "image"
+    try:
+        with Image.open(file) as image:
+            kind = f"{image.format} image"
+            return np.array(_convert_to_rgb(ImageOps.exif_transpose(image)))
+    except UnidentifiedImageError as error:
+        file.seek(0)
+        start = file.read(12)
+        found = f"it begins with {start!r}" if start else "it is empty"
+        raise ImageError(
+            f"{name} is not an image that Pillow can read: {found}. Give a JPEG, PNG, WebP, TIFF, BMP or GIF file. "
+            "For HEIC photographs install pillow-heif and call `pillow_heif.register_heif_opener()` first."
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{name} is too large. {error} Scale it down, or, if you trust it, raise `PIL.Image.MAX_IMAGE_PIXELS`."
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged bytes Pillow's decoders raise nearly anything, SyntaxError included
+        raise ImageError(
+            f"{name} is a damaged or unsupported {kind}: {error}. "
+            "Fetch it again, or save it as an 8-bit RGB JPEG or PNG file."
+        ) from error
+
+
+def _convert_to_rgb(image):
+    # Pillow's conversions clip high-bit-depth grey at 255. Its decoders reduce 16-bit colour to the high byte, so grey
+    # is treated alike. Mode "I" has 32 bits, yet mostly holds 16-bit data (PGM); a range that fits neither is refused.
+    if image.mode == "F" or image.mode.startswith("I"):
+        limit = 1.0 if image.mode == "F" else 65535
+        grey = np.asarray(image)
+        if not (grey.min() >= 0 and grey.max() <= limit):  # so written, NaN is refused too
+            raise ValueError(
+                f"its grey values run from {grey.min()} to {grey.max()}, and only 0 to {limit} is understood"
+            )
+        grey = np.rint(grey * 255) if image.mode == "F" else grey >> 8
+        image = Image.fromarray(grey.astype("uint8"))
+    image.info.pop("transparency", None)  # else Pillow warns that it cannot keep a palette's transparency
+    return image.convert("RGB")
+
+
+def resize_and_crop(image, size=(224, 224), crop_fraction=0.95) -> np.ndarray:
+    """Scales an image, keeping its aspect ratio, and cuts out the centre.
+
+    This is the geometric part of `timm.data.create_transform(..., interpolation="bicubic", crop_mode="center")`, equal
+    to the pixel: the image is scaled until it just covers `floor(size / crop_fraction)`, with Pillow's antialiased
+    bicubic filter, and cropped to `size`. Smaller images are scaled up.
+
+    Args:
+        image: uint8 array of shape (height, width, 3), RGB, 0..255.
+        size: (height, width) of the result.
+        crop_fraction: share of the scaled image's side that the crop keeps, 0 < crop_fraction <= 1. timm's
+            EfficientFormer weights have 0.95.
+
+    Returns:
+        uint8 array of shape (*size, 3).
+
+    Raises:
+        ValueError: if `image` is not a uint8 RGB image, `size` not two positive integers, or `crop_fraction` not
+            within (0, 1].
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(
+            "`image` must be a uint8 array of shape (height, width, 3) with values in [0, 255]. "
+            f"Received: dtype={image.dtype}, shape={image.shape}"
+        )
+    if np.shape(size) != (2,) or not all(float(side).is_integer() and side >= 1 for side in size):
+        raise ValueError(f"`size` must be two positive integers, (height, width). Received: size={size}")
+    if not 0 < crop_fraction <= 1:
+        raise ValueError(f"`crop_fraction` must be above 0 and at most 1. Received: crop_fraction={crop_fraction}")
+
+    height, width = (int(side) for side in size)
+    scaled_height, scaled_width = _scaled_size(image.shape[:2], (height, width), crop_fraction)
+    top = round((scaled_height - height) / 2)
+    left = round((scaled_width - width) / 2)
+    scaled = Image.fromarray(image).resize((scaled_width, scaled_height), Image.Resampling.BICUBIC)
+    return np.array(scaled.crop((left, top, left + width, top + height)))
+
+
+def _scaled_size(image_size, size, crop_fraction):
+    """Returns the (height, width) to which timm scales before the crop: for a square target by torchvision's `Resize`,
+    which rounds the longer side down, for any other by timm's `ResizeKeepRatio`, which rounds to nearest."""
+    cover = [math.floor(side / crop_fraction) for side in size]
+    if cover[0] == cover[1]:
+        return [int(cover[0] * side / min(image_size)) for side in image_size]
+    ratio = min(side / target for side, target in zip(image_size, cover, strict=True))
+    return [round(side / ratio) for side in image_size]
+
+
+def preprocess_image(image, size=(224, 224), crop_fraction=0.95) -> np.ndarray:
+    """Turns a photograph into the network's input, as timm's evaluation transform does: `load_image`,
+    `resize_and_crop`, `preprocess_input`.
+
+    Equal to `timm.data.create_transform(input_size=(3, height, width), interpolation="bicubic",
+    crop_pct=crop_fraction, mean=MEAN, std=STD)` but for the axes' order and float32 rounding.
+
+    Args:
+        image: path or binary file object of an image, or a uint8 array of shape (height, width, 3), RGB, 0..255.
+        size: (height, width) of the network's input.
+        crop_fraction: share of the scaled image's side that the crop keeps, 0 < crop_fraction <= 1.
+
+    Returns:
+        Array of shape (*size, 3) and dtype `keras.config.floatx()` (float32 unless changed), about -2.1 to 2.6, with
+        no batch axis: stack several, or add one with `[None]`.
+
+    Raises:
+        ImageError, OSError, TypeError: as `load_image`.
+        ValueError: as `resize_and_crop` and `preprocess_input`.
+    """
+    if not isinstance(image, np.ndarray):
+        image = load_image(image)
+    return preprocess_input(resize_and_crop(image, size, crop_fraction))
+
+
+@functools.cache
+def imagenet_labels() -> tuple[tuple[str, str], ...]:
+    """Returns ImageNet-1k's classes in the order of the network's outputs: a tuple of 1000 tuples (WordNet id, name).
+
+    For instance `imagenet_labels()[285] == ("n02124075", "Egyptian_cat")`. Ids, order and spelling are those of
+    keras.applications' imagenet_class_index.json; two names stand for two classes each, crane and maillot.
+    """
+    path = importlib.resources.files(__package__) / "data" / "imagenet_labels.txt"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return tuple((wordnet_id, name) for wordnet_id, name in (line.split(" ") for line in lines))
+
+
+def decode_predictions(preds, top=5, labels=None) -> list[list[tuple[str, str, float]]]:
+    """Names the classes with the highest scores, as `keras.applications.imagenet_utils.decode_predictions` does.
+
+    Args:
+        preds: scores of shape (samples, classes), probabilities or logits: a NumPy array or a tensor of the backend.
+        top: how many classes to return for each sample; more than there are gives all.
+        labels: names (`str`) of the classes in the order of the scores. None means ImageNet's 1000.
+
+    Returns:
+        A list with, for each sample, a list of `top` tuples (class id, name, score), highest score first, equal scores
+        in the order of the classes. The id is the WordNet id for ImageNet's labels, `("n02124075", "Egyptian_cat",
+        0.93)`, and the class' index as a string for labels of your own, `("3", "cat", 0.93)`. Scores are `float`.
+
+    Raises:
+        ValueError: if `preds` is not of shape (samples, number of labels), or `top` under 1.
+        TypeError: if `top` is not an integer or a label not a string.
+    """
+    if labels is None:
+        classes = imagenet_labels()
+    else:
+        classes = tuple((str(index), label) for index, label in enumerate(labels))
+        if not all(isinstance(label, str) for _, label in classes):
+            raise TypeError(f"`labels` must be a list of strings. Received: {list(labels)[:3]}...")
+    if len(preds.shape) != 2 or preds.shape[1] != len(classes):
+        raise ValueError(
+            "`decode_predictions` expects a batch of predictions (i.e. a 2D array of shape "
+            f"(samples, {len(classes)})). Received array with shape: {tuple(preds.shape)}. "
+            "Pass `labels` for classes other than ImageNet's."
+        )
+    if operator.index(top) < 1:
+        raise ValueError(f"`top` must be at least 1. Received: top={top}")
+
+    scores = keras.ops.convert_to_numpy(preds).astype("float64")  # signed, so that the order can be turned round
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    return [
+        [(*classes[index], float(sample[index])) for index in indices]
+        for sample, indices in zip(scores, order, strict=True)
+    ]

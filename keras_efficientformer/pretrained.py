@@ -1,0 +1,329 @@
+"""The letter box: `weights="imagenet"` becomes a complete, verified checkpoint file on this disk.
+
+`PRETRAINED` says what there is, where it stands and how good it is; `download` brings one of them. The transfer and the
+cache are huggingface_hub's, so HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_HUB_CACHE and its tokens mean here what they
+mean everywhere. What this room adds: the sha256 of every file is checked on every load, passing troubles are retried,
+and whatever else goes wrong is one `DownloadError` that says what to do. Nothing here reads tensors or falls back to
+random weights.
+"""
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+# Seconds between the attempts of one run; huggingface_hub itself resumes a cut transfer, but not after a reset
+# connection, an answer 5xx to the transfer, or a lost HEAD request.
+PAUSES = (1.0, 2.0)
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DownloadError(OSError):
+    """Pretrained weights could not be brought, or are not what they should be; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """One checkpoint on the Hugging Face hub.
+
+    Attributes:
+        repo: the repository, "owner/name".
+        filename: the file in it.
+        megabytes: its size in 10^6 bytes, for messages.
+        top1: ImageNet-1k top-1 accuracy in percent at 224x224.
+        top1_source: who published that number.
+        crop: the centre crop's share of the resized image's side, in (0, 1], under which it was measured.
+        revision: what is asked for: a full commit (40 hexadecimal digits) where one is known, else a branch.
+        commit: how the commit that `revision` resolves to must begin; "" takes any.
+        sha256: of the file, 64 hexadecimal digits; None where nobody has published it, and the hub's own is the check.
+        otherwise: the same weights in another file, used where `revision` is gone or resolves to another commit.
+    """
+
+    repo: str
+    filename: str
+    megabytes: float
+    top1: float
+    top1_source: str
+    crop: float
+    revision: str = "main"
+    commit: str = ""
+    sha256: str | None = None
+    otherwise: "Pretrained | None" = None
+
+
+TIMM_RESULTS = "timm, results/results-imagenet.csv"
+PAPER = "arXiv 2206.01191, table 1"
+
+L1_300_PICKLE = Pretrained(
+    repo="snap-research/efficientformer-l1-300",
+    filename="pytorch_model.bin",
+    megabytes=49.4,
+    top1=79.2,
+    top1_source=PAPER,
+    crop=0.875,
+)
+
+PRETRAINED: dict[tuple[str, str], Pretrained] = {
+    ("l1", "imagenet"): Pretrained(
+        repo="timm/efficientformer_l1.snap_dist_in1k",
+        filename="model.safetensors",
+        megabytes=49.3,
+        top1=80.498,
+        top1_source=TIMM_RESULTS,
+        crop=0.95,
+    ),
+    # The paper's headline model, trained for 300 epochs. The safetensors file stands in a pull request that was never
+    # merged, so the branch is trusted only while it is that commit.
+    ("l1", "imagenet-300"): Pretrained(
+        repo="snap-research/efficientformer-l1-300",
+        filename="model.safetensors",
+        megabytes=49.3,
+        top1=79.2,
+        top1_source=PAPER,
+        crop=0.875,
+        revision="refs/pr/5",
+        commit="3606915",
+        otherwise=L1_300_PICKLE,
+    ),
+    ("l3", "imagenet"): Pretrained(
+        repo="timm/efficientformer_l3.snap_dist_in1k",
+        filename="model.safetensors",
+        megabytes=126.0,
+        top1=82.550,
+        top1_source=TIMM_RESULTS,
+        crop=0.95,
+        revision="ca929ef48f056232098ad9226a69e4c29a00cc46",
+        sha256="ab0c5bfd7c1863e6b7625a08615d0ea88b6acb978d30fdd0fbb24e2e12da3e2a",
+    ),
+    ("l7", "imagenet"): Pretrained(
+        repo="timm/efficientformer_l7.snap_dist_in1k",
+        filename="model.safetensors",
+        megabytes=329.0,
+        top1=83.382,
+        top1_source=TIMM_RESULTS,
+        crop=0.95,
+        revision="986958e4b0ef7fa24ac6a9bbbaead04ed007e278",
+    ),
+}
+
+
+def names(variant: str | None) -> tuple[str, ...]:
+    """Returns the names of the pretrained weights of "l1", "l3" or "l7"; of any other network there are none."""
+    return tuple(name for known, name in PRETRAINED if known == variant)
+
+
+def unknown_weights(variant: str | None, weights: object) -> ValueError:
+    """Returns the error for a `weights` that is neither one of the variant's names nor a file, with what there is."""
+    network = f"EfficientFormer{variant.upper()}" if variant else "a network of these depths and widths"
+    known = ", ".join(f'"{name}"' for name in names(variant)) or "none"
+    return ValueError(
+        "The `weights` argument should be either `None` (random initialization), the name of pretrained weights "
+        f"({network} has {known}), or the path to the weights file to be loaded. Received: weights={weights}"
+    )
+
+
+def download(variant: str, name: str) -> Path:
+    """Returns the local file of the pretrained weights `name`, downloading it the first time.
+
+    A file that the cache holds is used without asking the network. Each call computes the file's sha256, so damage on
+    disk is caught: 0.3 s for L7's 329 MB where the processor has SHA instructions, about a second elsewhere. It is
+    compared with the one in `PRETRAINED` and with the one that the hub states (the name of the file's blob in the
+    cache; where the file system has no symbolic links the cache does not keep it, and a cached file is compared with
+    the pinned one alone). Processes that load at once wait for each other in huggingface_hub's file lock.
+
+    Args:
+        variant: "l1", "l3" or "l7".
+        name: "imagenet", or for "l1" also "imagenet-300".
+
+    Returns:
+        Path of a complete, verified checkpoint: .safetensors, or .bin where `PRETRAINED` names one.
+
+    Raises:
+        ValueError: there are no such weights for this variant; the message lists what there is.
+        DownloadError: anything else. No partial or damaged file is left in the cache.
+    """
+    if name not in names(variant):
+        raise unknown_weights(variant, name)
+    entry = _choose(PRETRAINED[variant, name])
+    path = _from_cache(entry)
+    stated = _blob_name(path) if path else None
+    if path is None:
+        path, stated = _from_hub(entry)
+    _verify(entry, path, stated)
+    return path
+
+
+def _choose(entry: Pretrained) -> Pretrained:
+    """Returns the entry, or the other copy of the same weights where its revision is not the commit it has to be."""
+    if entry.otherwise is None or _from_cache(entry):
+        return entry
+    if _from_cache(entry.otherwise):
+        return entry.otherwise
+    found = _retry(lambda: _commit_on_hub(entry), entry)
+    if found and found.startswith(entry.commit):
+        return entry
+    warnings.warn(
+        f"{entry.filename} at {entry.revision} of {entry.repo} is {f'of commit {found}' if found else 'not there'}, "
+        f"and commit {entry.commit} was expected: using {entry.otherwise.filename} of {entry.otherwise.revision}, "
+        "which holds the same weights.",
+        stacklevel=3,
+    )
+    return entry.otherwise
+
+
+def _commit_on_hub(entry: Pretrained) -> str | None:
+    """Returns the commit that the entry's revision is now, None where the revision or the file is not there."""
+    import huggingface_hub as hub
+    from huggingface_hub.errors import RemoteEntryNotFoundError, RevisionNotFoundError
+
+    try:
+        return hub.get_hf_file_metadata(_url(entry)).commit_hash
+    except (RemoteEntryNotFoundError, RevisionNotFoundError):
+        return None
+
+
+def _from_cache(entry: Pretrained) -> Path | None:
+    import huggingface_hub as hub
+
+    found = hub.try_to_load_from_cache(entry.repo, entry.filename, revision=entry.revision)
+    if not isinstance(found, str):  # None, or the library's mark for "known not to exist"
+        return None
+    path = Path(found)
+    return path if path.parent.name.startswith(entry.commit) else None
+
+
+def _from_hub(entry: Pretrained) -> tuple[Path, str | None]:
+    """Returns the downloaded file and the sha256 that the hub states for it (the ETag, for files of this size)."""
+    import huggingface_hub as hub
+
+    def attempt() -> tuple[Path, str | None]:
+        # Asked first because hf_hub_download, where the hub cannot be reached, tries for minutes before it says so.
+        stated = hub.get_hf_file_metadata(_url(entry)).etag
+        return Path(hub.hf_hub_download(entry.repo, entry.filename, revision=entry.revision)), stated
+
+    return _retry(attempt, entry)
+
+
+def _retry(action: Callable[[], Result], entry: Pretrained) -> Result:
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            return action()
+        # The hub, its HTTP client (another one in each major version) and hf_xet raise families of their own.
+        except Exception as error:
+            pause = next(pauses, None)
+            if pause is None or _is_final(error):
+                raise DownloadError(_explain(error, entry)) from error
+            logger.warning("%s: trying again in %g s", _first_line(error), pause)
+            time.sleep(pause)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether another attempt would end the same way: a refusal by the hub, by offline mode or by the file system."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code < 500 and error.response.status_code not in (408, 429)
+    return isinstance(error, OfflineModeIsEnabled) or getattr(error, "errno", None) is not None
+
+
+def _explain(error: Exception, entry: Pretrained) -> str:
+    return f"{entry.filename} of {entry.repo} could not be downloaded: {_reason(error, entry)}\n{_by_hand(entry)}"
+
+
+def _reason(error: Exception, entry: Pretrained) -> str:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    cache = constants.HF_HUB_CACHE
+    if isinstance(error, OfflineModeIsEnabled):
+        return f"HF_HUB_OFFLINE forbids the network, and the cache {cache} does not hold it.\nUnset it to download."
+    if isinstance(error, HfHubHTTPError) and _is_final(error):
+        return (
+            f"{constants.ENDPOINT} answered {error.response.status_code} ({type(error).__name__}).\nCheck HF_ENDPOINT "
+            "and, where the server asks for one, the token (`hf auth login`)."
+        )
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return (
+            f"the disk of the cache {cache} is full ({error}), and the file needs {entry.megabytes:.1f} MB.\nFree some "
+            "space, or set HF_HOME to a folder on a larger disk, and start again."
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"the cache {cache} cannot be used: {error}.\nMend it, or set HF_HOME to another folder and start again."
+    return (
+        f"{len(PAUSES) + 1} attempts failed, the last with {type(error).__name__}: {_first_line(error)}\n"
+        f"Check the connection to {constants.ENDPOINT} and start again."
+    )
+
+
+def _by_hand(entry: Pretrained) -> str:
+    from huggingface_hub import constants
+
+    folder = "models--" + entry.repo.replace("/", "--")
+    return (
+        f"To bring the file by hand, fetch {_url(entry)}\non a connected machine and pass "
+        f'weights="/path/to/{entry.filename}"; or run there\n'
+        f"`hf download {entry.repo} {entry.filename} --revision {entry.revision}`\n"
+        f"and copy the folder {folder} from its cache into {constants.HF_HUB_CACHE}."
+    )
+
+
+def _url(entry: Pretrained) -> str:
+    import huggingface_hub as hub
+
+    return hub.hf_hub_url(entry.repo, entry.filename, revision=entry.revision)
+
+
+def _first_line(error: Exception) -> str:
+    """The hub's messages go on with advice for its own API (`force_download=True`) that is of no use here."""
+    return str(error).strip().partition("\n")[0]
+
+
+def _verify(entry: Pretrained, path: Path, stated: str | None) -> None:
+    """Raises DownloadError, and takes the file out of the cache, unless its sha256 is the pinned and the stated one."""
+    found = _sha256(path)
+    expected = {"pinned in this version of keras_efficientformer": entry.sha256, "stated by the hub": stated}
+    wrong = [f"{sha256} ({who})" for who, sha256 in expected.items() if sha256 not in (None, found)]
+    if not wrong:
+        return
+    _remove(path)
+    raise DownloadError(
+        f"{entry.filename} of {entry.repo} is damaged or not the expected file:\nits sha256 is {found}, and expected "
+        f"was\n{' and '.join(wrong)}.\nIt was removed from the cache ({path}): start again to download it anew, and "
+        f"if the hashes differ again do not trust {_url(entry)}.\n{_by_hand(entry)}"
+    )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DownloadError(f"The cached file {path} cannot be read: {error}. Remove it and start again.") from error
+
+
+def _blob_name(path: Path) -> str | None:
+    """Returns the ETag that the hub stated when the file came: the cache links to a blob of that name."""
+    # One link only: the blob can itself be a link into a store shared by all repositories, under another name.
+    return Path(os.readlink(path)).name if path.is_symlink() else None
+
+
+def _remove(path: Path) -> None:
+    """Removes a cached file with the links that lead to it."""
+    with contextlib.suppress(FileNotFoundError):  # another process found the same damage
+        while path.is_symlink():
+            target = path.parent / os.readlink(path)
+            path.unlink()
+            path = target
+        path.unlink()

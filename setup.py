@@ -1,0 +1,55 @@
+"""Packaging: what the wheel holds, what it needs, and the extras. Settings of tools stand in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "keras_efficientformer" / "__init__.py").read_text())[1]
+
+EXTRAS = {
+    # A backend for Keras; the first three also say which one `KERAS_BACKEND` may name.
+    "tensorflow": ["tensorflow>=2.21"],
+    "jax": ["jax>=0.10"],
+    "torch": ["torch>=2.5"],
+    # A job.
+    "tflite": ["tensorflow>=2.21", "ai-edge-litert>=2.3", "ai-edge-quantizer>=0.10"],
+    "coreml": ["coremltools>=9.0", "scikit-learn"],
+    "train": ["tensorflow>=2.21", "tf_keras>=2.21", "tensorflow-model-optimization>=0.8.1", "matplotlib"],
+    "test": ["pytest", "ruff", "mypy", "import-linter", "scikit-image", "scipy", "psutil", "build"],
+}
+EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})
+
+setup(
+    name="keras-efficientformer",
+    version=VERSION,
+    description="EfficientFormer for Keras 3: models, PyTorch checkpoints in and out, TFLite and Core ML",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["keras_efficientformer", "keras_efficientformer.*"]),
+    package_data={"keras_efficientformer": ["data/*", "py.typed"]},
+    install_requires=[
+        "keras>=3.15",
+        "numpy>=2.0",
+        "h5py",
+        "ml_dtypes",
+        "safetensors>=0.5",
+        "huggingface_hub>=1.0",
+        "pillow>=11",
+        "typer>=0.15",
+        "rich>=13",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["efficientformer=keras_efficientformer.cli:main"]},
+    classifiers=[
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
