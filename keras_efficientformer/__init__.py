@@ -1,10 +1,22 @@
 """EfficientFormer (arXiv 2206.01191) for Keras 3: public names only. Exporters: `keras_efficientformer.deploy`."""
 
+try:
+    import keras  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name not in ("tensorflow", "jax", "torch"):
+        raise
+    raise ImportError(
+        f"Keras' backend here is {error.name}, which is not installed. Install it, "
+        f"pip install 'keras-efficientformer[{error.name}]', or choose another with the environment variable "
+        "KERAS_BACKEND: tensorflow, jax or torch."
+    ) from error
+
 from keras_efficientformer.efficientformer import (
     EfficientFormer,
     EfficientFormerL1,
     EfficientFormerL3,
     EfficientFormerL7,
+    from_checkpoint,
 )
 from keras_efficientformer.imagenet import decode_predictions, preprocess_input
 from keras_efficientformer.layers import Attention, LayerScale, Meta3D, Meta4D, StochasticDepth
@@ -20,6 +32,7 @@ __all__ = [
     "Meta4D",
     "StochasticDepth",
     "decode_predictions",
+    "from_checkpoint",
     "preprocess_input",
 ]
 

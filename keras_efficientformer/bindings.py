@@ -64,13 +64,13 @@ def architecture_of(model) -> Architecture:
     Raises:
         ValueError: the model is not an EfficientFormer of this package.
     """
-    stages = [_layers(model)[f"stage{number}"] for number in (1, 2, 3, 4)]
+    stages = [layers_of(model)[f"stage{number}"] for number in (1, 2, 3, 4)]
     return Architecture(
         tuple(stage.depth for stage in stages), tuple(stage.dim for stage in stages), stages[3].num_meta3d
     )
 
 
-def _layers(model):
+def layers_of(model):
     layers = {layer.name: layer for layer in getattr(model, "layers", ())}
     if any(name not in layers for name in _LAYER_NAMES):
         raise ValueError(
@@ -82,7 +82,7 @@ def _layers(model):
 
 def bindings(model):
     """Every variable of the model under timm's name for it; a variable that has none is an error."""
-    layers = _layers(model)
+    layers = layers_of(model)
     found = []
     for index, step in enumerate((layers["stem"].step1, layers["stem"].step2), start=1):
         found += [*_conv(f"stem.conv{index}", step.conv), *_batch_norm(f"stem.norm{index}", step.norm)]

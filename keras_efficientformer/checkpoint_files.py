@@ -4,6 +4,7 @@ Arrays keep the dtype they have in the file. Only the safe readers are used: saf
 `weights_only` unpickler, which refuses anything but tensors and plain containers.
 """
 
+import argparse
 import os
 import tempfile
 import zipfile
@@ -15,8 +16,9 @@ PYTORCH_SUFFIXES = (".pth", ".pt", ".bin")
 KERAS_SUFFIXES = (".weights.h5", ".keras")
 SUFFIXES = (".safetensors", *PYTORCH_SUFFIXES, *KERAS_SUFFIXES)
 
-# Where training scripts put the state dict, best first: like timm, the averaged weights are taken where there are both.
-WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module")
+# Where training scripts put the state dict, best first. timm's evaluates the averaged weights ("state_dict_ema");
+# snap-research's, which comes from DeiT's, evaluates "model" and published what that gives, not "model_ema".
+WRAPPERS = ("state_dict_ema", "state_dict", "model", "model_ema", "ema", "module")
 # What DistributedDataParallel, torch.compile and Lightning put before every name.
 PREFIXES = ("module.", "_orig_mod.", "model.")
 
@@ -146,8 +148,11 @@ def _read_safetensors(path):
 
 def _read_pytorch(path):
     torch = _import_torch(path)
+    # snap-research's checkpoints hold their training arguments too, which are plain values in this plain container.
+    plain = [argparse.Namespace]
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(plain):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling a foreign file can raise anything at all
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise CheckpointError(

@@ -24,6 +24,7 @@ __all__ = [
     "infer_variant",
     "load_state_dict",
     "read_checkpoint",
+    "source_of",
     "to_state_dict",
     "write_checkpoint",
 ]
@@ -79,8 +80,8 @@ def read_checkpoint(path) -> Checkpoint:
 
     Args:
         path: `.safetensors`, `.pth`, `.pt` or `.bin` (these need torch) in any dialect and under any usual wrapper
-            ("model", "state_dict", "module.", averaged weights, which are preferred), or `.keras` or `.weights.h5` of
-            an EfficientFormer made by this package, whose tensors get timm's names and layouts.
+            ("model", "state_dict", "module.", averaged weights: see `checkpoint_files.WRAPPERS`); or `.keras` or
+            `.weights.h5` of an EfficientFormer made by this package, whose tensors get timm's names and layouts.
 
     Returns:
         A dict {tensor name: NumPy array of the file's dtype} with the attributes `source` and `wrappers`.
@@ -184,7 +185,13 @@ def load_state_dict(model, state_dict, progress=iter) -> LoadReport:
     values, resized = _fit(tensors, wanted, info, source)
     for name, binding in progress(list(wanted.items())):
         binding.variable.assign(values.pop(name))
+    model._checkpoint_source = getattr(state_dict, "source", None)
     return LoadReport(info, source, len(wanted), tuple(sorted(ignored)), tuple(resized))
+
+
+def source_of(model) -> str | None:
+    """Path of the checkpoint file that was last loaded into the model in this process, None where it is not known."""
+    return getattr(model, "_checkpoint_source", None)
 
 
 def to_state_dict(model, dialect="timm") -> dict[str, np.ndarray]:

@@ -84,6 +84,44 @@ def EfficientFormer(
     return model
 
 
+def from_checkpoint(path, *, input_shape=None, classifier_activation="softmax"):
+    """The model that a checkpoint file is of: its depths, widths, classes, heads and input size are read from the file.
+
+    Args:
+        path: a checkpoint, as for `weights` of `EfficientFormer`.
+        input_shape: (h, w, 3), both sides at least 32; None means the size that the attention biases are of.
+        classifier_activation: activation of the classifier, `"softmax"`, `None` for logits, or any Keras activation.
+
+    Returns:
+        A `keras.Model` like `EfficientFormer`'s, with `head="average"` where the file has two heads, `"single"` where it
+        has one, and without the top where it has none.
+
+    Raises:
+        ValueError: `input_shape` is wrong or needed and not given, or the checkpoint is unfit.
+        OSError: the file cannot be read.
+    """
+    state_dict = conversion.read_checkpoint(path)
+    info = conversion.infer_variant(state_dict)
+    if input_shape is None:
+        if info.resolution is None:
+            raise ValueError(f"{path} does not say for which input size it is: pass `input_shape`.")
+        # 32 pixels for each of the last stage's positions.
+        input_shape = (*(32 * side for side in info.resolution), 3)
+    model = EfficientFormer(
+        info.architecture.depths,
+        info.architecture.widths,
+        info.architecture.num_meta3d,
+        include_top=info.heads > 0,
+        input_shape=input_shape,
+        classes=info.classes or 1,
+        classifier_activation=classifier_activation,
+        name=f"efficientformer_{info.variant}" if info.variant else "efficientformer",
+        head="average" if info.heads == 2 else "single",
+    )
+    conversion.load_state_dict(model, state_dict)
+    return model
+
+
 def _entry_point(variant, summary):
     """The function for one row of `VARIANTS`, with keras.applications' signature."""
     names = " or ".join(f'`"{key}"`' for key in pretrained.names(variant))

@@ -3,6 +3,11 @@
 Fresh weights would hide mistakes: biases start at zero, layer scales at 1e-5 and BatchNorm statistics at 0 and 1.
 """
 
+import copy
+import functools
+import json
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -13,7 +18,10 @@ except RuntimeError:  # a torchvision whose compiled part does not load beside t
         torch.library.define(f"torchvision::{_name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 import timm
+import timm.models.efficientformer
 from timm.models.efficientformer import Attention
+
+DIALECTS = Path(__file__).with_name("data") / "dialects.json"
 
 
 def loud_model(variant, resolution=(7, 7), seed=0, **arguments):
@@ -24,6 +32,29 @@ def loud_model(variant, resolution=(7, 7), seed=0, **arguments):
         if hasattr(block, "mlp") and isinstance(block.token_mixer, Attention) and tuple(resolution) != (7, 7):
             block.token_mixer = Attention(block.norm1.normalized_shape[0], resolution=tuple(resolution))
     make_loud(model, seed)
+    return model.eval()
+
+
+def small_model(depths=(1, 1, 1, 2), widths=(8, 16, 24, 32), num_meta3d=1, classes=10, seed=0):
+    """A network of free depths and widths by timm's code, loud and in evaluation mode, for 224x224."""
+    torch.manual_seed(seed)
+    model = timm.models.efficientformer.EfficientFormer(depths, widths, num_vit=num_meta3d, num_classes=classes)
+    make_loud(model, seed)
+    return model.eval()
+
+
+def at_resolution(model, resolution):
+    """A copy of a 224x224 model for a token grid of (height, width), its tables resized by torch's own function."""
+    model = copy.deepcopy(model)
+    for block in model.stages[3].blocks:
+        if isinstance(getattr(block, "token_mixer", None), Attention):
+            old = block.token_mixer
+            new = Attention(block.norm1.normalized_shape[0], resolution=tuple(resolution))
+            new.qkv, new.proj = old.qkv, old.proj
+            table = old.attention_biases.reshape(1, -1, 7, 7)
+            table = torch.nn.functional.interpolate(table, tuple(resolution), mode="bilinear", align_corners=True)
+            new.attention_biases = torch.nn.Parameter(table.reshape(old.num_heads, -1))
+            block.token_mixer = new
     return model.eval()
 
 
@@ -50,6 +81,18 @@ def make_loud(model, seed=0):
 def state_dict(model):
     """{tensor name: NumPy array}, as timm itself would save it."""
     return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+@functools.cache
+def tensor_table(variant):
+    """What timm, snap-research's code and transformers hold: rows (timm, snap, transformers, shape, dtype)."""
+    return json.loads(DIALECTS.read_text())["variants"][variant]["tensors"]
+
+
+def in_dialect(tensors, variant, dialect):
+    """timm's state dict of a published variant under the names that "timm", "snap" or "transformers" has for it."""
+    column = ("timm", "snap", "transformers").index(dialect)
+    return {row[column]: tensors[row[0]] for row in tensor_table(variant)}
 
 
 def logits(model, images):

@@ -1,0 +1,78 @@
+"""The interface between networks and targets: the operations a network is described with, and a target builds.
+
+A description (`network.py`) calls these operations with folded weights and knows no target; a builder makes each one
+in its framework and layout and knows no network. Tensors are whatever the builder's framework has.
+
+Feature maps have (height, width, channels), tokens (number, channels), vectors (channels), each with a batch before
+them; in which order a builder keeps these axes is its own matter. Weights and vectors are float64 NumPy arrays.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+Tensor = Any
+
+
+class Builder(Protocol):
+    """What every target implements. Whether anything is quantized is the exporter's choice, made afterwards."""
+
+    def image(self, height: int, width: int, channels: int, mean: np.ndarray | None) -> Tensor:
+        """The network's input, a feature map; `mean` (channels,), in the input's units, is subtracted from it."""
+
+    def convolution(self, x: Tensor, weights: np.ndarray, bias: np.ndarray, stride: int = 1) -> Tensor:
+        """Convolution with HWIO weights of odd size k, and a padding of k // 2 pixels on every side."""
+
+    def relu(self, x: Tensor) -> Tensor:
+        """max(x, 0)."""
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """The exact GELU, x * Phi(x)."""
+
+    def average_pool(self, x: Tensor, size: int, scale: np.ndarray) -> Tensor:
+        """`scale` (channels,) times the stride-1 average of size x size windows, over the real pixels only."""
+
+    def affine(self, x: Tensor, scale: np.ndarray, offset: np.ndarray | None = None) -> Tensor:
+        """x * scale + offset, both (channels,)."""
+
+    def add(self, x: Tensor, y: Tensor | np.ndarray) -> Tensor:
+        """The sum of two tensors of one shape, or of attention scores and a constant (1, heads, tokens, tokens)."""
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """A feature map as tokens, row by row."""
+
+    def feature_map(self, x: Tensor, height: int, width: int) -> Tensor:
+        """The inverse of `tokens`."""
+
+    def layer_norm(self, x: Tensor, epsilon: float) -> Tensor:
+        """(x - mean) / sqrt(variance + epsilon) over channels; its scale and offset are folded into what follows."""
+
+    def dense(self, x: Tensor, weights: np.ndarray, bias: np.ndarray) -> Tensor:
+        """Tokens or a vector times weights (channels in, channels out), plus bias."""
+
+    def split_heads(self, x: Tensor, num_heads: int, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Tokens laid out head by head, each with parts of these sizes, as one per-head tensor for each part."""
+
+    def scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """Per-head dot products of every query with every key: (batch, heads, tokens, tokens)."""
+
+    def weighted_values(self, weights: Tensor, value: Tensor) -> Tensor:
+        """Per-head sums of values under attention weights."""
+
+    def merge_heads(self, x: Tensor) -> Tensor:
+        """Per-head tensors as tokens, head after head: the inverse of `split_heads` for one part."""
+
+    def softmax(self, x: Tensor) -> Tensor:
+        """Softmax over the last axis of scores, or over the channels of a vector."""
+
+    def sigmoid(self, x: Tensor) -> Tensor:
+        """1 / (1 + exp(-x))."""
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over all positions of a feature map or of tokens: a vector."""
+
+    def max(self, x: Tensor) -> Tensor:
+        """The maximum over all positions of a feature map or of tokens: a vector."""
+
+    def output(self, x: Tensor, name: str) -> Tensor:
+        """Names an output of the network."""

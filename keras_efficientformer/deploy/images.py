@@ -1,0 +1,76 @@
+"""The images an export is measured on: the user's, from a folder or arrays, or seeded ones."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from keras_efficientformer.imagenet import load_image, resize_and_crop
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+SEEDED_IMAGES = 4
+
+
+def seeded_images(input_shape: tuple[int, int, int]) -> np.ndarray:
+    """Images that are the same everywhere: coarse random fields, each with noise of another strength.
+
+    Args:
+        input_shape: (height, width, channels).
+
+    Returns:
+        float32 array (4, height, width, channels), whole values in 0..255.
+    """
+    rng = np.random.default_rng(0)
+    height, width, channels = input_shape
+    images = np.empty((SEEDED_IMAGES, height, width, channels), "float32")
+    for image, cell, noise in zip(images, (4, 8, 16, 32), (64, 32, 16, 8), strict=True):
+        coarse = rng.uniform(0, 255, (height // cell + 1, width // cell + 1, channels))
+        field = np.kron(coarse, np.ones((cell, cell, 1)))[:height, :width]
+        image[:] = np.clip(np.round(field + rng.normal(0, noise, image.shape)), 0, 255)
+    return images
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """The image files in a folder and the folders below it, in the order of their names.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: it holds no image file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder of images.")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ValueError(f"{folder} holds no images: expected files ending in {', '.join(SUFFIXES)}.")
+    return files
+
+
+def read_images(
+    images: str | Path | np.ndarray | Iterable, input_shape: tuple[int, int, int], limit: int
+) -> np.ndarray:
+    """Raw RGB images of a network's input size.
+
+    Args:
+        images: a folder, searched recursively, whose files are resized and cropped as for evaluation; or an array
+            (number, height, width, channels) or iterable of (height, width, channels), values in 0..255.
+        input_shape: (height, width, channels).
+        limit: how many to take at most, evenly spread over a folder's files, else the first.
+
+    Returns:
+        float32 array (number, height, width, channels), values in 0..255.
+
+    Raises:
+        FileNotFoundError, ValueError: there are none, or one is unreadable (`imagenet.ImageError`) or of another shape.
+    """
+    if isinstance(images, str | Path):
+        files = find_images(images)
+        files = [
+            files[index] for index in np.unique(np.linspace(0, len(files) - 1, min(limit, len(files))).astype(int))
+        ]
+        return np.stack([resize_and_crop(load_image(path), input_shape[:2]) for path in files]).astype("float32")
+    arrays = [np.asarray(image, "float32") for image, _ in zip(images, range(limit), strict=False)]
+    if not arrays or any(array.shape != input_shape for array in arrays):
+        shapes = sorted({array.shape for array in arrays}) or "none"
+        raise ValueError(f"Images of the shape {input_shape}, values in 0..255, are needed. Received: {shapes}")
+    return np.stack(arrays)

@@ -1,0 +1,91 @@
+"""The client's side of a .tflite file: opens it in LiteRT, Android's interpreter, and runs images through it."""
+
+import collections
+import os
+from pathlib import Path
+
+import numpy as np
+
+from keras_efficientformer.deploy.report import TensorInfo
+
+
+class LiteRTModel:
+    """A .tflite file with one image input, run on this machine's CPU with XNNPACK.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        inputs, outputs: tuples of `TensorInfo`, the outputs in the file's order.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        ValueError: it is no TFLite file, or its input is not one batch of images.
+        ImportError: LiteRT is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError as error:
+            raise ImportError(
+                "Running a .tflite file needs ai-edge-litert: pip install 'keras-efficientformer[tflite]'"
+            ) from error
+        content = Path(path).read_bytes()
+        try:
+            self._interpreter = Interpreter(model_content=content, num_threads=os.cpu_count())
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} is not a TFLite file that LiteRT can run: {error}") from error
+        self.inputs = _tensors(self._interpreter.get_input_details())
+        self.outputs = _tensors(self._interpreter.get_output_details())
+        if len(self.inputs) != 1 or len(self.inputs[0].shape) != 4:
+            raise ValueError(
+                f"{path} is not an image network: expected one input (batch, height, width, channels), found "
+                f"{[list(tensor.shape) for tensor in self.inputs]}."
+            )
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the image."""
+        _, height, width, channels = self.inputs[0].shape
+        return height, width, channels
+
+    def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """The outputs for any number of images, in batches of the file's own size, the last filled up with zeros.
+
+        Args:
+            images: float array (number, height, width, channels) in the input's range.
+
+        Returns:
+            {output name: float32 array (number, ...)}.
+        """
+        (detail,) = self._interpreter.get_input_details()
+        outputs = self._interpreter.get_output_details()
+        batch_size = detail["shape"][0]
+        results = collections.defaultdict(list)
+        for start in range(0, len(images), batch_size):
+            part = images[start : start + batch_size]
+            batch = np.zeros(detail["shape"], detail["dtype"])
+            batch[: len(part)] = part
+            self._interpreter.set_tensor(detail["index"], batch)
+            self._interpreter.invoke()
+            for output in outputs:
+                results[output["name"]].append(self._interpreter.get_tensor(output["index"])[: len(part)])
+        return {name: np.concatenate(parts) for name, parts in results.items()}
+
+    def operations(self) -> dict[str, int]:
+        """How many operations of each kind the file holds, most frequent first."""
+        names = [operation["op_name"] for operation in self._interpreter._get_ops_details()]
+        # The one that stands for what XNNPACK has taken over is not in the file.
+        return dict(collections.Counter(name for name in names if name != "DELEGATE").most_common())
+
+
+def _tensors(details):
+    infos = []
+    for detail in details:
+        quantized = not np.issubdtype(detail["dtype"], np.floating)
+        scale, zero_point = detail["quantization"] if quantized else (None, None)
+        shape = tuple(int(side) for side in detail["shape"])
+        infos.append(TensorInfo(detail["name"], shape, np.dtype(detail["dtype"]).name, scale, zero_point))
+    return tuple(infos)

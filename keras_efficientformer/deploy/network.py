@@ -1,0 +1,223 @@
+"""The fused network: what EfficientFormer computes on a phone, described once for all targets.
+
+It is the same function as the Keras model's, with everything folded, in float64 and exactly, that can be: BatchNorm
+into the convolution before it, layer scales into the convolution or dense before them, LayerNorm's scale and offset
+into the dense after it, the attention's scale into its queries, both heads into one, ImageNet's normalisation into the
+first convolution. The pooling mixer's factor per channel is deferred (`_deferred_scales`). Nothing of the Keras model
+is changed.
+"""
+
+import keras
+import numpy as np
+
+from keras_efficientformer.bindings import layers_of
+from keras_efficientformer.deploy.recording import FusedNetwork, Recorder
+from keras_efficientformer.imagenet import MEAN, STD
+from keras_efficientformer.layers import Meta3D, relative_positions
+
+# Activations of the last layer: what they are called in a builder, and how the output is named.
+ACTIVATIONS = {"linear": (None, "logits"), "softmax": ("softmax", "probabilities"), "sigmoid": ("sigmoid", "scores")}
+
+# Deferring the pooling mixer is exact, but multiplies activations: outside these bounds a stage computes it plainly.
+MIN_KEPT = 0.1
+MAX_DEFERRED = 64.0
+
+
+def fuse(model: keras.Model, include_preprocessing: bool = True) -> FusedNetwork:
+    """The fused network of an EfficientFormer.
+
+    Args:
+        model: an EfficientFormer of this package, on any backend; it is read, not changed.
+        include_preprocessing: whether the network takes raw RGB pixels in 0..255 and normalises them itself.
+
+    Raises:
+        ValueError: the model is no EfficientFormer, has weights that are not finite, ends in an activation other than
+            none, softmax or sigmoid, or takes images of other than three channels where preprocessing is included.
+    """
+    layers = layers_of(model)
+    _check_finite(model)
+    input_shape = tuple(model.inputs[0].shape[1:])
+    if include_preprocessing and input_shape[2] != len(MEAN):
+        raise ValueError(
+            f"ImageNet's normalisation is for RGB images, and the model takes {input_shape[2]} channels. "
+            "Export it with include_preprocessing=False and normalise its input yourself."
+        )
+    recorder = Recorder()
+    outputs = _describe(recorder, model, layers, input_shape, include_preprocessing)
+    return FusedNetwork(
+        name=model.name,
+        input_shape=input_shape,
+        preprocessing=include_preprocessing,
+        outputs=outputs,
+        classes=int(layers["head"].units) if "head" in layers else None,
+        steps=tuple(recorder.steps),
+    )
+
+
+def _describe(b, model, layers, input_shape, include_preprocessing):
+    """Describes the network to the builder `b` and returns the names of its outputs."""
+    x = b.image(*input_shape, 255.0 * np.array(MEAN) if include_preprocessing else None)
+    scales = [_deferred_scales(layers[f"stage{number}"]) for number in (1, 2, 3, 4)]
+    x = _stem(b, x, layers["stem"], include_preprocessing, out_scale=scales[0][0])
+    for index in range(4):
+        in_scale = scales[index - 1][-1] if index else None
+        x = _stage(b, x, layers[f"stage{index + 1}"], in_scale, scales[index])
+    x = b.layer_norm(x, layers["norm"].epsilon)
+    if "head" in layers:
+        return _classifier(b, x, layers)
+    return _features(b, x, model, layers)
+
+
+def _stem(b, x, stem, include_preprocessing, out_scale):
+    weights, bias = _convolution(stem.step1)
+    if include_preprocessing:
+        weights = weights / (255.0 * np.array(STD))[:, None]
+    x = b.relu(b.convolution(x, weights, bias, stride=2))
+    weights, bias = _convolution(stem.step2)
+    # Scales are positive, so they pass through the ReLU.
+    return b.relu(b.convolution(x, weights / out_scale, bias / out_scale, stride=2))
+
+
+def _stage(b, x, stage, in_scale, scales):
+    if stage.downsample is not None:
+        weights, bias = _convolution(stage.downsample)
+        x = b.convolution(x, weights * in_scale[:, None] / scales[0], bias / scales[0], stride=2)
+    num_meta4d = stage.depth - stage.num_meta3d
+    for index, block in enumerate(stage.blocks[:num_meta4d]):
+        x = _meta4d(b, x, block, scales[index], scales[index + 1])
+    if stage.num_meta3d:
+        x = b.tokens(x)
+        for block in stage.blocks[num_meta4d:]:
+            x = _meta3d(b, x, block)
+    return x
+
+
+def _meta4d(b, x, block, scale, new_scale):
+    """`x` is the block's input divided by `scale`; the result is its output divided by `new_scale`."""
+    ls1, ls2 = _array(block.ls1.gamma), _array(block.ls2.gamma)
+    kept = 1.0 - ls1
+    pool_size = block.token_mixer.pool_size
+    if np.array_equal(new_scale, scale):
+        x = b.add(b.affine(x, kept), b.average_pool(x, pool_size, ls1))
+    else:
+        x = b.add(x, b.average_pool(x, pool_size, ls1 / kept))
+    mlp = block.mlp
+    weights, bias = _fold_norm(mlp.fc1, mlp.norm1)
+    hidden = b.gelu(b.convolution(x, weights * new_scale[:, None], bias))
+    weights, bias = _fold_norm(mlp.fc2, mlp.norm2)
+    return b.add(x, b.convolution(hidden, weights * ls2 / new_scale, bias * ls2 / new_scale))
+
+
+def _meta3d(b, x, block):
+    mixed = _attention(b, b.layer_norm(x, block.norm1.epsilon), block.norm1, block.token_mixer, _array(block.ls1.gamma))
+    x = b.add(x, mixed)
+    hidden = b.gelu(b.dense(b.layer_norm(x, block.norm2.epsilon), *_fold_into(block.norm2, block.mlp.fc1)))
+    weights, bias = _dense(block.mlp.fc2)
+    ls2 = _array(block.ls2.gamma)
+    return b.add(x, b.dense(hidden, weights * ls2, bias * ls2))
+
+
+def _attention(b, x, norm, attention, layer_scale):
+    """The attention of tokens whose LayerNorm `norm` still lacks its scale and offset."""
+    sizes = (attention.key_dim, attention.key_dim, attention.value_dim)
+    weights, bias = _fold_into(norm, attention.qkv)
+    queries = np.tile(np.arange(sum(sizes)) < attention.key_dim, attention.num_heads)
+    factors = np.where(queries, attention.key_dim**-0.5, 1.0)
+    query, key, value = b.split_heads(b.dense(x, weights * factors, bias * factors), attention.num_heads, sizes)
+    table = _array(attention.attention_biases)[:, relative_positions(attention.resolution)][None]
+    probabilities = b.softmax(b.add(b.scores(query, key), table))
+    weights, bias = _dense(attention.proj)
+    merged = b.merge_heads(b.weighted_values(probabilities, value))
+    return b.dense(merged, weights * layer_scale, bias * layer_scale)
+
+
+def _deferred_scales(stage):
+    """Per channel, by what the stored activations of a stage must be multiplied to be the true ones: before each
+    Meta4D block, and at the end.
+
+    With x = scale * s, the pooling mixer x + ls * (pool(x) - x) is s + ls / (1 - ls) * pool(s) under the new scale
+    (1 - ls) * scale: one multiplication and one addition less. The convolutions around take the scales in. A stage
+    starts so that its scales lie around 1; the last one so that it ends at 1, for LayerNorm and attention are not
+    linear. Where a layer scale is near 1, or scales would leave [1/64, 64], all are 1 and nothing is deferred.
+    """
+    blocks = [block for block in stage.blocks if not isinstance(block, Meta3D)]
+    kept = np.array([1.0 - _array(block.ls1.gamma) for block in blocks]).reshape(-1, stage.dim)
+    products = np.cumprod(np.concatenate([np.ones((1, stage.dim)), kept]), axis=0)
+    plain = np.ones_like(products)
+    if not blocks or np.abs(kept).min() < MIN_KEPT or (kept < 0).any():
+        return plain
+    is_last = stage.name == "stage4"
+    scales = products / (products[-1] if is_last else np.sqrt(products[-1]))
+    within = scales.max() <= MAX_DEFERRED and scales.min() >= 1.0 / MAX_DEFERRED
+    return scales if within else plain
+
+
+def _classifier(b, x, layers):
+    """`x`: the normalised features, to which LayerNorm's scale and offset have not been applied."""
+    heads = [layers[name] for name in ("head", "head_dist") if name in layers]
+    folded = [_fold_into(layers["norm"], head) for head in heads]
+    if "head_average" in layers:
+        folded = [tuple(np.mean(pair, axis=0) for pair in zip(*folded, strict=True))]
+    activation = keras.activations.serialize(layers["predictions"].activation)
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"The model ends in the activation {activation!r}, which exports do not have: "
+            f"use one of {', '.join(ACTIVATIONS)}."
+        )
+    operation, name = ACTIVATIONS[activation]
+    names = (name, f"{name}_distillation")[: len(folded)]
+    pooled = b.mean(x)
+    for name, weights in zip(names, folded, strict=True):
+        logits = b.dense(pooled, *weights)
+        b.output(getattr(b, operation)(logits) if operation else logits, name)
+    return names
+
+
+def _features(b, x, model, layers):
+    """`x`: the normalised features, to which LayerNorm's scale and offset have not been applied."""
+    gamma, beta = _array(layers["norm"].gamma), _array(layers["norm"].beta)
+    if "avg_pool" in layers:
+        b.output(b.affine(b.mean(x), gamma, beta), "embedding")
+        return ("embedding",)
+    x = b.affine(x, gamma, beta)
+    if "max_pool" in layers:
+        b.output(b.max(x), "embedding")
+        return ("embedding",)
+    if layers["stage4"].num_meta3d:
+        x = b.feature_map(x, *model.outputs[0].shape[1:3])
+    b.output(x, "features")
+    return ("features",)
+
+
+def _check_finite(model):
+    wrong = [variable.path for variable in model.weights if not np.isfinite(_array(variable)).all()]
+    if wrong:
+        raise ValueError(
+            f"{model.name} has weights that are NaN or infinite: {', '.join(wrong[:10])}"
+            f"{f' and {len(wrong) - 10} more' if len(wrong) > 10 else ''}. Nothing was exported."
+        )
+
+
+def _array(variable):
+    return np.asarray(keras.ops.convert_to_numpy(variable), dtype="float64")
+
+
+def _dense(layer):
+    return _array(layer.kernel), _array(layer.bias)
+
+
+def _convolution(step):
+    return _fold_norm(step.conv, step.norm)
+
+
+def _fold_norm(conv, norm):
+    """Weights HWIO and bias of a convolution with the BatchNorm that follows it."""
+    scale = _array(norm.gamma) / np.sqrt(_array(norm.moving_variance) + norm.epsilon)
+    bias = (_array(conv.bias) - _array(norm.moving_mean)) * scale + _array(norm.beta)
+    return _array(conv.kernel) * scale, bias
+
+
+def _fold_into(norm, layer):
+    """Weights (in, out) and bias of a dense with the scale and offset of the LayerNorm before it."""
+    weights, bias = _dense(layer)
+    return weights * _array(norm.gamma)[:, None], bias + _array(norm.beta) @ weights

@@ -1,0 +1,138 @@
+"""The report of an export: one object that is printed as a table, written beside the file and given out as JSON."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of an exported file.
+
+    Attributes:
+        name: as the file has it.
+        shape: with the batch.
+        dtype: NumPy's name of it.
+        scale, zero_point: real value = scale * (stored value - zero_point); None for floating-point tensors.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float | None = None
+    zero_point: int | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far an output of the exported file is from the Keras model's.
+
+    Attributes:
+        output: name of the output.
+        max, mean: largest and mean absolute difference, in the output's units.
+        largest: the largest absolute value of the Keras model's output, to judge them by.
+        top1_agreement: share of the images, in [0, 1], whose largest class is the same; None without classes.
+    """
+
+    output: str
+    max: float
+    mean: float
+    largest: float
+    top1_agreement: float | None
+
+    @property
+    def relative(self) -> float:
+        """The largest difference, relative to the largest value where that is over 1: probabilities are left alone."""
+        return self.max / max(1.0, self.largest)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported, how it was checked and with what result.
+
+    Attributes:
+        path: the file.
+        mode: its quantization or precision.
+        size: bytes.
+        model: name of the Keras model.
+        preprocessing: whether the input is raw RGB in 0..255.
+        inputs, outputs: the file's tensors.
+        labels: class names, or None.
+        differences: one for each output, over `images` images.
+        limit: the largest `Difference.relative` at which the file would have been written.
+        images: how many images the file and the model were compared on.
+        images_from: where those came from.
+        operations: number of operations of each kind, most frequent first.
+        checkpoint: file name and sha256 of the checkpoint that the model was loaded from, where that is known.
+        versions: of the tools that made the file.
+        seconds: how long the export took, the check included.
+    """
+
+    path: str
+    mode: str
+    size: int
+    model: str
+    preprocessing: bool
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    labels: tuple[str, ...] | None
+    differences: tuple[Difference, ...]
+    limit: float
+    images: int
+    images_from: str
+    operations: dict[str, int]
+    checkpoint: dict[str, str] | None
+    versions: dict[str, str]
+    seconds: float
+
+    def to_json(self) -> str:
+        """The report as indented JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    def __rich__(self) -> Table:
+        table = Table(title=Path(self.path).name, show_header=False, title_justify="left")
+        rows = {
+            "file": self.path,
+            "mode": f"{self.mode}, {self.size / 1e6:.1f} MB, {sum(self.operations.values())} operations",
+            "input": _describe(self.inputs) + (", raw RGB 0..255" if self.preprocessing else ", normalised"),
+            "output": _describe(self.outputs),
+            "compared on": f"{self.images} images: {self.images_from}",
+        }
+        for difference in self.differences:
+            text = f"max {difference.max:.2g}, mean {difference.mean:.2g} (limit {self.limit:.2g} relative)"
+            if difference.top1_agreement is not None:
+                text += f", same top-1 on {difference.top1_agreement:.1%}"
+            rows[f"{difference.output} against Keras"] = text
+        rows["time"] = f"{self.seconds:.1f} s"
+        for name, text in rows.items():
+            table.add_row(name, text)
+        return table
+
+
+def _describe(tensors):
+    return "; ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in tensors)
+
+
+def compare(output: str, expected: np.ndarray, found: np.ndarray, classes: bool) -> Difference:
+    """The difference between the Keras model's output and the exported file's, both (images, ...)."""
+    distance = np.abs(np.asarray(expected, "float64") - np.asarray(found, "float64"))
+    agreement = float(np.mean(expected.argmax(-1) == found.argmax(-1))) if classes else None
+    # A NaN would compare as smaller than any limit.
+    largest = float(np.max(distance)) if np.isfinite(distance).all() else float("inf")
+    return Difference(output, largest, float(np.mean(distance)), float(np.abs(expected).max()), agreement)
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """{package: version} of those that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
