@@ -13,7 +13,7 @@ SOURCES := setup.py pyproject.toml constraints.txt
 .PHONY: demo test lint unit format clean
 
 demo: $(VENV)/.demo-installed
-	$(BIN)/python demo.py --images $(IMAGES)
+	$(BIN)/python weights/demo.py --images $(IMAGES)
 
 test: lint unit
 
@@ -38,7 +38,7 @@ $(BIN)/python:
 	$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check pip
 
 $(VENV)/.demo-installed: $(SOURCES) | $(BIN)/python
-	$(PIP) --editable ".[tflite]" scikit-image
+	$(PIP) --editable ".[tflite]" scikit-image matplotlib
 	touch $@
 
 # torch first: whatever comes after takes the build that is there. timm, torchvision and mediapipe come without their

@@ -7,14 +7,11 @@ output, as a table or with --json as JSON; progress and errors go to standard er
 import dataclasses
 import hashlib
 import json
-import os
+import sys
 import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
-
-# Before Keras loads its backend: TensorFlow tells everybody about its CPU otherwise.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
@@ -23,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from keras_efficientformer import EfficientFormerL1, EfficientFormerL3, EfficientFormerL7, conversion, from_checkpoint
 from keras_efficientformer.checkpoint_files import finished_file, suffix_of
@@ -45,9 +43,7 @@ Model = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
-Size = Annotated[
-    str | None, typer.Option(help="Input size: 224 or 160x224 (height x width). Default: the model's own.")
-]
+Size = Annotated[str | None, typer.Option(help="Input size, 224 or 160x224 (height x width). Default: its own.")]
 Labels = Annotated[Path | None, typer.Option(help="Text file with one class name in each line.")]
 
 
@@ -111,7 +107,7 @@ def predict(
     files = [file for path in images for file in (find_images(path) if path.is_dir() else [path])]
     network = _TFLiteClassifier(model) if model.endswith(".tflite") else _KerasClassifier(_open(model, size))
     names = labels.read_text(encoding="utf-8").splitlines() if labels else network.labels
-    results = {}
+    results: dict[str, Any] = {}
     for start in track(range(0, len(files), BATCH_SIZE), description="Classifying", console=errors, transient=True):
         batch = files[start : start + BATCH_SIZE]
         pixels = np.stack([resize_and_crop(load_image(file), network.size, crop) for file in batch])
@@ -253,10 +249,14 @@ def _print(report: dict[str, Any], as_json: bool, title: str) -> None:
     rich.print(table)
 
 
-def main() -> None:
-    """Runs the command line; failures that a user can mend are one line, without a traceback."""
+def main(*command: str) -> None:
+    """Runs the command line, or one of its commands with the arguments of this process.
+
+    Failures that a user can mend are one line, without a traceback.
+    """
     try:
-        app()
+        app([*command, *sys.argv[1:]])
     except (ValueError, OSError, ImportError, ExportError) as error:
-        errors.print(f"[bold red]error:[/] {error}", markup=True, highlight=False, soft_wrap=True)
+        # Not as markup: paths and shapes are full of brackets.
+        errors.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise SystemExit(1) from None

@@ -93,8 +93,8 @@ def from_checkpoint(path, *, input_shape=None, classifier_activation="softmax"):
         classifier_activation: activation of the classifier, `"softmax"`, `None` for logits, or any Keras activation.
 
     Returns:
-        A `keras.Model` like `EfficientFormer`'s, with `head="average"` where the file has two heads, `"single"` where it
-        has one, and without the top where it has none.
+        A `keras.Model` like `EfficientFormer`'s: with `head="average"` where the file has two heads, `"single"` where
+        it has one, and without the top where it has none.
 
     Raises:
         ValueError: `input_shape` is wrong or needed and not given, or the checkpoint is unfit.

@@ -32,7 +32,7 @@ class Step:
 class Recorder:
     """A builder that builds nothing and remembers everything; the last steps name the outputs."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.steps: list[Step] = []
         self._count = 0
 

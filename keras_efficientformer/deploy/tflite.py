@@ -164,7 +164,7 @@ def _convert(network: FusedNetwork, batch_size: int) -> bytes:
     def function(image):
         return list(network.build(TensorFlowBuilder(image)).values())
 
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], function)
     return _with_names(converter.convert(), network.outputs)
 
 
