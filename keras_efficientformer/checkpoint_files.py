@@ -144,6 +144,8 @@ def _read_safetensors(path):
         return load_file(path)
     except (SafetensorError, TypeError, KeyError) as error:
         raise _damaged(path, "safetensors", error) from error
+    except AttributeError as error:  # NumPy has no such dtype
+        raise _unknown_kind(path, error) from error
 
 
 def _read_pytorch(path):
@@ -161,8 +163,13 @@ def _read_pytorch(path):
             ) from error
         raise _damaged(path, "PyTorch", error) from error
     content, wrappers = _unwrap(content)
-    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    return {name: _to_numpy(torch, tensor) for name, tensor in tensors.items()}, wrappers
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    for name, tensor in tensors.items():
+        try:
+            tensors[name] = _to_numpy(torch, tensor)
+        except (TypeError, RuntimeError) as error:  # quantized, sparse, float8, without values
+            raise _unknown_kind(path, f"{name}: {_first(error)}") from error
+    return tensors, wrappers
 
 
 def _import_torch(path):
@@ -214,7 +221,7 @@ def _read_hdf5(path):
             tensors[name] = item[()]
 
     try:
-        if path.suffix == ".keras":
+        if suffix_of(path) == ".keras":
             with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as file, h5py.File(file) as content:
                 content.visititems(collect)
         else:
@@ -223,6 +230,13 @@ def _read_hdf5(path):
     except (OSError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
         raise _damaged(path, "Keras", error) from error
     return tensors
+
+
+def _unknown_kind(path, error):
+    return CheckpointError(
+        f"{path} holds a tensor of a kind that NumPy does not have ({_first(error)}). Save the weights as dense tensors "
+        "of float16, bfloat16, float32 or float64."
+    )
 
 
 def _damaged(path, kind, error):

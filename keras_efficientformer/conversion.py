@@ -142,7 +142,7 @@ def infer_variant(state_dict) -> CheckpointInfo:
         dialect=dialect.name,
         variant=variant_name(architecture),
         architecture=architecture,
-        classes=len(heads[0]) if heads else None,
+        classes=heads[0].size if heads else None,
         heads=len(heads),
         resolution=_infer_resolution(tensors),
     )
@@ -252,11 +252,11 @@ def _infer_architecture(tensors, dialect, source):
     # A shape that cannot be, so with tensors missing, is reported as such by the strict checks against a model's names.
     names = _tensor_names(Architecture(depths, (0, 0, 0, 0), min(num_meta3d, depths[3])), dialect)
     telling = [names["stem.conv2.weight"], *(names[f"stages.{stage}.downsample.conv.weight"] for stage in (1, 2, 3))]
-    missing = [name for name in telling if name not in tensors]
+    missing = [name for name in telling if name not in tensors or tensors[name].ndim != 4]
     if missing:
         raise CheckpointError(
             f"{source} is not a complete EfficientFormer: the tensors {', '.join(missing)}, which tell its widths, are "
-            "missing. Bring the whole checkpoint."
+            "missing or do not have the four axes of a convolution. Bring the whole checkpoint."
         )
     return Architecture(depths, tuple(tensors[name].shape[0] for name in telling), num_meta3d)
 
@@ -266,13 +266,15 @@ def _infer_resolution(tensors):
         if name.endswith(".attention_bias_idxs"):
             return _resolution_of_indices(np.asarray(tensor))
     for name, tensor in tensors.items():
-        if name.endswith(".attention_biases"):
+        if name.endswith(".attention_biases") and tensor.ndim == 2:
             side = round(tensor.shape[-1] ** 0.5)
             return (side, side) if side * side == tensor.shape[-1] else None
     return None
 
 
 def _resolution_of_indices(indices):
+    if indices.ndim != 2:
+        return None
     tokens = len(indices)
     widths = (width for width in range(1, tokens + 1) if tokens % width == 0)
     shapes = ((tokens // width, width) for width in widths)
@@ -347,7 +349,7 @@ def _check_values(tensors, source):
             f"{source} holds weights of other dtypes than float16, bfloat16, float32 and float64: {listing(wrong)}. "
             "Nothing was loaded; save the weights before they are quantized."
         )
-    wrong = [f"{name} {tensor.shape}" for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+    wrong = [f"{name} {tensor.shape}" for name, tensor in tensors.items() if not _is_finite(tensor)]
     if wrong:
         raise CheckpointError(
             f"{source} holds values that are NaN or infinite in {len(wrong)} of {len(tensors)} tensors: "
@@ -360,12 +362,18 @@ def _is_float(tensor):
     return tensor.dtype.kind == "f" or tensor.dtype.name == "bfloat16"
 
 
+def _is_finite(tensor):
+    with np.errstate(over="ignore"):  # in float32, as which it is loaded, a larger float64 is infinite
+        return np.isfinite(np.asarray(tensor, dtype="float32")).all()
+
+
 def _fit(tensors, wanted, info, source):
     """The values in Keras' layouts and the model's sizes, and a line for each resized table."""
     values, resized, misfits = {}, [], []
+    told = any(name.endswith(".attention_bias_idxs") for name in tensors)
     for name, binding in wanted.items():
         value = to_keras_layout(np.asarray(tensors[name], dtype="float32"), binding.kind)
-        if binding.kind == "table" and _is_other_table(value, binding, info):
+        if binding.kind == "table" and value.ndim == 2 and _is_other_table(value, binding, info, told):
             _check_resolution(value, info, name, source)
             value = resize_bias_table(value, info.resolution, binding.resolution)
             resized.append(f"{name}: {info.resolution} -> {binding.resolution}")
@@ -380,14 +388,18 @@ def _fit(tensors, wanted, info, source):
     return values, resized
 
 
-def _is_other_table(table, binding, info):
-    if info.resolution is None:
+def _is_other_table(table, binding, info, told):
+    """Whether a table belongs to another grid of tokens than the model's."""
+    if info.resolution is None or not told:  # nothing but its length says of which grid it is
         return table.shape[-1] != binding.variable.shape[-1]
-    return info.resolution != binding.resolution
+    # A row and a column of tokens have the same indices, and so the same table.
+    line = 1 in info.resolution and info.resolution == binding.resolution[::-1]
+    return info.resolution != binding.resolution and not line
 
 
 def _check_resolution(table, info, name, source):
-    if info.resolution is None or table.shape[-1] != info.resolution[0] * info.resolution[1]:
+    unknown = info.resolution is None or (1 in info.resolution and info.resolution != (1, 1))
+    if unknown or table.shape[-1] != info.resolution[0] * info.resolution[1]:
         raise CheckpointError(
             f"{source}: the attention bias table {name} {table.shape} has to be resized, and the file does not say of "
             "which (height, width) it is. Load it at the input size it was trained at."

@@ -361,8 +361,8 @@ def test_other_precisions(small, tmp_path, dtype, suffix):
     ("wrap", "wrappers"),
     [
         (lambda good, bad: {"state_dict": bad, "state_dict_ema": good, "arch": "l1"}, ("state_dict_ema",)),
-        (lambda good, bad: {"model": bad, "model_ema": good, "epoch": 3}, ("model_ema",)),
-        (lambda good, bad: {"model": bad, "model_ema": {"module": good, "decay": 0.9}}, ("model_ema", "module")),
+        (lambda good, bad: {"model": good, "model_ema": bad, "epoch": 3}, ("model",)),
+        (lambda good, bad: {"model_ema": {"module": good, "decay": 0.9}}, ("model_ema", "module")),
         (lambda good, bad: {"state_dict": good, "state_dict_ema": None}, ("state_dict",)),
         (lambda good, bad: {"state_dict": prefixed("model.", good)}, ("state_dict", "model.")),
         (lambda good, bad: {"model": prefixed("module.", good), "scaler": {"scale": 2.0}}, ("model", "module.")),
@@ -390,7 +390,7 @@ def test_infer_variant(variant, dialect):
     assert info.resolution == (7, 7)
 
 
-@pytest.mark.parametrize("grid", [(5, 7), (7, 5), (1, 12), (12, 1), (4, 3), (1, 1)], ids=str)
+@pytest.mark.parametrize("grid", [(5, 7), (7, 5), (4, 9), (12, 1), (1, 1)], ids=str)
 def test_resolution_is_told_by_the_indices(small, tmp_path, grid):
     """(5, 7) and (7, 5) have tables of one shape: their buffers of indices differ."""
     network = timm_reference.at_resolution(small, grid)
@@ -415,6 +415,17 @@ def test_resized_to_a_table_of_the_same_shape(small):
     assert np.array_equal(conversion.to_state_dict(model)[name][:, 0], table[0, :, 0, 0])
 
 
+def test_a_row_and_a_column_have_the_same_indices(small, tmp_path):
+    """Either loads as it is; of which of them the table is to be resized, no file can say."""
+    tensors = timm_reference.state_dict(timm_reference.at_resolution(small, (1, 12)))
+    for sides in ((32, 384), (384, 32)):
+        model = build_small(input_shape=(*sides, 3))
+        assert conversion.load_state_dict(model, tensors).resized == ()
+        equal(weights_only(conversion.to_state_dict(model)), weights_only(tensors))
+    with pytest.raises(conversion.CheckpointError, match="Load it at the input size it was trained at"):
+        conversion.load_state_dict(build_small(), tensors)
+
+
 def test_files_without_indices(small, small_tensors):
     """Square tables are taken to be square; others fit only a model that has as many tokens."""
     square = weights_only(small_tensors)
@@ -423,6 +434,12 @@ def test_files_without_indices(small, small_tensors):
     assert conversion.load_state_dict(model, square).resized == ()
     equal(weights_only(conversion.to_state_dict(model)), square)
     assert len(conversion.load_state_dict(build_small(input_shape=(256, 256, 3)), square).resized) == 1
+
+    # 36 tokens, of 4 x 9 and not of 6 x 6: the table has the model's length, so it is the model's.
+    oblong = weights_only(timm_reference.state_dict(timm_reference.at_resolution(small, (4, 9))))
+    model = build_small(input_shape=(128, 288, 3))
+    assert conversion.load_state_dict(model, oblong).resized == ()
+    equal(weights_only(conversion.to_state_dict(model)), oblong)
 
     oblong = weights_only(timm_reference.state_dict(timm_reference.at_resolution(small, (5, 7))))
     assert conversion.infer_variant(oblong).resolution is None
@@ -482,7 +499,7 @@ def test_keras_files(small_tensors, tmp_path, suffix, head):
     """Keras' own files as `weights`: every tensor goes where it was, whatever was trained in between."""
     model = build_small(head=head, drop_path_rate=0.1)
     conversion.load_state_dict(model, small_tensors)
-    model.compile("adam", "mse", jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", jit_compile=False)
     model.fit(timm_reference.images(224, 224), [np.zeros((2, 10))] * (2 if head == "both" else 1), verbose=0)
     path = tmp_path / f"model{suffix}"
     model.save(path) if suffix == ".keras" else model.save_weights(path)
@@ -517,6 +534,19 @@ def test_keras_files_at_another_size(small, small_tensors, tmp_path, suffix):
     close(run(build_small(weights=path, input_shape=(96, 160, 3), head="single"), images), head)
     with pytest.raises(ValueError, match=r"has 10 classes and the model expects 7: build it with classes=10"):
         build_small(weights=path, classes=7)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+def test_keras_files_that_are_not_square(tmp_path, suffix):
+    """4 x 9 tokens: as many as 6 x 6, and Keras' files hold no indices that say so."""
+    model = build_small(input_shape=(128, 288, 3))
+    for index, variable in enumerate(model.weights):
+        variable.assign(np.random.default_rng(index).uniform(0.1, 1, variable.shape))
+    path = tmp_path / f"model{suffix}"
+    model.save(path) if suffix == ".keras" else model.save_weights(path)
+    equal(
+        conversion.to_state_dict(build_small(weights=path, input_shape=(128, 288, 3))), conversion.to_state_dict(model)
+    )
 
 
 def test_other_models_are_refused(small_tensors):

@@ -1,0 +1,390 @@
+"""The fused network against the Keras model that it is made of: the same function, whatever its shape and weights.
+
+It is run in two builders: the one for TensorFlow, and one written here in NumPy, channels first and in float64, which
+shares nothing with it. Weights are loud: fresh ones, with layer scales of 1e-5 and biases of 0, would hide mistakes.
+"""
+
+import inspect
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import scipy.special
+import tensorflow as tf
+from keras.ops import convert_to_numpy as to_numpy
+
+import keras_efficientformer as kef
+from keras_efficientformer import conversion
+from keras_efficientformer.deploy.builder import Builder
+from keras_efficientformer.deploy.network import fuse
+from keras_efficientformer.deploy.recording import Recorder
+from keras_efficientformer.deploy.tensorflow_builder import TensorFlowBuilder
+from keras_efficientformer.imagenet import preprocess_input
+
+CHECKPOINT = Path(__file__).parents[1] / "weights" / "efficientformer_l1_cifar10.safetensors"
+SMALL = {"depths": (1, 1, 1, 2), "widths": (8, 16, 24, 32), "num_meta3d": 1, "input_shape": (64, 64, 3), "classes": 10}
+TOLERANCE = 1e-5
+STAGES = ('stage1','stage2','stage3','stage4')
+
+
+class NumPyBuilder:
+    """Channels first, float64, slow: feature maps (batch, channels, height, width), tokens (batch, channels, number)."""
+
+    def __init__(self, images):
+        self.images = images.astype("float64").transpose(0, 3, 1, 2)
+
+    def image(self, height, width, channels, mean):
+        assert self.images.shape[1:] == (channels, height, width)
+        return self.images if mean is None else self.images - mean[:, None, None]
+
+    def convolution(self, x, weights, bias, stride=1):
+        size = len(weights)
+        x = np.pad(x, ((0, 0), (0, 0), (size // 2, size // 2), (size // 2, size // 2)))
+        height, width = ((side - size) // stride + 1 for side in x.shape[2:])
+        result = np.tile(bias[:, None, None].astype("float64"), (len(x), 1, height, width))
+        for dy, dx in np.ndindex(size, size):
+            taps = x[:, :, dy : dy + stride * height : stride, dx : dx + stride * width : stride]
+            result += np.einsum("bihw,io->bohw", taps, weights[dy, dx])
+        return result
+
+    def relu(self, x):
+        return np.where(x > 0, x, 0)
+
+    def gelu(self, x):
+        return x * (1 + scipy.special.erf(x / np.sqrt(2))) / 2
+
+    def average_pool(self, x, size, scale):
+        result, reach = np.empty_like(x), size // 2
+        for y, column in np.ndindex(x.shape[2:]):
+            rows = slice(max(0, y - reach), y + reach + 1)
+            columns = slice(max(0, column - reach), column + reach + 1)
+            result[:, :, y, column] = x[:, :, rows, columns].mean((2, 3))
+        return self.affine(result, scale)
+
+    def affine(self, x, scale, offset=None):
+        offset = np.zeros_like(scale) if offset is None else offset
+        shape = (-1,) + (1,) * (x.ndim - 2)
+        return x * scale.reshape(shape) + offset.reshape(shape)
+
+    def add(self, x, y):
+        assert np.broadcast_shapes(x.shape, y.shape) == x.shape
+        return x + y
+
+    def tokens(self, x):
+        return x.reshape(*x.shape[:2], -1)
+
+    def feature_map(self, x, height, width):
+        return x.reshape(*x.shape[:2], height, width)
+
+    def layer_norm(self, x, epsilon):
+        return (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + epsilon)
+
+    def dense(self, x, weights, bias):
+        return np.moveaxis(np.moveaxis(x, 1, -1) @ weights.astype("float64") + bias, -1, 1)
+
+    def split_heads(self, x, num_heads, sizes):
+        heads = x.reshape(len(x), num_heads, sum(sizes), -1)
+        return tuple(np.split(heads, np.cumsum(sizes)[:-1], axis=2))
+
+    def scores(self, query, key):
+        return np.einsum("bhcn,bhcm->bhnm", query, key)
+
+    def weighted_values(self, weights, value):
+        return np.einsum("bhnm,bhcm->bhcn", weights, value)
+
+    def merge_heads(self, x):
+        return x.reshape(len(x), -1, x.shape[-1])
+
+    def softmax(self, x):
+        return scipy.special.softmax(x, axis=-1)
+
+    def sigmoid(self, x):
+        return scipy.special.expit(x)
+
+    def mean(self, x):
+        return x.reshape(*x.shape[:2], -1).mean(-1)
+
+    def max(self, x):
+        return x.reshape(*x.shape[:2], -1).max(-1)
+
+    def output(self, x, name):
+        return x
+
+
+def in_numpy(network, images):
+    """The outputs, as Keras has their axes."""
+    outputs = network.build(NumPyBuilder(images))
+    return {name: np.moveaxis(output, 1, -1) for name, output in outputs.items()}
+
+
+def in_tensorflow(network, images):
+    outputs = network.build(TensorFlowBuilder(tf.constant(images)))
+    return {name: output.numpy() for name, output in outputs.items()}
+
+
+def make_loud(model, layer_scales=(0.05, 0.5), seed=0):
+    """Draws every weight, all of them large enough to be missed."""
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        shape = variable.shape
+        if "/ls1/" in variable.path or "/ls2/" in variable.path:
+            variable.assign(rng.uniform(*layer_scales, shape))
+        elif variable.name == "kernel":
+            variable.assign(rng.normal(0, np.prod(shape[:-1]) ** -0.5, shape))
+        elif variable.name == "moving_variance":
+            variable.assign(rng.uniform(0.5, 2, shape))
+        elif variable.name == "gamma":
+            variable.assign(rng.uniform(0.5, 1.5, shape))
+        elif variable.name == "attention_biases":
+            variable.assign(rng.uniform(-2, 2, shape))
+        else:
+            assert variable.name in ("bias", "beta", "moving_mean"), variable.path
+            variable.assign(rng.uniform(-0.3, 0.3, shape))
+    return model
+
+
+def small(**arguments):
+    return make_loud(kef.EfficientFormer(**{**SMALL, "classifier_activation": None, **arguments}))
+
+
+def raw_images(model, batch=2):
+    """Raw pixels, the first image dark and the second one light: far from the mean, which the borders must not see."""
+    shape = (batch, *model.inputs[0].shape[1:])
+    images = np.random.default_rng(1).integers(0, 100, shape)
+    images[1::2] += 155
+    return images.astype("float32")
+
+
+def keras_outputs(model, images):
+    outputs = model(images, training=False)
+    return [to_numpy(output) for output in (outputs if isinstance(outputs, list) else [outputs])]
+
+
+def largest_difference(model, run=in_tensorflow, network=None):
+    """Between the network, fused with its normalisation, and the model; relative to each output's largest value."""
+    images = raw_images(model)
+    expected = keras_outputs(model, preprocess_input(images))
+    found = run(network or fuse(model), images)
+    assert [output.shape for output in found.values()] == [output.shape for output in expected]
+    for output in expected:  # an output that is the same whatever the image would prove nothing
+        assert np.abs(output[0] - output[1]).max() > 0.01 * np.abs(output).max()
+    pairs = zip(found.values(), expected, strict=True)
+    return max(np.abs(output - wanted).max() / np.abs(wanted).max() for output, wanted in pairs)
+
+
+def count(network, operation):
+    return sum(step.operation == operation for step in network.steps)
+
+
+MODELS = {
+    "square": {},
+    "non-square": {"input_shape": (64, 96, 3)},
+    "odd size": {"input_shape": (75, 47, 3)},
+    "one token": {"input_shape": (32, 32, 3)},
+    "both heads": {"head": "both"},
+    "single head": {"head": "single"},
+    "softmax": {"classifier_activation": "softmax"},
+    "sigmoid": {"classifier_activation": "sigmoid"},
+    "both heads, softmax": {"head": "both", "classifier_activation": "softmax"},
+    "features": {"include_top": False},
+    "average of features": {"include_top": False, "pooling": "avg"},
+    "maximum of features": {"include_top": False, "pooling": "max"},
+    "no attention": {"num_meta3d": 0},
+    "no attention, features": {"num_meta3d": 0, "include_top": False},
+    "no attention, maximum": {"num_meta3d": 0, "include_top": False, "pooling": "max"},
+    "last stage all attention": {"num_meta3d": 2},
+    "last stage all attention, non-square features": {
+        "num_meta3d": 2,
+        "include_top": False,
+        "input_shape": (96, 64, 3),
+    },
+    "empty stages": {"depths": (0, 2, 0, 1)},
+    "stochastic depth": {"drop_path_rate": 0.5},
+}
+
+
+@pytest.mark.parametrize("arguments", MODELS.values(), ids=MODELS)
+def test_equals_keras(arguments):
+    assert largest_difference(small(**arguments)) < TOLERANCE
+
+
+@pytest.mark.parametrize("arguments", MODELS.values(), ids=MODELS)
+def test_equals_keras_in_a_builder_of_other_layout(arguments):
+    assert largest_difference(small(**arguments), in_numpy) < TOLERANCE
+
+
+@pytest.mark.parametrize("head", ["average", "both"])
+def test_equals_keras_for_l1(loud_state_dict, head):
+    model = kef.EfficientFormerL1(weights=None, input_shape=(64, 64, 3), classifier_activation=None, head=head)
+    conversion.load_state_dict(model, loud_state_dict)
+    assert largest_difference(model) < TOLERANCE
+
+
+def test_equals_keras_for_the_embedded_checkpoint():
+    model = kef.from_checkpoint(CHECKPOINT, classifier_activation=None)
+    network = fuse(model)
+    assert largest_difference(model, network=network) < TOLERANCE
+    assert largest_difference(model, in_numpy, network) < TOLERANCE
+    near_one = {stage: max(np.max(block.ls1.gamma) for block in model.get_layer(stage).blocks[:3]) > 0.9 for stage in STAGES}
+    print(near_one)
+    assert count(network, "affine") == 6
+
+
+@pytest.mark.parametrize("run", [in_tensorflow, in_numpy])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_without_preprocessing(run, channels):
+    model = small(input_shape=(64, 64, channels))
+    images = raw_images(model) / 127.5 - 1
+    network = fuse(model, include_preprocessing=False)
+    assert not network.preprocessing
+    (expected,), (found,) = keras_outputs(model, images), run(network, images).values()
+    assert np.abs(found - expected).max() < TOLERANCE * np.abs(expected).max()
+
+
+def test_borders_are_exact():
+    """Padding is with the mean's colour, not with black: seen best where a border is much of a light image."""
+    model = small(include_top=False, input_shape=(32, 128, 3))
+    images = np.full((1, 32, 128, 3), 255, "float32")
+    (expected,), found = keras_outputs(model, preprocess_input(images)), in_tensorflow(fuse(model), images)
+    np.testing.assert_allclose(found["features"], expected, atol=TOLERANCE * np.abs(expected).max())
+    # The same with the mean folded into the first bias, which is wrong at the borders only, would be far off.
+    black = in_tensorflow(fuse(model, include_preprocessing=False), images - images)["features"]
+    assert np.abs(black - expected).max() > 0.01 * np.abs(expected).max()
+
+
+# Layer scales of all channels of a stage's blocks, and in which stages the pooling mixer is then deferred.
+DEFERRAL = {
+    "small": ([0.05, 0.5], {1, 2, 3, 4}),
+    "negative": ([-0.59, 0.3], {1, 2, 3, 4}),
+    "near one": ([0.3, 0.95], set()),
+    "just far enough from one": ([0.3, 0.88], {1, 2, 3, 4}),
+    "one": ([1.0, 0.2], set()),
+    "above one": ([0.2, 1.5], set()),
+    "both signs of 1 - ls": ([1.5, 1.5], set()),
+    "halved often": ([0.5] * 7, {1, 2, 3}),
+    "doubled often": ([-1.0] * 7, {1, 2, 3}),
+    "out of all bounds": ([-1.0] * 13, set()),
+}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3, 4])
+@pytest.mark.parametrize(("layer_scales", "deferred"), DEFERRAL.values(), ids=DEFERRAL)
+def test_deferral(stage, layer_scales, deferred):
+    depths = [0, 0, 0, 0]
+    depths[stage - 1] = len(layer_scales)
+    model = small(depths=depths, num_meta3d=0, input_shape=(32, 32, 3))
+    for block, layer_scale in zip(model.get_layer(f"stage{stage}").blocks, layer_scales, strict=True):
+        values = np.linspace(0.1, 0.4, block.dim)
+        values[1] = layer_scale  # one channel is enough
+        block.ls1.gamma.assign(values)
+    network = fuse(model)
+    assert count(network, "affine") == (0 if stage in deferred else len(layer_scales))
+    assert count(network, "average_pool") == len(layer_scales)
+    assert largest_difference(model, in_numpy, network) < TOLERANCE
+
+
+def test_stages_are_deferred_one_by_one():
+    model = small(depths=(2, 2, 2, 3))
+    model.get_layer("stage2").blocks[0].ls1.gamma.assign(np.linspace(0.9, 1.1, 16))
+    network = fuse(model)
+    assert count(network, "affine") == 2
+    assert largest_difference(model, network=network) < TOLERANCE
+
+
+def test_the_model_is_left_alone():
+    model = small()
+    before = [to_numpy(variable).copy() for variable in model.weights]
+    network = fuse(model)
+    in_tensorflow(network, raw_images(model))
+    for variable, value in zip(model.weights, before, strict=True):
+        assert to_numpy(variable).tobytes() == value.tobytes()
+
+
+def test_later_changes_of_the_model_do_not_reach_the_network():
+    model = small()
+    network, images = fuse(model), raw_images(model)
+    before = in_numpy(network, images)["logits"]
+    make_loud(model, seed=1)
+    np.testing.assert_array_equal(in_numpy(network, images)["logits"], before)
+    assert np.abs(in_numpy(fuse(model), images)["logits"] - before).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "outputs", "classes"),
+    [
+        ({"classifier_activation": None}, ("logits",), 10),
+        ({"classifier_activation": "linear", "head": "both"}, ("logits", "logits_distillation"), 10),
+        ({"classifier_activation": "softmax"}, ("probabilities",), 10),
+        ({"classifier_activation": "sigmoid"}, ("scores",), 10),
+        ({"include_top": False}, ("features",), None),
+        ({"include_top": False, "pooling": "avg"}, ("embedding",), None),
+    ],
+)
+def test_what_the_network_says_of_itself(arguments, outputs, classes):
+    model = small(**arguments)
+    network = fuse(model)
+    assert (network.outputs, network.classes) == (outputs, classes)
+    assert tuple(in_tensorflow(network, raw_images(model))) == outputs
+    assert (network.name, network.input_shape, network.preprocessing) == ("efficientformer", (64, 64, 3), True)
+
+
+def test_everything_foldable_is_folded():
+    network = fuse(small(depths=(3, 2, 6, 4), num_meta3d=2))
+    assert count(network, "affine") == 0
+    assert count(network, "convolution") == 2 + 3 + 2 * (3 + 2 + 6 + 2)
+    assert count(network, "dense") == 4 * 2 + 1
+    assert count(network, "layer_norm") == 2 * 2 + 1
+    constants = [value for step in network.steps for value in step.arguments.values() if isinstance(value, np.ndarray)]
+    assert {constant.dtype.name for constant in constants} == {"float32"}
+
+
+def poisoned(value, layer="stage3"):
+    model = small()
+    kernel = model.get_layer(layer).blocks[0].mlp.fc1.kernel
+    kernel.assign(np.where(np.arange(kernel.shape[-1]) == 3, value, to_numpy(kernel)))
+    return model
+
+
+def foreign():
+    return keras.Sequential([keras.Input((64, 64, 3)), keras.layers.Flatten(), keras.layers.Dense(10)])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: poisoned(np.nan), r"NaN or infinite: stage3/blocks_0/mlp/fc1/kernel\. Nothing was exported"),
+        (lambda: poisoned(-np.inf), "NaN or infinite: stage3/blocks_0/mlp/fc1/kernel"),
+        (foreign, "is not an EfficientFormer of this package.*found .*dense"),
+        (lambda: small(classifier_activation="relu"), "activation 'relu'.*linear, softmax, sigmoid"),
+        (lambda: small(input_shape=(64, 64, 4)), "takes 4 channels.*include_preprocessing=False"),
+    ],
+    ids=["NaN", "infinite", "another model", "unknown activation", "four channels"],
+)
+def test_refusals(make, words):
+    with pytest.raises(ValueError, match=words):
+        fuse(make())
+
+
+@pytest.mark.parametrize("operation", ["convolution_transpose", "batch_norm", "_protocol"])
+def test_recorder_refuses_what_no_builder_has(operation):
+    with pytest.raises(AttributeError, match=f"no operation '{operation}'"):
+        getattr(Recorder(), operation)
+
+
+def public_methods(builder):
+    functions = inspect.getmembers(builder, inspect.isfunction)
+    return {name: list(inspect.signature(f).parameters) for name, f in functions if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("builder", [TensorFlowBuilder, NumPyBuilder])
+def test_builders_implement_the_whole_interface(builder):
+    assert len(public_methods(Builder)) >= 20
+    assert public_methods(builder) == public_methods(Builder)
+
+
+def test_the_networks_use_the_whole_interface():
+    networks = [fuse(small(**MODELS[name])) for name in ("both heads, softmax", "sigmoid", "maximum of features")]
+    networks += [fuse(small(**MODELS["features"]))]
+    used = {step.operation for network in networks for step in network.steps}
+    assert used == public_methods(Builder).keys()
