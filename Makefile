@@ -46,8 +46,8 @@ $(VENV)/.demo-installed: $(SOURCES) | $(BIN)/python
 $(VENV)/.test-installed: $(SOURCES) | $(BIN)/python
 	$(PIP) torch
 	$(PIP) --editable ".[all]"
-	$(PIP) --no-deps torchvision timm mediapipe
 	$(PIP) PyYAML opencv-contrib-python-headless sounddevice
+	$(PIP) --no-deps torchvision timm mediapipe
 	touch $@ $(VENV)/.demo-installed
 
 clean:

@@ -234,8 +234,8 @@ def _read_hdf5(path):
 
 def _unknown_kind(path, error):
     return CheckpointError(
-        f"{path} holds a tensor of a kind that NumPy does not have ({_first(error)}). Save the weights as dense tensors "
-        "of float16, bfloat16, float32 or float64."
+        f"{path} holds a tensor of a kind that NumPy does not have ({_first(error)}). Save the weights as dense "
+        "tensors of float16, bfloat16, float32 or float64."
     )
 
 

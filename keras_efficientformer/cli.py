@@ -15,11 +15,10 @@ from typing import Annotated, Any
 
 import keras
 import numpy as np
-import rich
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from keras_efficientformer import EfficientFormerL1, EfficientFormerL3, EfficientFormerL7, conversion, from_checkpoint
@@ -32,6 +31,8 @@ from keras_efficientformer.imagenet import decode_predictions, load_image, prepr
 PUBLISHED = {"l1": EfficientFormerL1, "l3": EfficientFormerL3, "l7": EfficientFormerL7}
 BATCH_SIZE = 32
 
+# Not as markup: paths, shapes and class names are full of brackets.
+output = Console(markup=False, emoji=False)
 errors = Console(stderr=True)
 app = typer.Typer(help=__doc__.partition("\n")[0], no_args_is_help=True, pretty_exceptions_enable=False)
 export = typer.Typer(help="Write a file for phones, run it and compare it with the Keras model.", no_args_is_help=True)
@@ -116,11 +117,11 @@ def predict(
     if as_json:
         print(json.dumps({file: [list(row) for row in rows] for file, rows in results.items()}, indent=2))
         return
-    table = Table("image", "class", "score")
+    table = Table(Column("image", overflow="fold"), "class", "score")
     for file, rows in results.items():
         for index, (_, name, score) in enumerate(rows):
             table.add_row(file if index == 0 else "", name, f"{score:.1%}", end_section=index == len(rows) - 1)
-    rich.print(table)
+    output.print(table)
 
 
 @export.command("tflite")
@@ -149,7 +150,7 @@ def tflite_command(
         max_difference=max_difference,
         overwrite=overwrite,
     )
-    print(report.to_json(), end="") if as_json else rich.print(report)
+    print(report.to_json(), end="") if as_json else output.print(report)
 
 
 @app.command()
@@ -174,7 +175,9 @@ class _KerasClassifier:
         self.size = tuple(model.inputs[0].shape[1:3])
 
     def predict(self, pixels):
-        return self._model.predict(preprocess_input(pixels), verbose=0)
+        scores = self._model.predict(preprocess_input(pixels), verbose=0)
+        # Of two heads, the one that was trained on labels.
+        return scores[0] if isinstance(scores, list) else scores
 
 
 class _TFLiteClassifier:
@@ -243,10 +246,10 @@ def _print(report: dict[str, Any], as_json: bool, title: str) -> None:
     if as_json:
         print(json.dumps(report, indent=2))
         return
-    table = Table(title=title, show_header=False, title_justify="left")
+    table = Table("", Column(overflow="fold"), title=title, show_header=False, title_justify="left")
     for name, value in report.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
-    rich.print(table)
+    output.print(table)
 
 
 def main(*command: str) -> None:

@@ -76,8 +76,8 @@ def EfficientFormer(
         x = _classifier(x, classes, classifier_activation, head)
     elif pooling is not None:
         x = POOLINGS[pooling](name=f"{pooling}_pool")(x)
-    inputs = image if input_tensor is None else keras.utils.get_source_inputs(input_tensor)
-    model = keras.Model(inputs, x, name=name)
+    inputs = [image] if input_tensor is None else keras.utils.get_source_inputs(input_tensor)
+    model = keras.Model(inputs[0] if len(inputs) == 1 else inputs, x, name=name)
 
     if state_dict is not None:
         conversion.load_state_dict(model, state_dict)

@@ -71,8 +71,15 @@ def relative_positions(resolution):
     return offsets[0] * width + offsets[1]
 
 
+class _SameShape(keras.layers.Layer):
+    """A layer that gives the shape it takes."""
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+
 @register
-class LayerScale(keras.layers.Layer):
+class LayerScale(_SameShape):
     """Learned factor per channel on a residual branch (CaiT, arXiv 2103.17239, section 2; paper, equations 4 and 5).
 
     Args:
@@ -97,7 +104,7 @@ class LayerScale(keras.layers.Layer):
 
 
 @register
-class StochasticDepth(keras.layers.Layer):
+class StochasticDepth(_SameShape):
     """Drops a residual branch for whole samples while training, and scales the kept ones by 1 / (1 - rate).
 
     Source: Deep Networks with Stochastic Depth, arXiv 1603.09382; timm's `DropPath`.
@@ -152,7 +159,7 @@ class PaddedConv(keras.layers.Layer):
 
     def build(self, input_shape):
         batch, height, width, channels = input_shape
-        self.conv.build((batch, height + 2, width + 2, channels))
+        self.conv.build((batch, None, None, channels))
         self.norm.build((batch, halved(height), halved(width), self.dim))
 
     def call(self, x, training=False):
@@ -208,7 +215,7 @@ class Stem(keras.layers.Layer):
 
 
 @register
-class Pooling(keras.layers.Layer):
+class Pooling(_SameShape):
     """The token mixer of `Meta4D`: average pooling minus its input (PoolFormer, arXiv 2111.11418, section 3.2).
 
     At the border the average is over the real pixels only (`count_include_pad=False`).
@@ -217,11 +224,16 @@ class Pooling(keras.layers.Layer):
         pool_size: side of the window, an odd integer >= 1 (reference: 3).
 
     Call: float tensor (batch, h, w, channels) -> the same shape.
+
+    Raises:
+        ValueError: `pool_size` is even or < 1.
     """
 
     def __init__(self, pool_size=3, **kwargs):
         super().__init__(**kwargs)
         _require_positive(pool_size=pool_size)
+        if pool_size % 2 == 0:
+            raise ValueError(f"`pool_size` should be odd. Received: pool_size={pool_size}")
         self.pool_size = pool_size
 
     def call(self, x):
@@ -232,7 +244,7 @@ class Pooling(keras.layers.Layer):
 
 
 @register
-class ConvMlp(keras.layers.Layer):
+class ConvMlp(_SameShape):
     """MLP of `Meta4D`: 1x1 convolution, BatchNorm, GELU, 1x1 convolution, BatchNorm (paper, equation 4).
 
     Args:
@@ -268,7 +280,7 @@ class ConvMlp(keras.layers.Layer):
 
 
 @register
-class Mlp(keras.layers.Layer):
+class Mlp(_SameShape):
     """MLP of `Meta3D`: dense, GELU, dense (paper, equation 5).
 
     Args:
@@ -298,7 +310,7 @@ class Mlp(keras.layers.Layer):
 
 
 @register
-class Attention(keras.layers.Layer):
+class Attention(_SameShape):
     """Multi-head self attention with a learned bias per offset (paper, equation 6; LeViT, arXiv 2104.01136).
 
     The dense `qkv` is laid out head by head, each [q k v]. The table `attention_biases`, (num_heads, height*width),
@@ -365,7 +377,7 @@ class Attention(keras.layers.Layer):
         }
 
 
-class _MetaBlock(keras.layers.Layer):
+class _MetaBlock(_SameShape):
     """What both blocks share: x + ls1(token_mixer(.)), then x + ls2(mlp(.)), each under stochastic depth."""
 
     def __init__(self, dim, mlp_ratio=4.0, drop_path=0.0, layer_scale_init_value=1e-5, **kwargs):
@@ -379,9 +391,6 @@ class _MetaBlock(keras.layers.Layer):
         self.ls2 = LayerScale(layer_scale_init_value, name="ls2", dtype=self.dtype_policy)
         self.drop_path1 = StochasticDepth(drop_path, name="drop_path1", dtype=self.dtype_policy)
         self.drop_path2 = StochasticDepth(drop_path, name="drop_path2", dtype=self.dtype_policy)
-
-    def compute_output_shape(self, input_shape):
-        return tuple(input_shape)
 
     def get_config(self):
         return {

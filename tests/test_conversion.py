@@ -160,13 +160,14 @@ def test_logits(reference, tmp_path, variant, file):
 def test_average_head(reference, tmp_path, variant):
     expected = reference(variant)
     path = save(tmp_path / "checkpoint.safetensors", expected.tensors)
-    close(build(variant, weights=path).predict(expected.images, verbose=0), expected.average)
+    close(run(build(variant, weights=path), expected.images), expected.average)
 
 
 def test_softmax_and_single_head(reference, tmp_path):
     expected = reference("l1")
     path = save(tmp_path / "checkpoint.safetensors", expected.tensors)
-    probabilities = run(build("l1", weights=path, classifier_activation="softmax"), expected.images)
+    model = build("l1", weights=path, classifier_activation="softmax")
+    probabilities = model.predict(expected.images, verbose=0)
     close(probabilities, torch.from_numpy(expected.average).softmax(-1).numpy(), 1e-7)
     close(run(build("l1", weights=path, head="single"), expected.images), expected.head)
 
@@ -192,7 +193,7 @@ def test_other_sizes(reference, variant, sides):
 
 @pytest.mark.parametrize("sides", [(224, 224), (33, 65), (32, 96), (416, 224)], ids=str)
 def test_features(small, small_tensors, sides):
-    """Feature map, both poolings and the stages' outputs, also from one token up and with sides that 32 does not divide."""
+    """Feature map, both poolings and the stages' outputs, also where 32 does not divide the sides."""
     images = timm_reference.images(*sides)
     grid = tuple(-(-side // 32) for side in sides)
     network = timm_reference.at_resolution(small, grid)
@@ -277,7 +278,7 @@ def test_export(reference, variant, dialect):
     equal(exported, expected.in_dialect(dialect))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["l1", "l3"])
 def test_export_loads_into_timm(reference, tmp_path, variant):
     expected = reference(variant)
     conversion.load_state_dict(expected.keras_model, expected.tensors)
@@ -339,9 +340,9 @@ def test_write_refusals(small_tensors, tmp_path):
     equal(conversion.read_checkpoint(path), small_tensors)
     with pytest.raises(conversion.CheckpointError, match=r"expected one of \.safetensors, \.pth, \.pt, \.bin"):
         conversion.write_checkpoint(tmp_path / "checkpoint.onnx", small_tensors)
-    with pytest.raises(FileNotFoundError, match="The folder .*missing does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"The folder .*missing does not exist"):
         conversion.write_checkpoint(tmp_path / "missing" / "checkpoint.pth", small_tensors)
-    with pytest.raises(ValueError, match="timm, snap, transformers. Received: dialect='onnx'"):
+    with pytest.raises(ValueError, match=r"timm, snap, transformers\. Received: dialect='onnx'"):
         conversion.to_state_dict(build_small(), "onnx")
     assert list(tmp_path.iterdir()) == [path]
 
@@ -494,20 +495,19 @@ def test_report(small_tensors):
 
 
 @pytest.mark.parametrize("head", ["average", "both", "single"])
-@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
-def test_keras_files(small_tensors, tmp_path, suffix, head):
+def test_keras_files(small_tensors, tmp_path, head):
     """Keras' own files as `weights`: every tensor goes where it was, whatever was trained in between."""
     model = build_small(head=head, drop_path_rate=0.1)
     conversion.load_state_dict(model, small_tensors)
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", jit_compile=False)
     model.fit(timm_reference.images(224, 224), [np.zeros((2, 10))] * (2 if head == "both" else 1), verbose=0)
-    path = tmp_path / f"model{suffix}"
-    model.save(path) if suffix == ".keras" else model.save_weights(path)
-    equal(conversion.to_state_dict(build_small(head=head, weights=path)), conversion.to_state_dict(model))
-    equal(
-        conversion.to_state_dict(build_small(include_top=False, weights=path)),
-        {n: t for n, t in conversion.to_state_dict(model).items() if not n.startswith("head")},
-    )
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    expected = conversion.to_state_dict(model)
+    features = {name: tensor for name, tensor in expected.items() if not name.startswith("head")}
+    for path in tmp_path.iterdir():
+        equal(conversion.to_state_dict(build_small(head=head, weights=path)), expected)
+        equal(conversion.to_state_dict(build_small(include_top=False, weights=path)), features)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES.values(), ((1, 1, 1, 2), (8, 16, 24, 32), 0)], ids=[*SHAPES, "no-meta3d"])

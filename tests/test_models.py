@@ -1,4 +1,4 @@
-"""The models as Keras models, on TensorFlow: arguments, sizes, files, precisions, training. No reference is needed here.
+"""The models as Keras models, on TensorFlow: arguments, sizes, files, precisions, training. No reference is needed.
 
 Where nothing depends on the size the network is a small one, with loud weights: fresh ones would hide most mistakes.
 """
@@ -22,7 +22,6 @@ from keras_efficientformer.variants import VARIANTS
 PARAMETERS = {"l1": 12_289_928, "l3": 31_406_000, "l7": 82_229_328}
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 SMALL = {"depths": (1, 1, 1, 2), "widths": (8, 16, 24, 32), "num_meta3d": 1}
-SIDES = {"square": (64, 64), "oblong": (47, 65)}
 
 
 @contextlib.contextmanager
@@ -81,7 +80,10 @@ def labels(batch, classes=10):
 
 
 def layers_with_policies(model):
-    return sorted((layer.path, layer.dtype_policy.name) for layer in model._flatten_layers(include_self=False))
+    """But for the input, whose policy Keras does not keep."""
+    layers = model._flatten_layers(include_self=False)
+    policies = [(layer.name, layer.dtype_policy.name) for layer in layers if type(layer) is not keras.layers.InputLayer]
+    return sorted(policies)
 
 
 # Signatures and arguments.
@@ -233,7 +235,7 @@ def test_any_size_and_batch(loud, sides):
     assert three.shape == (3, 10)
     close(one, three[1:2])
     close(run(model, images), three)
-    assert np.ptp(three, axis=0).max() > 1e-3
+    assert np.ptp(three, axis=0).max() > 1e-4
 
 
 @pytest.mark.parametrize(("pooling", "shape"), [(None, (2, 2, 3, 32)), ("avg", (2, 32)), ("max", (2, 32))])
@@ -319,16 +321,16 @@ import json, sys
 from pathlib import Path
 import keras, numpy as np
 import keras_efficientformer
-sys.path.insert(0, sys.argv[1])
-from test_models import layers_with_policies
 
 found = {}
-for path in sorted(Path(sys.argv[2]).glob("*.keras")):
+for path in sorted(Path(sys.argv[1]).glob("*.keras")):
     model = keras.saving.load_model(path, safe_mode=True)
     outputs = keras.tree.flatten(model(np.load(path.with_suffix(".npy")), training=False))
     np.savez(path.with_suffix(".npz"), *[keras.ops.convert_to_numpy(keras.ops.cast(y, "float32")) for y in outputs])
-    found[path.stem] = [layers_with_policies(model), keras.config.dtype_policy().name]
-Path(sys.argv[2], "found.json").write_text(json.dumps(found))
+    layers = model._flatten_layers(include_self=False)
+    policies = [(layer.name, layer.dtype_policy.name) for layer in layers if type(layer) is not keras.layers.InputLayer]
+    found[path.stem] = [sorted(policies), keras.config.dtype_policy().name]
+Path(sys.argv[1], "found.json").write_text(json.dumps(found))
 """
 
 
@@ -343,8 +345,7 @@ def opened(loud, tmp_path_factory):
         images[name] = timm_reference.images(*models[name].input_shape[1:3])
         models[name].save(folder / f"{name}.keras")
         np.save(folder / f"{name}.npy", images[name])
-    tests = str(timm_reference.DIALECTS.parents[1])
-    subprocess.run([sys.executable, "-c", OPEN, tests, folder], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", OPEN, folder], check=True, timeout=120)
     found = json.loads((folder / "found.json").read_text())
     return {
         name: (models[name], images[name], list(np.load(folder / f"{name}.npz").values()), *found[name])

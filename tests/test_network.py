@@ -25,11 +25,10 @@ from keras_efficientformer.imagenet import preprocess_input
 CHECKPOINT = Path(__file__).parents[1] / "weights" / "efficientformer_l1_cifar10.safetensors"
 SMALL = {"depths": (1, 1, 1, 2), "widths": (8, 16, 24, 32), "num_meta3d": 1, "input_shape": (64, 64, 3), "classes": 10}
 TOLERANCE = 1e-5
-STAGES = ('stage1','stage2','stage3','stage4')
 
 
 class NumPyBuilder:
-    """Channels first, float64, slow: feature maps (batch, channels, height, width), tokens (batch, channels, number)."""
+    """Channels first, in float64, slow: feature maps (batch, channels, height, width), tokens (batch, channels, n)."""
 
     def __init__(self, images):
         self.images = images.astype("float64").transpose(0, 3, 1, 2)
@@ -226,9 +225,8 @@ def test_equals_keras_for_the_embedded_checkpoint():
     network = fuse(model)
     assert largest_difference(model, network=network) < TOLERANCE
     assert largest_difference(model, in_numpy, network) < TOLERANCE
-    near_one = {stage: max(np.max(block.ls1.gamma) for block in model.get_layer(stage).blocks[:3]) > 0.9 for stage in STAGES}
-    print(near_one)
-    assert count(network, "affine") == 6
+    # Its first stage has a layer scale of 0.93 and is computed plainly, an `affine` for each block; the others are not.
+    assert count(network, "affine") == 3
 
 
 @pytest.mark.parametrize("run", [in_tensorflow, in_numpy])

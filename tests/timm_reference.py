@@ -24,13 +24,10 @@ from timm.models.efficientformer import Attention
 DIALECTS = Path(__file__).with_name("data") / "dialects.json"
 
 
-def loud_model(variant, resolution=(7, 7), seed=0, **arguments):
-    """timm's model in evaluation mode, loud, with attention tables of `resolution` (height, width)."""
+def loud_model(variant, seed=0, **arguments):
+    """timm's model in evaluation mode, loud, for 224x224."""
     torch.manual_seed(seed)
     model = timm.create_model(f"efficientformer_{variant}", **arguments)
-    for block in model.stages[3].blocks:
-        if hasattr(block, "mlp") and isinstance(block.token_mixer, Attention) and tuple(resolution) != (7, 7):
-            block.token_mixer = Attention(block.norm1.normalized_shape[0], resolution=tuple(resolution))
     make_loud(model, seed)
     return model.eval()
 

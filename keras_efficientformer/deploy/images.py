@@ -40,7 +40,7 @@ def find_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder of images.")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         raise ValueError(f"{folder} holds no images: expected files ending in {', '.join(SUFFIXES)}.")
     return files
@@ -68,7 +68,7 @@ def read_images(
         files = [
             files[index] for index in np.unique(np.linspace(0, len(files) - 1, min(limit, len(files))).astype(int))
         ]
-        return np.stack([resize_and_crop(load_image(path), input_shape[:2]) for path in files]).astype("float32")
+        images = (resize_and_crop(load_image(path), input_shape[:2]) for path in files)
     arrays = [np.asarray(image, "float32") for image, _ in zip(images, range(limit), strict=False)]
     if not arrays or any(array.shape != input_shape for array in arrays):
         shapes = sorted({array.shape for array in arrays}) or "none"

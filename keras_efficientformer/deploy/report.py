@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,12 @@ class ExportReport:
     seconds: float
 
     def to_json(self) -> str:
-        """The report as indented JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        """The report as indented JSON; numbers that are not finite, which JSON does not have, are null."""
+        return json.dumps(_finite(dataclasses.asdict(self)), indent=2, allow_nan=False) + "\n"
 
     def __rich__(self) -> Table:
-        table = Table(title=Path(self.path).name, show_header=False, title_justify="left")
+        title = Text(Path(self.path).name)
+        table = Table("", Column(overflow="fold"), title=title, show_header=False, title_justify="left")
         rows = {
             "file": self.path,
             "mode": f"{self.mode}, {self.size / 1e6:.1f} MB, {sum(self.operations.values())} operations",
@@ -110,8 +113,16 @@ class ExportReport:
             rows[f"{difference.output} against Keras"] = text
         rows["time"] = f"{self.seconds:.1f} s"
         for name, text in rows.items():
-            table.add_row(name, text)
+            table.add_row(name, Text(text))  # not as markup: paths and shapes are full of brackets
         return table
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _describe(tensors):

@@ -86,9 +86,9 @@ def export_tflite(
     network = fuse(model, include_preprocessing)
     label_names = _labels(labels, network.classes)
     file = _file_path(path, network, mode)
-    images, images_from = _images(calibration, network.input_shape)
 
     with finished_file(file, overwrite) as partial, finished_file(file.with_suffix(".json"), overwrite) as sidecar:
+        images, images_from = _images(calibration, network.input_shape)
         partial.write_bytes(_convert(network, batch_size))
         exported = LiteRTModel(partial)
         differences = _differences(model, network, exported, images)

@@ -1,0 +1,119 @@
+"""The images that exports are measured on: seeded ones, folders and arrays."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_efficientformer.deploy.images import find_images, read_images, seeded_images
+from keras_efficientformer.imagenet import ImageError, resize_and_crop
+
+SHAPE = (40, 56, 3)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images of one colour each, their number, in folders of folders; with what is no image between them."""
+    for number, name in enumerate(("a.png", "b.JPG", "c/d.bmp", "c/e/f.webp", "c/g.tif", "h.gif", "z.jpeg")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((50, 60, 3), 30 * number, "uint8")).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "folder.png").mkdir()
+    return tmp_path
+
+
+def colours(images):
+    return [round(float(image.mean()) / 30) for image in images]
+
+
+@pytest.mark.parametrize("shape", [(224, 224, 3), (75, 47, 3), (32, 128, 1), (33, 64, 4)])
+def test_seeded_images(shape):
+    images = seeded_images(shape)
+    assert images.shape == (4, *shape)
+    assert images.dtype == np.float32
+    np.testing.assert_array_equal(images, seeded_images(shape))
+    np.testing.assert_array_equal(images, np.round(images))
+    assert images.min() == 0
+    assert images.max() == 255
+    assert all(image.std() > 40 for image in images)
+    assert np.abs(images[:, :-1] - images[:, 1:]).mean() > 5
+
+
+def test_seeded_images_are_the_same_everywhere():
+    assert seeded_images((32, 32, 3)).astype("int").sum((1, 2, 3)).tolist() == [407585, 360960, 439268, 558374]
+
+
+def test_find_images(folder):
+    names = [path.relative_to(folder).as_posix() for path in find_images(folder)]
+    assert names == ["a.png", "b.JPG", "c/d.bmp", "c/e/f.webp", "c/g.tif", "h.gif", "z.jpeg"]
+    assert find_images(str(folder)) == find_images(folder)
+
+
+def test_find_images_errors(folder):
+    with pytest.raises(FileNotFoundError, match="missing is not a folder of images"):
+        find_images(folder / "missing")
+    with pytest.raises(FileNotFoundError, match=r"a\.png is not a folder of images"):
+        find_images(folder / "a.png")
+    with pytest.raises(ValueError, match=r"folder\.png holds no images: expected files ending in \.jpg, \.jpeg"):
+        find_images(folder / "folder.png")
+
+
+def test_read_a_folder(folder):
+    images = read_images(folder, SHAPE, limit=100)
+    assert images.shape == (7, *SHAPE)
+    assert images.dtype == np.float32
+    assert colours(images) == [0, 1, 2, 3, 4, 5, 6]
+    np.testing.assert_array_equal(images, read_images(str(folder), SHAPE, limit=100))
+
+
+def test_images_are_prepared_as_for_evaluation(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 130, 3), "uint8")
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    (image,) = read_images(tmp_path, SHAPE, limit=1)
+    np.testing.assert_array_equal(image, resize_and_crop(pixels, SHAPE[:2]))
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(1, [0]), (2, [0, 6]), (3, [0, 3, 6]), (4, [0, 2, 4, 6]), (7, [0, 1, 2, 3, 4, 5, 6])]
+)
+def test_a_folder_is_sampled_evenly(folder, limit, expected):
+    assert colours(read_images(folder, SHAPE, limit)) == expected
+
+
+def constant_images(*values, shape=SHAPE):
+    return np.stack([np.full(shape, value, "uint8") for value in values])
+
+
+@pytest.mark.parametrize("kind", [np.asarray, list, iter, tuple, lambda images: (image for image in images)])
+def test_read_arrays(kind):
+    images = read_images(kind(constant_images(0, 30, 60, 90)), SHAPE, limit=3)
+    assert images.dtype == np.float32
+    assert colours(images) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ([], "Received: none"),
+        (np.zeros((0, *SHAPE)), "Received: none"),
+        (constant_images(1, shape=(56, 40, 3)), r"Received: \[\(56, 40, 3\)\]"),
+        ([np.zeros(SHAPE), np.zeros((40, 56, 1))], r"\(40, 56, 1\)"),
+        (np.zeros(SHAPE), r"Received: \[\(56, 3\)\]"),
+    ],
+    ids=["none", "none in an array", "other size", "one of another shape", "one image without a batch"],
+)
+def test_unfit_arrays(images, words):
+    with pytest.raises(
+        ValueError, match=r"Images of the shape \(40, 56, 3\), values in 0\.\.255, are needed.*" + words
+    ):
+        read_images(images, SHAPE, limit=10)
+
+
+def test_photographs_are_for_networks_of_three_channels(folder):
+    with pytest.raises(ValueError, match=r"Images of the shape \(40, 56, 4\).*Received: \[\(40, 56, 3\)\]"):
+        read_images(folder, (40, 56, 4), limit=10)
+
+
+def test_unreadable_image(folder):
+    (folder / "m.png").write_bytes(b"not an image")
+    with pytest.raises(ImageError, match=r"m\.png"):
+        read_images(folder, SHAPE, limit=100)
