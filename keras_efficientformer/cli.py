@@ -210,7 +210,11 @@ def _open(source: str, size: str | None) -> keras.Model:
         return PUBLISHED[variant](weights=weights or "imagenet", input_shape=shape)
     if source.endswith(".keras") and shape is None:
         return keras.saving.load_model(source, compile=False)
-    return from_checkpoint(source, input_shape=shape)
+    return from_checkpoint(
+        source,
+        input_shape=shape,
+        progress=lambda variables: track(variables, "Loading weights", console=errors, transient=True),
+    )
 
 
 def _shape(size):

@@ -1,6 +1,7 @@
 """The models: `EfficientFormer` for any depths and widths, and the published L1, L3 and L7 (arXiv 2206.01191)."""
 
 import os
+from numbers import Integral
 
 import keras
 import numpy as np
@@ -84,13 +85,14 @@ def EfficientFormer(
     return model
 
 
-def from_checkpoint(path, *, input_shape=None, classifier_activation="softmax"):
+def from_checkpoint(path, *, input_shape=None, classifier_activation="softmax", progress=iter):
     """The model that a checkpoint file is of: its depths, widths, classes, heads and input size are read from the file.
 
     Args:
         path: a checkpoint, as for `weights` of `EfficientFormer`.
         input_shape: (h, w, 3), both sides at least 32; None means the size that the attention biases are of.
         classifier_activation: activation of the classifier, `"softmax"`, `None` for logits, or any Keras activation.
+        progress: wraps the iteration over the model's variables, e.g. `rich.progress.track`.
 
     Returns:
         A `keras.Model` like `EfficientFormer`'s: with `head="average"` where the file has two heads, `"single"` where
@@ -118,7 +120,7 @@ def from_checkpoint(path, *, input_shape=None, classifier_activation="softmax"):
         name=f"efficientformer_{info.variant}" if info.variant else "efficientformer",
         head="average" if info.heads == 2 else "single",
     )
-    conversion.load_state_dict(model, state_dict)
+    conversion.load_state_dict(model, state_dict, progress)
     return model
 
 
@@ -206,7 +208,7 @@ def _image_input(input_tensor, input_shape):
     if input_tensor is not None and input_shape is None:
         input_shape = tuple(input_tensor.shape[1:])
     shape = (DEFAULT_SIZE, DEFAULT_SIZE, 3) if input_shape is None else tuple(input_shape)
-    if len(shape) != 3 or any(not isinstance(side, int) for side in shape):
+    if len(shape) != 3 or any(not isinstance(side, Integral) for side in shape):
         raise ValueError(
             "`input_shape` must be a tuple of three integers (height, width, channels): the attention biases belong "
             f"to one input size. Received: input_shape={input_shape}"
@@ -270,7 +272,7 @@ def _check_arguments(weights, include_top, pooling, classes, head, drop_path_rat
         raise ValueError(f"`weights` should be `None`, a name or a path. Received: weights={weights!r}")
     if pooling is not None and pooling not in POOLINGS:
         raise ValueError(f"`pooling` should be None, 'avg' or 'max'. Received: pooling={pooling!r}")
-    if include_top and (not isinstance(classes, int) or classes < 1):
+    if include_top and (not isinstance(classes, Integral) or classes < 1):
         raise ValueError(f"`classes` should be an integer >= 1. Received: classes={classes}")
     if head not in HEADS:
         raise ValueError(f"`head` should be one of {HEADS}. Received: head={head!r}")

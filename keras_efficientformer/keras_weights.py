@@ -7,6 +7,7 @@ or leave a classifier out. Read this way, Keras' files go through the same stric
 import re
 
 from keras_efficientformer.bindings import to_torch_layout
+from keras_efficientformer.layers import relative_positions
 
 # Keras names a layer's place in its weights files by class and order, and its variables by number.
 _PLACES = (
@@ -37,6 +38,9 @@ def to_timm_names(tensors):
         if _NOT_WEIGHTS.search(path):
             continue
         name = _timm_name(path, num_meta4d)
+        if name.endswith(".attention_bias_idxs"):
+            renamed[name] = relative_positions([int(side) for side in array])
+            continue
         kind = {4: "conv", 2: "dense"}.get(array.ndim) if name.endswith(".weight") else None
         renamed[name] = to_torch_layout(array, kind)
     return renamed
@@ -48,10 +52,12 @@ def _timm_name(path, num_meta4d):
         name = re.sub(pattern, replacement, name)
     name = re.sub(r"blocks/meta4d(?:_(\d+))?/", lambda m: f"blocks.{m[1] or 0}.", name)
     name = re.sub(r"blocks/meta3d(?:_(\d+))?/", lambda m: f"blocks.{int(m[1] or 0) + num_meta4d + 1}.", name)
-    match = re.fullmatch(r"(stem|norm|head|head_dist|stages)(\..*)vars/([0-3])", name)
+    match = re.fullmatch(r"(stem|norm|head|head_dist|stages)(\..*)vars/([0-3]|resolution)", name)
     if match is None:
         return path
     module = (match[1] + match[2]).replace("/", ".")
+    if match[3] == "resolution":
+        return module + "attention_bias_idxs"
     if re.search(r"\.ls\d\.$", module):
         return module + "gamma"
     if module.endswith("token_mixer."):

@@ -357,6 +357,20 @@ class Attention(_SameShape):
             shape=(self.num_heads, tokens), initializer="zeros", name="attention_biases"
         )
 
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        # Of a table alone, nobody could tell a grid of 4x9 tokens from one of 6x6.
+        store["resolution"] = np.array(self.resolution)
+
+    def load_own_variables(self, store):
+        resolution = tuple(int(side) for side in store["resolution"])
+        if resolution != self.resolution:
+            raise ValueError(
+                f"Attention {self.name!r} has a resolution of {self.resolution} and the file's is {resolution}. "
+                "To resize its biases, pass the file as `weights` when the model is made."
+            )
+        self.attention_biases.assign(store["0"])
+
     def call(self, x):
         tokens = x.shape[1]
         qkv = ops.reshape(self.qkv(x), (-1, tokens, self.num_heads, 2 * self.key_dim + self.value_dim))

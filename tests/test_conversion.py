@@ -596,3 +596,27 @@ def test_cost_of_l7(reference, tmp_path, file):
     print(f"L7 from {file}: {cost['seconds']:.1f} s, {ratio:.2f} times the file")
     assert cost["seconds"] < 20
     assert ratio < 2.5
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+def test_keras_files_tell_their_resolution(tmp_path, suffix):
+    """36 tokens are 4x9 here, and would be 6x6 to a guess."""
+    path = tmp_path / f"model{suffix}"
+    model = build_small(input_shape=(128, 288, 3))
+    loud = timm_reference.state_dict(timm_reference.at_resolution(timm_reference.small_model(), (4, 9)))
+    conversion.load_state_dict(model, loud)
+    model.save(path) if suffix == ".keras" else model.save_weights(path)
+    assert conversion.infer_variant(conversion.read_checkpoint(path)).resolution == (4, 9)
+    resized, expected = build_small(), build_small()
+    report = conversion.load_state_dict(resized, conversion.read_checkpoint(path))
+    assert "(4, 9) -> (7, 7)" in report.resized[0]
+    conversion.load_state_dict(expected, loud)
+    for found, wanted in zip(resized.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_keras_refuses_another_resolution(tmp_path):
+    path = tmp_path / "model.weights.h5"
+    build_small(input_shape=(128, 288, 3)).save_weights(path)
+    with pytest.raises(ValueError, match=r"resolution of \(9, 4\) and the file's is \(4, 9\)"):
+        build_small(input_shape=(288, 128, 3)).load_weights(path)

@@ -206,7 +206,7 @@ def test_l3_of_the_pinned_commit_and_hash(l3, l3_file, images, tmp_path):
     assert kind == "DownloadError"
     assert found in message
     assert L3_SHA256 in message
-    assert not [path for path in (tmp_path / "published").rglob("hub/*/**/*") if path.is_file()]
+    assert not [path for path in (tmp_path / "published").glob("home/hub/models--*/**/*") if path.is_file()]
 
 
 def test_another_network_under_the_name_is_refused(l3_file, images, tmp_path):
