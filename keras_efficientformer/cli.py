@@ -26,6 +26,7 @@ from keras_efficientformer.checkpoint_files import finished_file, suffix_of
 from keras_efficientformer.deploy import ExportError, export_tflite
 from keras_efficientformer.deploy.images import find_images
 from keras_efficientformer.deploy.litert import LiteRTModel
+from keras_efficientformer.deploy.tflite_modes import IO_TYPES, MODES
 from keras_efficientformer.imagenet import decode_predictions, load_image, preprocess_input, resize_and_crop
 
 PUBLISHED = {"l1": EfficientFormerL1, "l3": EfficientFormerL3, "l7": EfficientFormerL7}
@@ -128,11 +129,12 @@ def predict(
 def tflite_command(
     model: Model,
     path: Annotated[Path, typer.Argument(help="The .tflite file, or an existing folder.")],
-    quantize: Annotated[str, typer.Option(help="none")] = "none",
-    calibration: Annotated[Path | None, typer.Option(help="Folder of images to measure on.")] = None,
+    quantize: Annotated[str, typer.Option(help=", ".join(MODES))] = "none",
+    calibration: Annotated[Path | None, typer.Option(help="Folder of images to measure ranges and errors on.")] = None,
     labels: Labels = None,
     size: Size = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one inference.")] = 1,
+    io: Annotated[str, typer.Option(help="Type of input and output: " + ", ".join(IO_TYPES))] = "float32",
     preprocessing: Annotated[bool, typer.Option(help="Take raw RGB 0..255 and normalise inside.")] = True,
     max_difference: Annotated[float | None, typer.Option(help="Write nothing beyond it. Default: the mode's.")] = None,
     overwrite: Overwrite = False,
@@ -147,6 +149,7 @@ def tflite_command(
         labels=labels,
         include_preprocessing=preprocessing,
         batch_size=batch_size,
+        io=io,
         max_difference=max_difference,
         overwrite=overwrite,
     )

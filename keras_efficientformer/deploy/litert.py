@@ -14,6 +14,7 @@ class LiteRTModel:
 
     Args:
         path: the file.
+        num_threads: of XNNPACK; None means all of this machine's.
 
     Attributes:
         inputs, outputs: tuples of `TensorInfo`, the outputs in the file's order.
@@ -24,7 +25,7 @@ class LiteRTModel:
         ImportError: LiteRT is not installed.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, num_threads: int | None = None):
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
@@ -33,7 +34,7 @@ class LiteRTModel:
             ) from error
         content = Path(path).read_bytes()
         try:
-            self._interpreter = Interpreter(model_content=content, num_threads=os.cpu_count())
+            self._interpreter = Interpreter(model_content=content, num_threads=num_threads or os.cpu_count())
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is not a TFLite file that LiteRT can run: {error}") from error
@@ -55,14 +56,16 @@ class LiteRTModel:
         """The outputs for any number of images, in batches of the file's own size, the last filled up with zeros.
 
         Args:
-            images: float array (number, height, width, channels) in the input's range.
+            images: float array (number, height, width, channels) in the input's range: real values, which are
+                quantized here where the input is of an integer type.
 
         Returns:
-            {output name: float32 array (number, ...)}.
+            {output name: float32 array (number, ...)}, real values.
         """
         (detail,) = self._interpreter.get_input_details()
         outputs = self._interpreter.get_output_details()
         batch_size = detail["shape"][0]
+        images = _quantized(images, self.inputs[0])
         results = collections.defaultdict(list)
         for start in range(0, len(images), batch_size):
             part = images[start : start + batch_size]
@@ -72,13 +75,30 @@ class LiteRTModel:
             self._interpreter.invoke()
             for output in outputs:
                 results[output["name"]].append(self._interpreter.get_tensor(output["index"])[: len(part)])
-        return {name: np.concatenate(parts) for name, parts in results.items()}
+        return {tensor.name: _real(np.concatenate(results[tensor.name]), tensor) for tensor in self.outputs}
+
+    def partitions(self) -> int:
+        """How many parts of the graph XNNPACK has taken over: 1 where nothing is left to other kernels."""
+        return sum(operation["op_name"] == "DELEGATE" for operation in self._interpreter._get_ops_details())
 
     def operations(self) -> dict[str, int]:
         """How many operations of each kind the file holds, most frequent first."""
         names = [operation["op_name"] for operation in self._interpreter._get_ops_details()]
         # The one that stands for what XNNPACK has taken over is not in the file.
         return dict(collections.Counter(name for name in names if name != "DELEGATE").most_common())
+
+
+def _quantized(values, tensor):
+    if tensor.scale is None:
+        return values
+    limits = np.iinfo(tensor.dtype)
+    return np.clip(np.round(values / tensor.scale) + tensor.zero_point, limits.min, limits.max).astype(tensor.dtype)
+
+
+def _real(values, tensor):
+    if tensor.scale is None:
+        return values
+    return (values.astype("float32") - tensor.zero_point) * np.float32(tensor.scale)
 
 
 def _tensors(details):

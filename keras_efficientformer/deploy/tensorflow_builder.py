@@ -3,8 +3,26 @@
 Channels last, batch fixed. Weights become constants, so there is nothing to freeze and no variable to lose.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import tensorflow as tf
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Which of several equal ways to write an operation a mode's kernels are fastest with (XNNPACK of LiteRT 2.3).
+
+    Attributes:
+        depthwise_pooling: averages as depthwise convolutions, corrected at the border: there is no int8 pooling kernel.
+        matmul_variance: variances as products with a vector: a sum of squares has no float16 kernel, and everything
+            after it would be float32.
+        row_padding: whole rows are padded, not pixels: for kernels that do not take the padding into the convolution.
+    """
+
+    depthwise_pooling: bool = False
+    matmul_variance: bool = False
+    row_padding: bool = False
 
 
 class TensorFlowBuilder:
@@ -12,11 +30,13 @@ class TensorFlowBuilder:
 
     Args:
         image: the input, a float32 tensor (batch, height, width, channels) of static shape.
+        kernels: the choices between equal operations.
     """
 
-    def __init__(self, image):
+    def __init__(self, image, kernels=Kernels()):
         self._image = image
         self._batch = image.shape[0]
+        self._kernels = kernels
 
     def image(self, height, width, channels, mean):
         if mean is None:
@@ -25,11 +45,18 @@ class TensorFlowBuilder:
         return self._image - _constant(np.broadcast_to(mean, (1, 1, width, channels)))
 
     def convolution(self, x, weights, bias, stride=1):
-        margin = weights.shape[0] // 2
-        if margin:
-            # Not "SAME", which pads even sizes at the bottom and right only.
-            x = tf.pad(x, [[0, 0], [margin, margin], [margin, margin], [0, 0]])
+        if weights.shape[0] > 1:
+            x = self._pad(x, weights.shape[0] // 2)
         return tf.nn.bias_add(tf.nn.conv2d(x, _constant(weights), stride, "VALID"), _constant(bias))
+
+    def _pad(self, x, margin):
+        # Not the convolution's "SAME", which pads even sizes at the bottom and right only.
+        if not self._kernels.row_padding:
+            return tf.pad(x, [[0, 0], [margin, margin], [margin, margin], [0, 0]])
+        batch, height, width, channels = x.shape
+        rows = tf.reshape(x, (batch, height, width * channels))
+        rows = tf.pad(rows, [[0, 0], [margin, margin], [margin * channels, margin * channels]])
+        return tf.reshape(rows, (batch, height + 2 * margin, width + 2 * margin, channels))
 
     def relu(self, x):
         return tf.nn.relu(x)
@@ -38,6 +65,10 @@ class TensorFlowBuilder:
         return tf.nn.gelu(x, approximate=False)
 
     def average_pool(self, x, size, scale):
+        if self._kernels.depthwise_pooling:
+            filters = np.broadcast_to((scale / size**2)[:, None], (size, size, len(scale), 1))
+            sums = tf.nn.depthwise_conv2d(x, _constant(filters), (1, 1, 1, 1), "SAME")
+            return sums * _constant(_border_factors(*x.shape[1:3], size))
         # "SAME" with stride 1 pads alike on all sides, and leaves the padding out of the average.
         return tf.nn.avg_pool2d(x, size, 1, "SAME") * _constant(scale)
 
@@ -56,7 +87,13 @@ class TensorFlowBuilder:
 
     def layer_norm(self, x, epsilon):
         centred = x - tf.reduce_mean(x, -1, keepdims=True)
-        variance = tf.reduce_mean(centred * centred, -1, keepdims=True)
+        channels = x.shape[-1]
+        if self._kernels.matmul_variance:
+            squares = tf.reshape(centred * centred, (-1, channels))
+            variance = tf.matmul(squares, _constant(np.full((channels, 1), 1 / channels)))
+            variance = tf.reshape(variance, (*x.shape[:-1], 1))
+        else:
+            variance = tf.reduce_mean(centred * centred, -1, keepdims=True)
         return centred * tf.math.rsqrt(variance + epsilon)
 
     def dense(self, x, weights, bias):
@@ -96,6 +133,16 @@ class TensorFlowBuilder:
 
     def output(self, x, name):
         return tf.identity(x, name=name)
+
+
+def _border_factors(height, width, size):
+    """(1, height, width, 1): by what zero-padded averages fall short at each position, window / real pixels in it."""
+    margin = size // 2
+    counts = [
+        [min(place + margin, side - 1) - max(place - margin, 0) + 1 for place in range(side)]
+        for side in (height, width)
+    ]
+    return (size**2 / np.outer(*counts))[None, :, :, None]
 
 
 def _constant(array):

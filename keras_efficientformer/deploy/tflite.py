@@ -1,7 +1,9 @@
 """The way to Android: a Keras model becomes a .tflite file that has been run and compared before it gets its name."""
 
 import contextlib
+import dataclasses
 import hashlib
+import importlib.metadata
 import os
 import time
 from collections.abc import Iterable
@@ -17,14 +19,22 @@ from keras_efficientformer.deploy.litert import LiteRTModel
 from keras_efficientformer.deploy.network import fuse
 from keras_efficientformer.deploy.recording import FusedNetwork
 from keras_efficientformer.deploy.report import Difference, ExportReport, compare, versions_of
-from keras_efficientformer.imagenet import MEAN, imagenet_labels, preprocess_input
-
-# Each mode: what it is called in file names, and how far its outputs may be from Keras' (`Difference.relative`).
-MODES = {"none": ("float32", 1e-5)}
+from keras_efficientformer.deploy.tflite_file import with_metadata, with_names
+from keras_efficientformer.deploy.tflite_metadata import ModelCard
+from keras_efficientformer.deploy.tflite_modes import INPUT, MODES, Mode
+from keras_efficientformer.deploy.tflite_modes import quantize as quantize_file
+from keras_efficientformer.imagenet import MEAN, STD, imagenet_labels, preprocess_input
 
 CALIBRATION_LIMIT = 128
-SIGNATURE = "serving_default"
-INPUT = "image"
+PIXEL_RANGE = (0.0, 255.0)
+TOOLS = ("keras-efficientformer", "keras", "tensorflow", "ai-edge-litert", "ai-edge-quantizer", "numpy")
+OUTPUT_DESCRIPTIONS = {
+    "probabilities": "Probability of each class.",
+    "logits": "Logit of each class.",
+    "scores": "Score of each class, in 0..1, each by itself.",
+    "features": "Feature map after the final LayerNorm.",
+    "embedding": "Embedding of the image.",
+}
 
 
 class ExportError(RuntimeError):
@@ -40,12 +50,14 @@ def export_tflite(
     labels: str | os.PathLike | list[str] | None = None,
     include_preprocessing: bool = True,
     batch_size: int = 1,
+    io: str = "float32",
     max_difference: float | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Exports a model as a TFLite file and a report, `.json`, beside it.
 
-    The file holds the fused network (`deploy.network`): static shapes, one XNNPACK partition, no Flex operation. It has
+    The file holds the fused network (`deploy.network`): static shapes, no Flex operation, in float32 and float16 one
+    XNNPACK partition. It has metadata (labels, normalisation, author, licence) that MediaPipe's ImageClassifier reads,
     the signature "serving_default", the input `image` and the outputs `probabilities` or `logits` (of a model with two
     outputs also `probabilities_distillation` or `logits_distillation`), without a classifier `features` or `embedding`.
     Before it gets its name it is run in LiteRT and compared with the Keras model, on any Keras backend.
@@ -54,15 +66,21 @@ def export_tflite(
         model: an EfficientFormer of this package.
         path: the file to write, `.tflite`; or an existing folder, in which it is called by the model's name, input size
             and mode, e.g. `efficientformer_l1_224_float32.tflite`.
-        quantize: "none" (float32 weights and activations).
-        calibration: raw RGB images to measure on: a folder, searched recursively, or arrays (height, width, 3) in
-            0..255; None means four seeded ones. At most 128 are taken.
+        quantize: "none" (float32), "float16" (weights, and arithmetic where the CPU or GPU can), "dynamic" (int8
+            weights, activations quantized while running), "weight_only" (int8 weights, float32 arithmetic), "int8"
+            (fastest on phones' CPUs: all but LayerNorm and attention's products in int8), "int8_integer" (no float
+            operation inside, for NPUs and DSPs) or "int16x8" (int16 activations, int8 weights).
+        calibration: raw RGB images: a folder, searched recursively, or arrays (height, width, 3) in 0..255; at most 128
+            are taken. "int8", "int8_integer" and "int16x8" measure their ranges on them and cannot do without; all
+            modes are compared with Keras on them, or on four seeded images where there are none.
         labels: class names, or a text file with one in each line; None means ImageNet's for 1000 classes, else none.
         include_preprocessing: whether the input is raw RGB, float32 in 0..255, normalised inside; else it is what
             `preprocess_input` returns.
         batch_size: number of images in one inference, >= 1.
+        io: type of the input and the outputs: "float32", or for "int8" and "int8_integer" also "int8" and "uint8".
         max_difference: the largest difference from Keras, relative to the largest output where that is over 1, at which
-            the file is written; None means the mode's own limit (1e-5), `float("inf")` writes whatever comes.
+            the file is written; None means the mode's own limit (`tflite_modes.MODES`; 1e-5 in float32), and
+            `float("inf")` writes whatever comes.
         overwrite: whether existing files may be replaced.
 
     Returns:
@@ -70,32 +88,33 @@ def export_tflite(
 
     Raises:
         ValueError: an argument is out of its range, labels do not match the classes, weights are not finite, the model
-            is no EfficientFormer, or there are no calibration images.
+            is no EfficientFormer, or calibration images are needed and not there.
         OSError: the folder is missing or cannot be written to, or a file exists and `overwrite` is False.
-        ImportError: TensorFlow or LiteRT is not installed.
+        ImportError: TensorFlow, LiteRT or ai-edge-quantizer is not installed.
         ExportError: the file differs too much from the model. It is not written.
     """
     started = time.perf_counter()
-    if quantize not in MODES:
-        raise ValueError(f"`quantize` should be one of {', '.join(MODES)}. Received: quantize={quantize!r}")
+    mode = _mode(quantize, io, calibration)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"`batch_size` should be an integer >= 1. Received: batch_size={batch_size}")
-    _require("tensorflow", "ai_edge_litert")
-    mode, mode_limit = MODES[quantize]
-    limit = mode_limit if max_difference is None else max_difference
+    _require("tensorflow", "ai_edge_litert", *(("ai_edge_quantizer",) if mode.recipe else ()))
+    limit = mode.limit if max_difference is None else max_difference
     network = fuse(model, include_preprocessing)
     label_names = _labels(labels, network.classes)
     file = _file_path(path, network, mode)
 
     with finished_file(file, overwrite) as partial, finished_file(file.with_suffix(".json"), overwrite) as sidecar:
         images, images_from = _images(calibration, network.input_shape)
-        partial.write_bytes(_convert(network, batch_size))
+        content = _convert(network, mode, batch_size)
+        if mode.recipe:
+            content = quantize_file(content, mode, io, _inputs(images, network), batch_size, _input_range(network))
+        partial.write_bytes(with_metadata(content, network.outputs, _card(network, mode, label_names)))
         exported = LiteRTModel(partial)
         differences = _differences(model, network, exported, images)
         _check(differences, limit, file)
         report = ExportReport(
             path=str(file),
-            mode=mode,
+            mode=mode.name,
             size=partial.stat().st_size,
             model=network.name,
             preprocessing=network.preprocessing,
@@ -107,12 +126,27 @@ def export_tflite(
             images=len(images),
             images_from=images_from,
             operations=exported.operations(),
+            partitions=exported.partitions(),
             checkpoint=_checkpoint(model),
-            versions=versions_of("keras-efficientformer", "keras", "tensorflow", "ai-edge-litert", "numpy"),
+            versions=versions_of(*TOOLS),
             seconds=round(time.perf_counter() - started, 2),
         )
         sidecar.write_text(report.to_json())
     return report
+
+
+def _mode(quantize, io, calibration):
+    if quantize not in MODES:
+        raise ValueError(f"`quantize` should be one of {', '.join(MODES)}. Received: quantize={quantize!r}")
+    mode = MODES[quantize]
+    if io not in mode.io_types:
+        raise ValueError(f"`io` should be {' or '.join(mode.io_types)} with quantize={quantize!r}. Received: io={io!r}")
+    if mode.calibrated and calibration is None:
+        raise ValueError(
+            f"quantize={quantize!r} measures the ranges of activations: pass calibration, a folder of a hundred or so "
+            "photographs like those the model will see, or arrays."
+        )
+    return mode
 
 
 def _require(*modules):
@@ -140,10 +174,22 @@ def _file_path(path, network, mode):
     if path.is_dir():
         height, width, _ = network.input_shape
         size = f"{height}" if height == width else f"{height}x{width}"
-        return path / f"{network.name}_{size}_{mode}.tflite"
+        return path / f"{network.name}_{size}_{mode.name}.tflite"
     if path.suffix != ".tflite":
         raise ValueError(f"A TFLite file's name ends in .tflite, or the path is an existing folder. Received: {path}")
     return path
+
+
+def _inputs(images, network):
+    """Raw images as the network takes them."""
+    if network.preprocessing:
+        return images
+    # Of other images than RGB nobody knows the normalisation; any range that networks are used to will do.
+    return preprocess_input(images) if images.shape[-1] == len(MEAN) else images / 127.5 - 1.0
+
+
+def _input_range(network):
+    return PIXEL_RANGE if network.preprocessing else None
 
 
 def _images(calibration, input_shape):
@@ -153,46 +199,55 @@ def _images(calibration, input_shape):
     return images, str(calibration) if isinstance(calibration, str | os.PathLike) else "the given arrays"
 
 
-def _convert(network: FusedNetwork, batch_size: int) -> bytes:
+def _convert(network: FusedNetwork, mode: Mode, batch_size: int) -> bytes:
     import tensorflow as tf
 
-    from keras_efficientformer.deploy.tensorflow_builder import TensorFlowBuilder
+    from keras_efficientformer.deploy.tensorflow_builder import Kernels, TensorFlowBuilder
+
+    kernels = Kernels(**mode.kernels)
 
     specification = tf.TensorSpec((batch_size, *network.input_shape), tf.float32, name=INPUT)
 
     @tf.function(input_signature=[specification], autograph=False)
     def function(image):
-        return list(network.build(TensorFlowBuilder(image)).values())
+        return list(network.build(TensorFlowBuilder(image, kernels)).values())
 
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], function)
-    return _with_names(converter.convert(), network.outputs)
+    if mode.float16:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.target_spec.supported_types = [tf.float16]
+        # Metadata by which XNNPACK knows that it may compute in float16 too, twice as fast where the CPU can.
+        converter.target_spec._experimental_supported_accumulation_type = tf.float16
+    return with_names(converter.convert(), network.outputs)
 
 
-def _with_names(content, outputs):
-    """The file with its output tensors named and a signature, neither of which converting a function gives."""
-    from tensorflow.lite.tools import flatbuffer_utils
-
-    schema = flatbuffer_utils.schema_fb
-    file = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    graph = file.subgraphs[0]
-    signature = schema.SignatureDefT()
-    signature.signatureKey = SIGNATURE
-    signature.subgraphIndex = 0
-    signature.inputs, signature.outputs = [], []
-    ends = ((graph.inputs, (INPUT,), signature.inputs), (graph.outputs, outputs, signature.outputs))
-    for indices, names, entries in ends:
-        for index, name in zip(indices, names, strict=True):
-            graph.tensors[index].name = name
-            entry = schema.TensorMapT()
-            entry.name, entry.tensorIndex = name, index
-            entries.append(entry)
-    file.signatureDefs = [signature]
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(file))
+def _card(network, mode, labels):
+    height, width, _ = network.input_shape
+    if network.preprocessing:
+        pixels, unit, description = PIXEL_RANGE, (0.0, 1.0), "RGB image, values in 0..255; normalised inside."
+    else:
+        # MediaPipe takes one mean and deviation for all channels: ImageNet's averages come closest.
+        mean, std = 255.0 * float(np.mean(MEAN)), 255.0 * float(np.mean(STD))
+        pixels, unit = (-mean / std, (255.0 - mean) / std), (mean, std)
+        description = f"RGB image, (pixel / 255 - {MEAN}) / {STD} for each channel."
+    return ModelCard(
+        name=f"{network.name} {height}x{width} {mode.name}",
+        description=f"EfficientFormer (arXiv 2206.01191), {height}x{width}, {mode.name}, by keras-efficientformer.",
+        version=importlib.metadata.version("keras-efficientformer"),
+        author="keras-efficientformer",
+        license="Apache-2.0",
+        input_name=INPUT,
+        input_description=description,
+        pixel_range=pixels,
+        mean=unit[0],
+        std=unit[1],
+        outputs=tuple((name, OUTPUT_DESCRIPTIONS[name.partition("_")[0]]) for name in network.outputs),
+        labels=labels,
+    )
 
 
 def _differences(model, network, exported, images) -> tuple[Difference, ...]:
-    # Of other images than RGB nobody knows the normalisation; any range that networks are used to will do.
-    normalised = preprocess_input(images) if images.shape[-1] == len(MEAN) else images / 127.5 - 1.0
+    normalised = _inputs(images, dataclasses.replace(network, preprocessing=False))
     expected = model.predict(normalised, verbose=0)
     expected = expected if isinstance(expected, list | tuple) else [expected]
     found = exported.predict(images if network.preprocessing else normalised)

@@ -8,8 +8,6 @@ import io
 import zipfile
 from dataclasses import dataclass
 
-import flatbuffers
-
 METADATA_NAME = "TFLITE_METADATA"
 LABELS_FILE = "labels.txt"
 FILE_IDENTIFIER = b"M001"
@@ -52,6 +50,8 @@ class ModelCard:
 
 def metadata_buffer(card: ModelCard) -> bytes:
     """The metadata flatbuffer, the content of the buffer that the model's entry "TFLITE_METADATA" points to."""
+    import flatbuffers
+
     b = flatbuffers.Builder(1024)
     subgraph = _table(b, {2: _vector(b, [_input(b, card)]), 3: _vector(b, [_output(b, card, o) for o in card.outputs])})
     model = _table(

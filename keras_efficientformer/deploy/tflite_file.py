@@ -1,0 +1,52 @@
+"""The inside of a .tflite file: the names, signature, metadata and labels that converters leave out."""
+
+import numpy as np
+
+from keras_efficientformer.deploy.tflite_metadata import METADATA_NAME, ModelCard, append_labels, metadata_buffer
+from keras_efficientformer.deploy.tflite_modes import INPUT, SIGNATURE
+
+
+def with_names(content: bytes, outputs: tuple[str, ...]) -> bytes:
+    """The file with its input and outputs named and a signature; converting a function gives neither."""
+    return _edited(content, lambda file, schema: _name_ends(file, schema, outputs))
+
+
+def with_metadata(content: bytes, outputs: tuple[str, ...], card: ModelCard) -> bytes:
+    """The file named again, which quantizing undoes, with metadata and, where the card has them, the labels."""
+
+    def edit(file, schema):
+        _name_ends(file, schema, outputs)
+        buffer, entry = schema.BufferT(), schema.MetadataT()
+        buffer.data = np.frombuffer(metadata_buffer(card), "uint8")
+        file.buffers.append(buffer)
+        entry.name, entry.buffer = METADATA_NAME, len(file.buffers) - 1
+        file.metadata = [*(file.metadata or []), entry]
+        file.description = card.description
+
+    content = _edited(content, edit)
+    return append_labels(content, card.labels) if card.labels else content
+
+
+def _edited(content, edit):
+    """A .tflite file's content after `edit(file, schema)` has changed its object tree."""
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    file = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    edit(file, flatbuffer_utils.schema_fb)
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(file))
+
+
+def _name_ends(file, schema, outputs):
+    graph = file.subgraphs[0]
+    signature = schema.SignatureDefT()
+    signature.signatureKey = SIGNATURE
+    signature.subgraphIndex = 0
+    signature.inputs, signature.outputs = [], []
+    ends = ((graph.inputs, (INPUT,), signature.inputs), (graph.outputs, outputs, signature.outputs))
+    for indices, names, entries in ends:
+        for index, name in zip(indices, names, strict=True):
+            graph.tensors[index].name = name
+            entry = schema.TensorMapT()
+            entry.name, entry.tensorIndex = name, index
+            entries.append(entry)
+    file.signatureDefs = [signature]

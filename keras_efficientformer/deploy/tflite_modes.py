@@ -1,0 +1,147 @@
+"""The modes of TFLite export: for each, the kernels its graph is written for, how it is quantized, and its limits.
+
+float32 and float16 are TensorFlow's converter's. The integer modes are made from the float32 file by ai-edge-quantizer,
+whose recipes choose operation by operation: that is what lets LayerNorm and attention stay in float32 in "int8", where
+LiteRT has slow reference kernels or none for them, and keeps the file's names and signature.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+IO_TYPES = ("float32", "int8", "uint8")
+SIGNATURE = "serving_default"
+INPUT = "image"
+
+# In "int8" these are computed in integers: all that have XNNPACK or fast LiteRT kernels. What is left in float32, less
+# than 2% of the work, is LayerNorm, the attention's products and softmax, and the last activation.
+FAST_INTEGER = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "MUL", "SUB", "GELU", "PAD", "RESHAPE")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One mode of export.
+
+    Attributes:
+        name: in file names.
+        limit: the largest `Difference.relative` at which a file is written.
+        kernels: arguments of `tensorflow_builder.Kernels`.
+        float16: whether weights are stored, and on CPUs that can also computed, in float16.
+        recipe: adds the quantization to an ai-edge-quantizer `RecipeManager`; None leaves the file as it is.
+        calibrated: whether ranges of activations are measured, so that images are needed.
+        io_types: the types that input and output may have.
+    """
+
+    name: str
+    limit: float
+    kernels: dict[str, bool]
+    float16: bool = False
+    recipe: Callable[[Any], None] | None = None
+    calibrated: bool = False
+    io_types: tuple[str, ...] = ("float32",)
+
+
+def _dynamic(recipe):
+    recipe.add_dynamic_config(".*", "*", 8)
+
+
+def _weight_only(recipe):
+    recipe.add_weight_only_config(".*", "*", 8)
+
+
+def _int8(recipe):
+    for operation in FAST_INTEGER:
+        recipe.add_static_config(".*", operation, 8, 8)
+
+
+def _int8_integer(recipe):
+    recipe.add_static_config(".*", "*", 8, 8)
+
+
+def _int16x8(recipe):
+    recipe.add_static_config(".*", "*", 16, 8)
+
+
+INTEGER = {"depthwise_pooling": True}
+MODES = {
+    "none": Mode("float32", 1e-5, {}),
+    "float16": Mode("float16", 0.02, {"matmul_variance": True, "row_padding": True}, float16=True),
+    "dynamic": Mode("dynamic", 0.5, {"row_padding": True}, recipe=_dynamic),
+    "weight_only": Mode("weight_only", 0.2, {}, recipe=_weight_only),
+    "int8": Mode("int8", 0.5, INTEGER, recipe=_int8, calibrated=True, io_types=IO_TYPES),
+    "int8_integer": Mode("int8_integer", 0.5, INTEGER, recipe=_int8_integer, calibrated=True, io_types=IO_TYPES),
+    "int16x8": Mode("int16x8", 0.2, INTEGER, recipe=_int16x8, calibrated=True),
+}
+
+
+def quantize(
+    content: bytes, mode: Mode, io: str, images: np.ndarray, batch_size: int, input_range: tuple[float, float] | None
+) -> bytes:
+    """A float32 file quantized by the recipe of `mode`.
+
+    Args:
+        content: the file.
+        mode: the mode, which has a recipe.
+        io: the type of input and output, one of the mode's `io_types`.
+        images: float32 array (number, height, width, channels) in the file's input range; where the mode is calibrated,
+            the ranges of its activations are the smallest and largest values seen on them.
+        batch_size: of the file.
+        input_range: the exact range of the input where it is known, so that whole pixel values stay whole; else None.
+
+    Returns:
+        The quantized file.
+    """
+    from ai_edge_quantizer import quantizer
+    from ai_edge_quantizer.recipe_manager import RecipeManager
+
+    recipe = RecipeManager()
+    assert mode.recipe is not None
+    mode.recipe(recipe)
+    if mode.calibrated:
+        _set_io(recipe, io)
+    tool = quantizer.Quantizer(bytearray(content), recipe.get_quantization_recipe())
+    ranges = _ranges(content, recipe, images, batch_size) if mode.calibrated else None
+    if ranges is not None and input_range is not None:
+        ranges[INPUT] = {
+            end: np.full_like(ranges[INPUT][end], v) for end, v in zip(("min", "max"), input_range, strict=True)
+        }
+    # The quantizer reports sizes on standard output, which is where `--json` goes.
+    with contextlib.redirect_stdout(sys.stderr):
+        return bytes(tool.quantize(ranges).quantized_model)
+
+
+def _ranges(content, recipe, images, batch_size):
+    """{tensor: its smallest and largest value}. The quantizer's own moving average would cut the extremes off, which
+    costs the embedded checkpoint half a point of accuracy."""
+    from ai_edge_quantizer import calibrator
+    from ai_edge_quantizer.utils.qsv_utils import min_max_update
+
+    tool = calibrator.Calibrator(bytearray(content), num_threads=os.cpu_count() or 1, qsv_update_func=min_max_update)
+    samples = [{INPUT: np.repeat(image[None], batch_size, axis=0)} for image in images]
+    tool.calibrate({SIGNATURE: samples}, recipe)
+    return tool.get_model_qsvs()
+
+
+def _set_io(recipe, io):
+    from ai_edge_quantizer import qtyping
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+    for end in ("INPUT", "OUTPUT"):
+        if io == "float32":
+            recipe.add_quantization_config(".*", end, None, AlgorithmName.NO_QUANTIZE)
+        elif io == "int8":
+            recipe.add_static_config(".*", end, 8, 8)
+        else:
+            values = qtyping.TensorQuantizationConfig(num_bits=8, symmetric=False, dtype=qtyping.TensorDataType.UINT)
+            weights = qtyping.TensorQuantizationConfig(num_bits=8, granularity=qtyping.QuantGranularity.CHANNELWISE)
+            config = qtyping.OpQuantizationConfig(
+                activation_tensor_config=values,
+                weight_tensor_config=weights,
+                compute_precision=qtyping.ComputePrecision.INTEGER,
+            )
+            recipe.add_quantization_config(".*", end, config)
