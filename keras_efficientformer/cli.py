@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -110,7 +111,7 @@ def predict(
     network = _TFLiteClassifier(model) if model.endswith(".tflite") else _KerasClassifier(_open(model, size))
     names = labels.read_text(encoding="utf-8").splitlines() if labels else network.labels
     results: dict[str, Any] = {}
-    for start in track(range(0, len(files), BATCH_SIZE), description="Classifying", console=errors, transient=True):
+    for start in _track(range(0, len(files), BATCH_SIZE), "Classifying"):
         batch = files[start : start + BATCH_SIZE]
         pixels = np.stack([resize_and_crop(load_image(file), network.size, crop) for file in batch])
         decoded = _decode(network.predict(pixels.astype("float32")), top, names)
@@ -213,11 +214,12 @@ def _open(source: str, size: str | None) -> keras.Model:
         return PUBLISHED[variant](weights=weights or "imagenet", input_shape=shape)
     if source.endswith(".keras") and shape is None:
         return keras.saving.load_model(source, compile=False)
-    return from_checkpoint(
-        source,
-        input_shape=shape,
-        progress=lambda variables: track(variables, "Loading weights", console=errors, transient=True),
-    )
+    return from_checkpoint(source, input_shape=shape, progress=partial(_track, description="Loading weights"))
+
+
+def _track(sequence, description):
+    """A progress bar on standard error, where somebody can see it."""
+    return track(sequence, description, console=errors, transient=True, disable=not errors.is_terminal)
 
 
 def _shape(size):
