@@ -71,6 +71,11 @@ def architecture_of(model) -> Architecture:
 
 
 def layers_of(model):
+    """{name: layer} of an EfficientFormer of this package.
+
+    Raises:
+        ValueError: the model is none.
+    """
     layers = {layer.name: layer for layer in getattr(model, "layers", ())}
     if any(name not in layers for name in _LAYER_NAMES):
         raise ValueError(

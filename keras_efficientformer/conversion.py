@@ -216,7 +216,7 @@ def to_state_dict(model, dialect="timm") -> dict[str, np.ndarray]:
         raise ValueError(f"`dialect` should be one of {', '.join(DIALECTS)}. Received: dialect={dialect!r}")
     tensors = {}
     for binding in bindings(model):
-        tensors[binding.name] = to_torch_layout(np.asarray(binding.variable, dtype="float32"), binding.kind)
+        tensors[binding.name] = to_torch_layout(np.array(binding.variable, dtype="float32"), binding.kind)
         module, _, leaf = binding.name.rpartition(".")
         if leaf == "running_var":
             tensors[f"{module}.num_batches_tracked"] = np.zeros((), dtype="int64")

@@ -358,11 +358,13 @@ class Attention(_SameShape):
         )
 
     def save_own_variables(self, store):
+        """Saves the table with its resolution."""
         super().save_own_variables(store)
         # Of a table alone, nobody could tell a grid of 4x9 tokens from one of 6x6.
         store["resolution"] = np.array(self.resolution)
 
     def load_own_variables(self, store):
+        """Loads a table of the same resolution; a ValueError says both where they differ."""
         resolution = tuple(int(side) for side in store["resolution"])
         if resolution != self.resolution:
             raise ValueError(

@@ -107,7 +107,7 @@ def export_tflite(
         images, images_from = _images(calibration, network.input_shape)
         content = _convert(network, mode, batch_size)
         if mode.recipe:
-            content = quantize_file(content, mode, io, _inputs(images, network), batch_size, _input_range(network))
+            content = quantize_file(content, mode, io, _inputs(images, network), batch_size, _known_ranges(network))
         partial.write_bytes(with_metadata(content, network.outputs, _card(network, mode, label_names)))
         exported = LiteRTModel(partial)
         differences = _differences(model, network, exported, images)
@@ -188,8 +188,9 @@ def _inputs(images, network):
     return preprocess_input(images) if images.shape[-1] == len(MEAN) else images / 127.5 - 1.0
 
 
-def _input_range(network):
-    return PIXEL_RANGE if network.preprocessing else None
+def _known_ranges(network):
+    ranges = {name: (0.0, 1.0) for name in network.outputs if name.startswith(("probabilities", "scores"))}
+    return ranges | ({INPUT: PIXEL_RANGE} if network.preprocessing else {})
 
 
 def _images(calibration, input_shape):

@@ -32,6 +32,9 @@ def _edited(content, edit):
     from tensorflow.lite.tools import flatbuffer_utils
 
     file = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    for buffer in file.buffers:
+        if buffer.data is not None:  # what is no array would be packed byte by byte, in Python
+            buffer.data = np.asarray(buffer.data, "uint8")
     edit(file, flatbuffer_utils.schema_fb)
     return bytes(flatbuffer_utils.convert_object_to_bytearray(file))
 

@@ -80,7 +80,12 @@ MODES = {
 
 
 def quantize(
-    content: bytes, mode: Mode, io: str, images: np.ndarray, batch_size: int, input_range: tuple[float, float] | None
+    content: bytes,
+    mode: Mode,
+    io: str,
+    images: np.ndarray,
+    batch_size: int,
+    known_ranges: dict[str, tuple[float, float]],
 ) -> bytes:
     """A float32 file quantized by the recipe of `mode`.
 
@@ -91,7 +96,8 @@ def quantize(
         images: float32 array (number, height, width, channels) in the file's input range; where the mode is calibrated,
             the ranges of its activations are the smallest and largest values seen on them.
         batch_size: of the file.
-        input_range: the exact range of the input where it is known, so that whole pixel values stay whole; else None.
+        known_ranges: (smallest, largest) of tensors, by name, that do not depend on the images: of the input, so that
+            whole pixel values stay whole, and of probabilities, so that none is cut off at the largest one seen.
 
     Returns:
         The quantized file.
@@ -106,10 +112,10 @@ def quantize(
         _set_io(recipe, io)
     tool = quantizer.Quantizer(bytearray(content), recipe.get_quantization_recipe())
     ranges = _ranges(content, recipe, images, batch_size) if mode.calibrated else None
-    if ranges is not None and input_range is not None:
-        ranges[INPUT] = {
-            end: np.full_like(ranges[INPUT][end], v) for end, v in zip(("min", "max"), input_range, strict=True)
-        }
+    if ranges is not None:
+        for name in known_ranges.keys() & ranges.keys():  # outputs that stay in float32 have none
+            ends = zip(("min", "max"), known_ranges[name], strict=True)
+            ranges[name] = {end: np.full_like(ranges[name][end], value) for end, value in ends}
     # The quantizer reports sizes on standard output, which is where `--json` goes.
     with contextlib.redirect_stdout(sys.stderr):
         return bytes(tool.quantize(ranges).quantized_model)
