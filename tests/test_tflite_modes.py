@@ -183,6 +183,20 @@ def is_float(types):
 # How close to Keras.
 
 
+@pytest.mark.parametrize("mode", ["none", *QUANTIZED])
+def test_constants_are_aligned(small, tmp_path, mode):
+    """To the 16 bytes of the schema's `force_align`, from the start of the file."""
+    path = tmp_path / "model.tflite"
+    export_tflite(small, path, quantize=mode, calibration=seeded_images((64, 64, 3)), max_difference=float("inf"))
+    content = path.read_bytes()
+    start = np.frombuffer(content, "uint8").__array_interface__["data"][0]
+    file = schema.Model.GetRootAs(content, 0)
+    buffers = [file.Buffers(index).DataAsNumpy() for index in range(file.BuffersLength())]
+    places = [b.__array_interface__["data"][0] - start for b in buffers if isinstance(b, np.ndarray) and len(b)]
+    assert len(places) > 50
+    assert all(place % 16 == 0 for place in places)
+
+
 @pytest.mark.parametrize("mode", QUANTIZED)
 def test_difference_from_keras(exported, mode):
     (difference,) = exported(mode).differences

@@ -1,9 +1,14 @@
 """The inside of a .tflite file: the names, signature, metadata and labels that converters leave out."""
 
+from functools import partial
+
 import numpy as np
 
 from keras_efficientformer.deploy.tflite_metadata import METADATA_NAME, ModelCard, append_labels, metadata_buffer
 from keras_efficientformer.deploy.tflite_modes import INPUT, SIGNATURE
+
+# Of a constant's first byte; the schema's `force_align`. Some kernels read int64 and vectors in place.
+ALIGNMENT = 16
 
 
 def with_names(content: bytes, outputs: tuple[str, ...]) -> bytes:
@@ -32,11 +37,22 @@ def _edited(content, edit):
     from tensorflow.lite.tools import flatbuffer_utils
 
     file = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    for buffer in file.buffers:
-        if buffer.data is not None:  # what is no array would be packed byte by byte, in Python
-            buffer.data = np.asarray(buffer.data, "uint8")
     edit(file, flatbuffer_utils.schema_fb)
+    for buffer in file.buffers:
+        if buffer.data is not None:
+            buffer.Pack = partial(_pack_aligned, flatbuffer_utils.schema_fb, np.asarray(buffer.data, "uint8").tobytes())
     return bytes(flatbuffer_utils.convert_object_to_bytearray(file))
+
+
+def _pack_aligned(schema, data, builder):
+    """Packs a buffer from a multiple of 16 bytes on, as the schema asks; Python's own packer does not see to that."""
+    builder.StartVector(1, len(data), ALIGNMENT)
+    builder.head -= len(data)
+    builder.Bytes[builder.head : builder.head + len(data)] = data
+    vector = builder.EndVector()
+    schema.BufferStart(builder)
+    schema.BufferAddData(builder, vector)
+    return schema.BufferEnd(builder)
 
 
 def _name_ends(file, schema, outputs):
