@@ -32,9 +32,10 @@ class LiteRTModel:
             raise ImportError(
                 "Running a .tflite file needs ai-edge-litert: pip install 'keras-efficientformer[tflite]'"
             ) from error
-        content = Path(path).read_bytes()
+        with Path(path).open("rb"):  # missing, a folder or not permitted: an OSError that names the file
+            pass
         try:
-            self._interpreter = Interpreter(model_content=content, num_threads=num_threads or os.cpu_count())
+            self._interpreter = Interpreter(model_path=str(path), num_threads=num_threads or os.cpu_count())
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is not a TFLite file that LiteRT can run: {error}") from error

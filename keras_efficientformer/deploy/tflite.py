@@ -107,8 +107,10 @@ def export_tflite(
         images, images_from = _images(calibration, network.input_shape)
         content = _convert(network, mode, batch_size)
         if mode.recipe:
+            content = with_names(content, network.outputs)
             content = quantize_file(content, mode, io, _inputs(images, network), batch_size, _known_ranges(network))
         partial.write_bytes(with_metadata(content, network.outputs, _card(network, mode, label_names)))
+        del content  # or the check would need as much memory again
         exported = LiteRTModel(partial)
         differences = _differences(model, network, exported, images)
         _check(differences, limit, file)
@@ -219,7 +221,7 @@ def _convert(network: FusedNetwork, mode: Mode, batch_size: int) -> bytes:
         converter.target_spec.supported_types = [tf.float16]
         # Metadata by which XNNPACK knows that it may compute in float16 too, twice as fast where the CPU can.
         converter.target_spec._experimental_supported_accumulation_type = tf.float16
-    return with_names(converter.convert(), network.outputs)
+    return converter.convert()
 
 
 def _card(network, mode, labels):

@@ -9,6 +9,8 @@ from keras_efficientformer.deploy.tflite_modes import INPUT, SIGNATURE
 
 # Of a constant's first byte; the schema's `force_align`. Some kernels read int64 and vectors in place.
 ALIGNMENT = 16
+# What metadata and alignment may add: a builder that is too small doubles itself and copies everything.
+ROOM = 1 << 20
 
 
 def with_names(content: bytes, outputs: tuple[str, ...]) -> bytes:
@@ -34,6 +36,7 @@ def with_metadata(content: bytes, outputs: tuple[str, ...], card: ModelCard) -> 
 
 def _edited(content, edit):
     """A .tflite file's content after `edit(file, schema)` has changed its object tree."""
+    import flatbuffers
     from tensorflow.lite.tools import flatbuffer_utils
 
     file = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
@@ -41,7 +44,9 @@ def _edited(content, edit):
     for buffer in file.buffers:
         if buffer.data is not None:
             buffer.Pack = partial(_pack_aligned, flatbuffer_utils.schema_fb, np.asarray(buffer.data, "uint8").tobytes())
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(file))
+    builder = flatbuffers.Builder(len(content) + ROOM)
+    builder.Finish(file.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
 
 
 def _pack_aligned(schema, data, builder):
