@@ -192,7 +192,8 @@ def test_l1_is_exported_within_its_means(published):
     l1 = published("l1")
     print(f"L1: {l1.seconds:.1f} s, {l1.gigabytes:.2f} GB")
     assert l1.seconds < 15
-    assert l1.gigabytes < 2
+    # Measured: 1.85 to 2.04, of which importing TensorFlow takes 0.78. One more copy of all weights would show.
+    assert l1.gigabytes < 2.3
 
 
 def test_sidecar_names_the_checkpoint(published):
@@ -332,7 +333,8 @@ def test_sidecar_is_the_report(exported):
     assert sidecar["labels"] is None
     assert sidecar["limit"] == LIMIT
     assert (sidecar["images"], sidecar["images_from"]) == (4, "seeded noise")
-    assert {"keras-efficientformer", "keras", "tensorflow", "ai-edge-litert", "numpy"} == sidecar["versions"].keys()
+    tools = {"keras-efficientformer", "keras", "tensorflow", "ai-edge-litert", "ai-edge-quantizer", "numpy"}
+    assert sidecar["versions"].keys() == tools
     assert sidecar["versions"]["tensorflow"] == tf.__version__
     assert sidecar["checkpoint"] is None  # its weights came from no file
 
