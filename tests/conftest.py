@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import pytest
 import timm_reference
 
+SMALL = {"depths": (1, 1, 1, 2), "widths": (8, 16, 24, 32), "num_meta3d": 1, "input_shape": (64, 64, 3), "classes": 10}
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -29,3 +30,26 @@ def loud_l1():
 @pytest.fixture(scope="session")
 def loud_state_dict(loud_l1):
     return timm_reference.state_dict(loud_l1)
+
+
+@pytest.fixture(scope="session")
+def build():
+    """Makes a small model whose outputs differ from image to image."""
+    import keras_efficientformer as kef
+    from keras_efficientformer import conversion
+
+    tensors = timm_reference.state_dict(timm_reference.small_model())
+    for name, tensor in tensors.items():  # so that it is the image that decides, not the biases
+        if name.endswith(("bias", "running_mean")):
+            tensor *= 0.1
+        elif tensor.ndim == 4:
+            tensor *= 2
+        elif name in ("head.weight", "head_dist.weight"):
+            tensor *= 20
+
+    def build(**arguments):
+        model = kef.EfficientFormer(**{**SMALL, **arguments})
+        conversion.load_state_dict(model, tensors)
+        return model
+
+    return build

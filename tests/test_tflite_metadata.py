@@ -11,13 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm_reference
 from ai_edge_litert.interpreter import Interpreter
 from skimage import data
 from tensorflow.lite.tools import flatbuffer_utils
 
 import keras_efficientformer as kef
-from keras_efficientformer import conversion
 from keras_efficientformer.deploy import export_tflite
 from keras_efficientformer.deploy.images import seeded_images
 from keras_efficientformer.imagenet import MEAN, STD, preprocess_input, resize_and_crop
@@ -25,7 +23,6 @@ from keras_efficientformer.imagenet import MEAN, STD, preprocess_input, resize_a
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "weights" / "efficientformer_l1_cifar10.safetensors"
 NAMES = (ROOT / "weights" / "cifar10_labels.txt").read_text().split()
-SMALL = {"depths": (1, 1, 1, 2), "widths": (8, 16, 24, 32), "num_meta3d": 1, "input_shape": (64, 64, 3), "classes": 10}
 PHOTOGRAPHS = ("chelsea", "rocket", "astronaut")
 
 OPENED = [
@@ -71,26 +68,6 @@ def photographs():
 @pytest.fixture(scope="module")
 def embedded():
     return kef.from_checkpoint(CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def build():
-    """Makes a small model whose outputs differ from image to image."""
-    tensors = timm_reference.state_dict(timm_reference.small_model())
-    for name, tensor in tensors.items():  # so that it is the image that decides, not the biases
-        if name.endswith(("bias", "running_mean")):
-            tensor *= 0.1
-        elif tensor.ndim == 4:
-            tensor *= 2
-        elif name in ("head.weight", "head_dist.weight"):
-            tensor *= 20
-
-    def build(**arguments):
-        model = kef.EfficientFormer(**{**SMALL, **arguments})
-        conversion.load_state_dict(model, tensors)
-        return model
-
-    return build
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-import timm_reference
 from ai_edge_litert.interpreter import Interpreter
 from conftest import DATA
 from PIL import Image
@@ -26,7 +25,6 @@ from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
 
 import keras_efficientformer as kef
-from keras_efficientformer import conversion
 from keras_efficientformer.deploy import ExportError, export_tflite
 from keras_efficientformer.deploy.images import seeded_images
 from keras_efficientformer.deploy.litert import LiteRTModel
@@ -35,7 +33,6 @@ from keras_efficientformer.deploy.tensorflow_builder import Kernels, TensorFlowB
 from keras_efficientformer.imagenet import load_image, preprocess_input, resize_and_crop
 
 CHECKPOINT = Path(__file__).parents[1] / "weights" / "efficientformer_l1_cifar10.safetensors"
-SMALL = {"depths": (1, 1, 1, 2), "widths": (8, 16, 24, 32), "num_meta3d": 1, "input_shape": (64, 64, 3), "classes": 10}
 
 QUANTIZED = ["float16", "dynamic", "weight_only", "int8", "int8_integer", "int16x8"]
 CALIBRATED = ["int8", "int8_integer", "int16x8"]
@@ -97,26 +94,6 @@ def exported(embedded, calibration, tmp_path_factory):
     """The report of the embedded checkpoint's file in a mode."""
     folder = tmp_path_factory.mktemp("modes")
     return functools.cache(lambda mode: export_tflite(embedded, folder, quantize=mode, calibration=calibration))
-
-
-@pytest.fixture(scope="module")
-def build():
-    """Makes a small model whose outputs differ from image to image."""
-    tensors = timm_reference.state_dict(timm_reference.small_model())
-    for name, tensor in tensors.items():  # so that it is the image that decides, not the biases
-        if name.endswith(("bias", "running_mean")):
-            tensor *= 0.1
-        elif tensor.ndim == 4:
-            tensor *= 2
-        elif name in ("head.weight", "head_dist.weight"):
-            tensor *= 20
-
-    def build(**arguments):
-        model = kef.EfficientFormer(**{**SMALL, **arguments})
-        conversion.load_state_dict(model, tensors)
-        return model
-
-    return build
 
 
 @pytest.fixture(scope="module")
