@@ -132,6 +132,8 @@ def finished_file(path, overwrite=False):
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
         partial = Path(folder) / path.name
         yield partial
+        if path.is_dir():  # a package: no folder replaces another that is not empty
+            os.replace(path, Path(folder) / "replaced")
         os.replace(partial, path)
 
 

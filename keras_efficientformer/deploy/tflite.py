@@ -1,44 +1,29 @@
 """The way to Android: a Keras model becomes a .tflite file that has been run and compared before it gets its name."""
 
-import contextlib
-import dataclasses
-import hashlib
 import importlib.metadata
 import os
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 import keras
 import numpy as np
 
 from keras_efficientformer.checkpoint_files import finished_file
-from keras_efficientformer.conversion import source_of
+from keras_efficientformer.deploy import exporting
 from keras_efficientformer.deploy.images import read_images, seeded_images
 from keras_efficientformer.deploy.litert import LiteRTModel
 from keras_efficientformer.deploy.network import fuse
 from keras_efficientformer.deploy.recording import FusedNetwork
-from keras_efficientformer.deploy.report import Difference, ExportReport, compare, versions_of
+from keras_efficientformer.deploy.report import ExportReport, versions_of
 from keras_efficientformer.deploy.tflite_file import with_metadata, with_names
 from keras_efficientformer.deploy.tflite_metadata import ModelCard
 from keras_efficientformer.deploy.tflite_modes import INPUT, MODES, Mode
 from keras_efficientformer.deploy.tflite_modes import quantize as quantize_file
-from keras_efficientformer.imagenet import MEAN, STD, imagenet_labels, preprocess_input
+from keras_efficientformer.imagenet import MEAN, STD
 
 CALIBRATION_LIMIT = 128
 PIXEL_RANGE = (0.0, 255.0)
 TOOLS = ("keras-efficientformer", "keras", "tensorflow", "ai-edge-litert", "ai-edge-quantizer", "numpy")
-OUTPUT_DESCRIPTIONS = {
-    "probabilities": "Probability of each class.",
-    "logits": "Logit of each class.",
-    "scores": "Score of each class, in 0..1, each by itself.",
-    "features": "Feature map after the final LayerNorm.",
-    "embedding": "Embedding of the image.",
-}
-
-
-class ExportError(RuntimeError):
-    """The exported file does not do what the model does, so it was not written; the message says by how much."""
 
 
 def export_tflite(
@@ -97,23 +82,27 @@ def export_tflite(
     mode = _mode(quantize, io, calibration)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"`batch_size` should be an integer >= 1. Received: batch_size={batch_size}")
-    _require("tensorflow", "ai_edge_litert", *(("ai_edge_quantizer",) if mode.recipe else ()))
+    exporting.require(
+        "TFLite", "tflite", "tensorflow", "ai_edge_litert", *(["ai_edge_quantizer"] if mode.recipe else [])
+    )
     limit = mode.limit if max_difference is None else max_difference
     network = fuse(model, include_preprocessing)
-    label_names = _labels(labels, network.classes)
-    file = _file_path(path, network, mode)
+    label_names = exporting.label_names(labels, network.classes)
+    file = exporting.file_path(path, network, mode.name, ".tflite")
 
     with finished_file(file, overwrite) as partial, finished_file(file.with_suffix(".json"), overwrite) as sidecar:
         images, images_from = _images(calibration, network.input_shape)
         content = _convert(network, mode, batch_size)
         if mode.recipe:
             content = with_names(content, network.outputs)
-            content = quantize_file(content, mode, io, _inputs(images, network), batch_size, _known_ranges(network))
+            inputs = exporting.network_inputs(images, network)
+            content = quantize_file(content, mode, io, inputs, batch_size, _known_ranges(network))
         partial.write_bytes(with_metadata(content, network.outputs, _card(network, mode, label_names)))
         del content  # or the check would need as much memory again
         exported = LiteRTModel(partial)
-        differences = _differences(model, network, exported, images)
-        _check(differences, limit, file)
+        found = exported.predict(exporting.network_inputs(images, network))
+        differences = exporting.differences(model, network, found, images)
+        exporting.check(differences, limit, file)
         report = ExportReport(
             path=str(file),
             mode=mode.name,
@@ -129,7 +118,7 @@ def export_tflite(
             images_from=images_from,
             operations=exported.operations(),
             partitions=exported.partitions(),
-            checkpoint=_checkpoint(model),
+            checkpoint=exporting.checkpoint_of(model),
             versions=versions_of(*TOOLS),
             seconds=round(time.perf_counter() - started, 2),
         )
@@ -149,45 +138,6 @@ def _mode(quantize, io, calibration):
             "photographs like those the model will see, or arrays."
         )
     return mode
-
-
-def _require(*modules):
-    for module in modules:
-        try:
-            __import__(module)
-        except ImportError as error:
-            raise ImportError(
-                f"TFLite export needs {module.replace('_', '-')}: pip install 'keras-efficientformer[tflite]'"
-            ) from error
-
-
-def _labels(labels, classes):
-    if labels is None:
-        return tuple(name for _, name in imagenet_labels()) if classes == len(imagenet_labels()) else None
-    if isinstance(labels, str | os.PathLike):
-        labels = Path(labels).read_text(encoding="utf-8").splitlines()
-    if len(labels) != classes:
-        raise ValueError(f"The model has {classes} classes and there are {len(labels)} labels: one for each is needed.")
-    return tuple(labels)
-
-
-def _file_path(path, network, mode):
-    path = Path(path)
-    if path.is_dir():
-        height, width, _ = network.input_shape
-        size = f"{height}" if height == width else f"{height}x{width}"
-        return path / f"{network.name}_{size}_{mode.name}.tflite"
-    if path.suffix != ".tflite":
-        raise ValueError(f"A TFLite file's name ends in .tflite, or the path is an existing folder. Received: {path}")
-    return path
-
-
-def _inputs(images, network):
-    """Raw images as the network takes them."""
-    if network.preprocessing:
-        return images
-    # Of other images than RGB nobody knows the normalisation; any range that networks are used to will do.
-    return preprocess_input(images) if images.shape[-1] == len(MEAN) else images / 127.5 - 1.0
 
 
 def _known_ranges(network):
@@ -237,43 +187,13 @@ def _card(network, mode, labels):
         name=f"{network.name} {height}x{width} {mode.name}",
         description=f"EfficientFormer (arXiv 2206.01191), {height}x{width}, {mode.name}, by keras-efficientformer.",
         version=importlib.metadata.version("keras-efficientformer"),
-        author="keras-efficientformer",
-        license="Apache-2.0",
+        author=exporting.AUTHOR,
+        license=exporting.LICENSE,
         input_name=INPUT,
         input_description=description,
         pixel_range=pixels,
         mean=unit[0],
         std=unit[1],
-        outputs=tuple((name, OUTPUT_DESCRIPTIONS[name.partition("_")[0]]) for name in network.outputs),
+        outputs=tuple((name, exporting.OUTPUT_DESCRIPTIONS[name.partition("_")[0]]) for name in network.outputs),
         labels=labels,
     )
-
-
-def _differences(model, network, exported, images) -> tuple[Difference, ...]:
-    normalised = _inputs(images, dataclasses.replace(network, preprocessing=False))
-    expected = model.predict(normalised, verbose=0)
-    expected = expected if isinstance(expected, list | tuple) else [expected]
-    found = exported.predict(images if network.preprocessing else normalised)
-    return tuple(
-        compare(name, keras_output, found[name], network.classes is not None)
-        for name, keras_output in zip(network.outputs, expected, strict=True)
-    )
-
-
-def _check(differences, limit, path):
-    for difference in differences:
-        if not difference.relative <= limit:
-            raise ExportError(
-                f"{path} was not written: its output {difference.output} differs from the Keras model's by "
-                f"{difference.max:.3g} (relative {difference.relative:.3g}, mean {difference.mean:.3g}), and the limit "
-                f"is {limit:.3g}. Raise max_difference if that is acceptable."
-            )
-
-
-def _checkpoint(model):
-    source = source_of(model)
-    if source is None:
-        return None
-    with contextlib.suppress(OSError), open(source, "rb") as file:
-        return {"file": Path(source).name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    return {"file": Path(source).name, "sha256": "unknown: the file is gone"}

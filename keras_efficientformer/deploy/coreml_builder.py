@@ -1,0 +1,113 @@
+"""The MIL builder: makes the fused network as operations of Core ML's ML Program, as the Neural Engine likes them.
+
+Channels first, batch 1, and no transposes: tokens stay a feature map (1, channels, height, width), in which a dense
+is a 1x1 convolution and a head is a run of channels ("Deploying Transformers on the Apple Neural Engine",
+machinelearning.apple.com, 2022).
+"""
+
+import numpy as np
+from coremltools.converters.mil import Builder as mb
+
+
+class MILBuilder:
+    """Implements `Builder` inside a function of a MIL program.
+
+    Args:
+        image: the input, (1, channels, height, width) of static shape.
+        normalised: whether the input has been normalised on its way in, as an `ImageType` does: `image`'s mean is
+            left out then.
+    """
+
+    def __init__(self, image, normalised: bool):
+        self._image = image
+        self._normalised = normalised
+        self._grids: dict[int, tuple[int, int]] = {}
+
+    def image(self, height, width, channels, mean):
+        if mean is None or self._normalised:
+            return self._image
+        return mb.sub(x=self._image, y=_per_channel(mean))
+
+    def convolution(self, x, weights, bias, stride=1):
+        margin = weights.shape[0] // 2
+        padding = {"pad_type": "custom", "pad": [margin] * 4} if margin else {"pad_type": "valid"}
+        weights = np.ascontiguousarray(weights.transpose(3, 2, 0, 1))
+        return mb.conv(x=x, weight=weights, bias=bias, strides=[stride, stride], **padding)
+
+    def relu(self, x):
+        return mb.relu(x=x)
+
+    def gelu(self, x):
+        return mb.gelu(x=x, mode="EXACT")
+
+    def average_pool(self, x, size, scale):
+        pooled = mb.avg_pool(
+            x=x,
+            kernel_sizes=[size, size],
+            strides=[1, 1],
+            pad_type="custom",
+            pad=[size // 2] * 4,
+            exclude_padding_from_average=True,
+        )
+        return mb.mul(x=pooled, y=_per_channel(scale))
+
+    def affine(self, x, scale, offset=None):
+        x = mb.mul(x=x, y=_like(x, scale))
+        return x if offset is None else mb.add(x=x, y=_like(x, offset))
+
+    def add(self, x, y):
+        return mb.add(x=x, y=y)
+
+    def tokens(self, x):
+        return x
+
+    def feature_map(self, x, height, width):
+        return x
+
+    def layer_norm(self, x, epsilon):
+        return mb.layer_norm(x=x, axes=[1], epsilon=np.float32(epsilon))
+
+    def dense(self, x, weights, bias):
+        if len(x.shape) == 2:
+            return mb.linear(x=x, weight=np.ascontiguousarray(weights.T), bias=bias)
+        return self.convolution(x, weights[None, None], bias)
+
+    def split_heads(self, x, num_heads, sizes):
+        _, _, height, width = x.shape
+        self._grids[height * width] = (height, width)
+        x = mb.reshape(x=x, shape=[1, num_heads, sum(sizes), height * width])
+        return tuple(mb.split(x=x, split_sizes=list(sizes), axis=2))
+
+    def scores(self, query, key):
+        return mb.matmul(x=query, y=key, transpose_x=True)
+
+    def weighted_values(self, weights, value):
+        return mb.matmul(x=value, y=weights, transpose_y=True)
+
+    def merge_heads(self, x):
+        _, heads, channels, positions = x.shape
+        return mb.reshape(x=x, shape=[1, heads * channels, *self._grids[positions]])
+
+    def softmax(self, x):
+        return mb.softmax(x=x, axis=-1)
+
+    def sigmoid(self, x):
+        return mb.sigmoid(x=x)
+
+    def mean(self, x):
+        return mb.reduce_mean(x=x, axes=[2, 3], keep_dims=False)
+
+    def max(self, x):
+        return mb.reduce_max(x=x, axes=[2, 3], keep_dims=False)
+
+    def output(self, x, name):
+        return mb.identity(x=x, name=name)
+
+
+def _per_channel(vector):
+    return np.asarray(vector, "float32").reshape(1, -1, 1, 1)
+
+
+def _like(x, vector):
+    """The vector in the shape that broadcasts over `x`, a feature map or a vector."""
+    return _per_channel(vector) if len(x.shape) == 4 else np.asarray(vector, "float32")[None]

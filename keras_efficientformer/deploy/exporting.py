@@ -1,0 +1,111 @@
+"""What every exporter does around its conversion: names and labels before it, the comparison with Keras after it."""
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_efficientformer.conversion import source_of
+from keras_efficientformer.deploy.recording import FusedNetwork
+from keras_efficientformer.deploy.report import Difference, compare
+from keras_efficientformer.imagenet import MEAN, imagenet_labels, preprocess_input
+
+AUTHOR = "keras-efficientformer"
+LICENSE = "Apache-2.0"
+OUTPUT_DESCRIPTIONS = {
+    "probabilities": "Probability of each class.",
+    "logits": "Logit of each class.",
+    "scores": "Score of each class, in 0..1, each by itself.",
+    "features": "Feature map after the final LayerNorm.",
+    "embedding": "Embedding of the image.",
+}
+
+
+class ExportError(RuntimeError):
+    """The exported file does not do what the model does, so it was not written; the message says by how much."""
+
+
+def require(target: str, extra: str, *modules: str) -> None:
+    """Raises an `ImportError` that names the extra to install where one of the modules is missing."""
+    for module in modules:
+        try:
+            __import__(module)
+        except ImportError as error:
+            raise ImportError(
+                f"{target} export needs {module.replace('_', '-')}: pip install 'keras-efficientformer[{extra}]'"
+            ) from error
+
+
+def label_names(labels: str | os.PathLike | list[str] | None, classes: int | None) -> tuple[str, ...] | None:
+    """Class names from a list or a text file with one in each line; None means ImageNet's for 1000 classes, else none.
+
+    Raises:
+        ValueError: their number is not that of the classes.
+        OSError: the file cannot be read.
+    """
+    if labels is None:
+        return tuple(name for _, name in imagenet_labels()) if classes == len(imagenet_labels()) else None
+    if isinstance(labels, str | os.PathLike):
+        labels = Path(labels).read_text(encoding="utf-8").splitlines()
+    if len(labels) != classes:
+        raise ValueError(f"The model has {classes} classes and there are {len(labels)} labels: one for each is needed.")
+    return tuple(labels)
+
+
+def file_path(path: str | os.PathLike, network: FusedNetwork, mode: str, suffix: str) -> Path:
+    """`path`, or within an existing folder the standard name, e.g. `efficientformer_l1_224_float32.tflite`."""
+    path = Path(path)
+    if path.suffix == suffix:
+        return path
+    if not path.is_dir():
+        raise ValueError(f"The file's name ends in {suffix}, or the path is an existing folder. Received: {path}")
+    height, width, _ = network.input_shape
+    size = f"{height}" if height == width else f"{height}x{width}"
+    return path / f"{network.name}_{size}_{mode}{suffix}"
+
+
+def network_inputs(images: np.ndarray, network: FusedNetwork) -> np.ndarray:
+    """Raw images, values in 0..255, as the network takes them."""
+    return images if network.preprocessing else normalised(images)
+
+
+def normalised(images: np.ndarray) -> np.ndarray:
+    """Raw images as the Keras model takes them."""
+    # Of other images than RGB nobody knows the normalisation; any range that networks are used to will do.
+    return preprocess_input(images) if images.shape[-1] == len(MEAN) else images / 127.5 - 1.0
+
+
+def differences(
+    model: keras.Model, network: FusedNetwork, found: dict[str, np.ndarray], images: np.ndarray
+) -> tuple[Difference, ...]:
+    """How far the exported file's outputs on raw images are from the Keras model's, output by output."""
+    expected = model.predict(normalised(images), verbose=0)
+    expected = expected if isinstance(expected, list | tuple) else [expected]
+    return tuple(
+        compare(name, keras_output, found[name], network.classes is not None)
+        for name, keras_output in zip(network.outputs, expected, strict=True)
+    )
+
+
+def check(differences: tuple[Difference, ...], limit: float, path: Path) -> None:
+    """Raises `ExportError` where a difference is over the limit."""
+    for difference in differences:
+        if not difference.relative <= limit:
+            raise ExportError(
+                f"{path} was not written: its output {difference.output} differs from the Keras model's by "
+                f"{difference.max:.3g} (relative {difference.relative:.3g}, mean {difference.mean:.3g}), and the limit "
+                f"is {limit:.3g}. Raise max_difference if that is acceptable."
+            )
+
+
+def checkpoint_of(model: keras.Model) -> dict[str, str] | None:
+    """File name and sha256 of the checkpoint that the model was loaded from, where that is known."""
+    source = source_of(model)
+    if source is None:
+        return None
+    with contextlib.suppress(OSError), open(source, "rb") as file:
+        return {"file": Path(source).name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"file": Path(source).name, "sha256": "unknown: the file is gone"}
