@@ -24,7 +24,9 @@ from rich.text import Text
 
 from keras_efficientformer import EfficientFormerL1, EfficientFormerL3, EfficientFormerL7, conversion, from_checkpoint
 from keras_efficientformer.checkpoint_files import finished_file, suffix_of
-from keras_efficientformer.deploy import ExportError, export_tflite
+from keras_efficientformer.deploy import ExportError, export_coreml, export_tflite
+from keras_efficientformer.deploy.coreml import TARGETS
+from keras_efficientformer.deploy.coreml_modes import COMPRESSIONS, PRECISIONS
 from keras_efficientformer.deploy.images import find_images
 from keras_efficientformer.deploy.litert import LiteRTModel
 from keras_efficientformer.deploy.tflite_modes import IO_TYPES, MODES
@@ -47,6 +49,7 @@ Model = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 Size = Annotated[str | None, typer.Option(help="Input size, 224 or 160x224 (height x width). Default: its own.")]
+MaxDifference = Annotated[float | None, typer.Option(help="Write nothing beyond it. Default: the mode's.")]
 Labels = Annotated[Path | None, typer.Option(help="Text file with one class name in each line.")]
 
 
@@ -137,7 +140,7 @@ def tflite_command(
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one inference.")] = 1,
     io: Annotated[str, typer.Option(help="Type of input and output: " + ", ".join(IO_TYPES))] = "float32",
     preprocessing: Annotated[bool, typer.Option(help="Take raw RGB 0..255 and normalise inside.")] = True,
-    max_difference: Annotated[float | None, typer.Option(help="Write nothing beyond it. Default: the mode's.")] = None,
+    max_difference: MaxDifference = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -151,6 +154,37 @@ def tflite_command(
         include_preprocessing=preprocessing,
         batch_size=batch_size,
         io=io,
+        max_difference=max_difference,
+        overwrite=overwrite,
+    )
+    print(report.to_json(), end="") if as_json else output.print(report)
+
+
+@export.command("coreml")
+def coreml_package(
+    model: Model,
+    path: Annotated[Path, typer.Argument(help="The .mlpackage, or an existing folder to name it in.")] = Path("."),
+    precision: Annotated[str, typer.Option(help=" | ".join(PRECISIONS))] = "float16",
+    compress: Annotated[str, typer.Option(help=" | ".join(COMPRESSIONS))] = "none",
+    labels: Labels = None,
+    size: Size = None,
+    minimum_ios: Annotated[int, typer.Option(help=" | ".join(map(str, TARGETS)))] = 16,
+    image_input: Annotated[bool, typer.Option("--image/--array", help="Type of the input: image or float32.")] = True,
+    feature_maps: Annotated[bool, typer.Option("--feature-maps", help="Also output the four stages.")] = False,
+    max_difference: MaxDifference = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write a Core ML package for iOS."""
+    report = export_coreml(
+        _open(model, size),
+        path,
+        precision=precision,
+        compress=compress,
+        labels=labels,
+        minimum_ios=minimum_ios,
+        image_input=image_input,
+        feature_maps=feature_maps,
         max_difference=max_difference,
         overwrite=overwrite,
     )

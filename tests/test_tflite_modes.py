@@ -178,10 +178,9 @@ def test_constants_are_aligned(small, tmp_path, mode):
 def test_difference_from_keras(exported, mode):
     (difference,) = exported(mode).differences
     print(mode, difference)
-    largest, mean, agreement = BOUNDS[mode]
+    largest, mean, _ = BOUNDS[mode]
     assert 0 < difference.max <= largest
     assert difference.mean <= mean
-    assert difference.top1_agreement >= agreement
     assert difference.largest > 0.9  # else there would be little to differ in
 
 

@@ -101,7 +101,8 @@ class MILBuilder:
         return mb.reduce_max(x=x, axes=[2, 3], keep_dims=False)
 
     def output(self, x, name):
-        return mb.identity(x=x, name=name)
+        x.set_name(name)
+        return x
 
 
 def _per_channel(vector):

@@ -21,6 +21,7 @@ OUTPUT_DESCRIPTIONS = {
     "scores": "Score of each class, in 0..1, each by itself.",
     "features": "Feature map after the final LayerNorm.",
     "embedding": "Embedding of the image.",
+    "stage": "Feature map after a stage.",
 }
 
 
@@ -82,10 +83,12 @@ def differences(
     model: keras.Model, network: FusedNetwork, found: dict[str, np.ndarray], images: np.ndarray
 ) -> tuple[Difference, ...]:
     """How far the exported file's outputs on raw images are from the Keras model's, output by output."""
-    expected = model.predict(normalised(images), verbose=0)
+    stages = [name for name in network.outputs if name.startswith("stage")]
+    keras_outputs = [*(model.get_layer(name).output for name in stages), *model.outputs]
+    expected = keras.Model(model.inputs, keras_outputs).predict(normalised(images), verbose=0)
     expected = expected if isinstance(expected, list | tuple) else [expected]
     return tuple(
-        compare(name, keras_output, found[name], network.classes is not None)
+        compare(name, keras_output, found[name], network.classes is not None and name not in stages)
         for name, keras_output in zip(network.outputs, expected, strict=True)
     )
 

@@ -1,4 +1,4 @@
-"""The fused network: what EfficientFormer computes on a phone, described once for all targets.
+"""The fused network: what an EfficientFormer computes on a phone, described once for all targets.
 
 It is the same function as the Keras model's, with everything folded, in float64 and exactly, that can be: BatchNorm
 into the convolution before it, layer scales into the convolution or dense before them, LayerNorm's scale and offset
@@ -10,7 +10,9 @@ is changed.
 import keras
 import numpy as np
 
-from keras_efficientformer.bindings import layers_of
+from keras_efficientformer.bindings import is_v2, layers_of
+from keras_efficientformer.deploy import network_v2
+from keras_efficientformer.deploy.folding import array, dense, fold_into, fold_norm, scale_and_offset
 from keras_efficientformer.deploy.recording import FusedNetwork, Recorder
 from keras_efficientformer.imagenet import MEAN, STD
 from keras_efficientformer.layers import Meta3D, relative_positions
@@ -23,12 +25,13 @@ MIN_KEPT = 0.1
 MAX_DEFERRED = 64.0
 
 
-def fuse(model: keras.Model, include_preprocessing: bool = True) -> FusedNetwork:
+def fuse(model: keras.Model, include_preprocessing: bool = True, feature_maps: bool = False) -> FusedNetwork:
     """The fused network of an EfficientFormer.
 
     Args:
         model: an EfficientFormer of this package, on any backend; it is read, not changed.
         include_preprocessing: whether the network takes raw RGB pixels in 0..255 and normalises them itself.
+        feature_maps: whether the outputs of the stages are outputs of the network too, before the model's own.
 
     Raises:
         ValueError: the model is no EfficientFormer, has weights that are not finite, ends in an activation other than
@@ -43,7 +46,7 @@ def fuse(model: keras.Model, include_preprocessing: bool = True) -> FusedNetwork
             "Export it with include_preprocessing=False and normalise its input yourself."
         )
     recorder = Recorder()
-    outputs = _describe(recorder, model, layers, input_shape, include_preprocessing)
+    outputs = _describe(recorder, model, layers, input_shape, include_preprocessing, feature_maps)
     return FusedNetwork(
         name=model.name,
         input_shape=input_shape,
@@ -54,33 +57,40 @@ def fuse(model: keras.Model, include_preprocessing: bool = True) -> FusedNetwork
     )
 
 
-def _describe(b, model, layers, input_shape, include_preprocessing):
+def _describe(b, model, layers, input_shape, include_preprocessing, feature_maps):
     """Describes the network to the builder `b` and returns the names of its outputs."""
     x = b.image(*input_shape, 255.0 * np.array(MEAN) if include_preprocessing else None)
+    describe = network_v2.describe if is_v2(model) else _describe_body
+    x = describe(b, x, layers, 255.0 * np.array(STD) if include_preprocessing else 1.0, feature_maps)
+    stages = tuple(layers[f"stage{number}"].name for number in (1, 2, 3, 4)) if feature_maps else ()
+    return (*stages, *(_classifier(b, x, layers) if "head" in layers else _features(b, x, model, layers)))
+
+
+def _describe_body(b, x, layers, std, feature_maps):
+    """From the image, not yet divided by `std` (3,), to the features without the last norm's scale and offset."""
     scales = [_deferred_scales(layers[f"stage{number}"]) for number in (1, 2, 3, 4)]
-    x = _stem(b, x, layers["stem"], include_preprocessing, out_scale=scales[0][0])
+    x = _stem(b, x, layers["stem"], std, out_scale=scales[0][0])
     for index in range(4):
         in_scale = scales[index - 1][-1] if index else None
-        x = _stage(b, x, layers[f"stage{index + 1}"], in_scale, scales[index])
-    x = b.layer_norm(x, layers["norm"].epsilon)
-    if "head" in layers:
-        return _classifier(b, x, layers)
-    return _features(b, x, model, layers)
+        stage = layers[f"stage{index + 1}"]
+        x = _stage(b, x, stage, in_scale, scales[index])
+        if feature_maps:
+            b.output(_feature_map(b, x, stage, scales[index][-1]), stage.name)
+    return b.layer_norm(x, layers["norm"].epsilon)
 
 
-def _stem(b, x, stem, include_preprocessing, out_scale):
-    weights, bias = _convolution(stem.step1)
-    if include_preprocessing:
-        weights = weights / (255.0 * np.array(STD))[:, None]
+def _stem(b, x, stem, std, out_scale):
+    weights, bias = fold_norm(stem.step1.conv, stem.step1.norm)
+    weights = weights / np.broadcast_to(std, weights.shape[2])[:, None]
     x = b.relu(b.convolution(x, weights, bias, stride=2))
-    weights, bias = _convolution(stem.step2)
+    weights, bias = fold_norm(stem.step2.conv, stem.step2.norm)
     # Scales are positive, so they pass through the ReLU.
     return b.relu(b.convolution(x, weights / out_scale, bias / out_scale, stride=2))
 
 
 def _stage(b, x, stage, in_scale, scales):
     if stage.downsample is not None:
-        weights, bias = _convolution(stage.downsample)
+        weights, bias = fold_norm(stage.downsample.conv, stage.downsample.norm)
         x = b.convolution(x, weights * in_scale[:, None] / scales[0], bias / scales[0], stride=2)
     num_meta4d = stage.depth - stage.num_meta3d
     for index, block in enumerate(stage.blocks[:num_meta4d]):
@@ -92,9 +102,16 @@ def _stage(b, x, stage, in_scale, scales):
     return x
 
 
+def _feature_map(b, x, stage, scale):
+    """The true output of a stage whose activations are stored divided by `scale`."""
+    if stage.num_meta3d:
+        return b.feature_map(x, *stage.output.shape[1:3])
+    return b.affine(x, scale)
+
+
 def _meta4d(b, x, block, scale, new_scale):
     """`x` is the block's input divided by `scale`; the result is its output divided by `new_scale`."""
-    ls1, ls2 = _array(block.ls1.gamma), _array(block.ls2.gamma)
+    ls1, ls2 = array(block.ls1.gamma), array(block.ls2.gamma)
     kept = 1.0 - ls1
     pool_size = block.token_mixer.pool_size
     if np.array_equal(new_scale, scale):
@@ -102,31 +119,31 @@ def _meta4d(b, x, block, scale, new_scale):
     else:
         x = b.add(x, b.average_pool(x, pool_size, ls1 / kept))
     mlp = block.mlp
-    weights, bias = _fold_norm(mlp.fc1, mlp.norm1)
+    weights, bias = fold_norm(mlp.fc1, mlp.norm1)
     hidden = b.gelu(b.convolution(x, weights * new_scale[:, None], bias))
-    weights, bias = _fold_norm(mlp.fc2, mlp.norm2)
+    weights, bias = fold_norm(mlp.fc2, mlp.norm2)
     return b.add(x, b.convolution(hidden, weights * ls2 / new_scale, bias * ls2 / new_scale))
 
 
 def _meta3d(b, x, block):
-    mixed = _attention(b, b.layer_norm(x, block.norm1.epsilon), block.norm1, block.token_mixer, _array(block.ls1.gamma))
+    mixed = _attention(b, b.layer_norm(x, block.norm1.epsilon), block.norm1, block.token_mixer, array(block.ls1.gamma))
     x = b.add(x, mixed)
-    hidden = b.gelu(b.dense(b.layer_norm(x, block.norm2.epsilon), *_fold_into(block.norm2, block.mlp.fc1)))
-    weights, bias = _dense(block.mlp.fc2)
-    ls2 = _array(block.ls2.gamma)
+    hidden = b.gelu(b.dense(b.layer_norm(x, block.norm2.epsilon), *fold_into(block.norm2, block.mlp.fc1)))
+    weights, bias = dense(block.mlp.fc2)
+    ls2 = array(block.ls2.gamma)
     return b.add(x, b.dense(hidden, weights * ls2, bias * ls2))
 
 
 def _attention(b, x, norm, attention, layer_scale):
     """The attention of tokens whose LayerNorm `norm` still lacks its scale and offset."""
     sizes = (attention.key_dim, attention.key_dim, attention.value_dim)
-    weights, bias = _fold_into(norm, attention.qkv)
+    weights, bias = fold_into(norm, attention.qkv)
     queries = np.tile(np.arange(sum(sizes)) < attention.key_dim, attention.num_heads)
     factors = np.where(queries, attention.key_dim**-0.5, 1.0)
     query, key, value = b.split_heads(b.dense(x, weights * factors, bias * factors), attention.num_heads, sizes)
-    table = _array(attention.attention_biases)[:, relative_positions(attention.resolution)][None]
+    table = array(attention.attention_biases)[:, relative_positions(attention.resolution)][None]
     probabilities = b.softmax(b.add(b.scores(query, key), table))
-    weights, bias = _dense(attention.proj)
+    weights, bias = dense(attention.proj)
     merged = b.merge_heads(b.weighted_values(probabilities, value))
     return b.dense(merged, weights * layer_scale, bias * layer_scale)
 
@@ -141,7 +158,7 @@ def _deferred_scales(stage):
     linear. Where a layer scale is near 1, or scales would leave [1/64, 64], all are 1 and nothing is deferred.
     """
     blocks = [block for block in stage.blocks if not isinstance(block, Meta3D)]
-    kept = np.array([1.0 - _array(block.ls1.gamma) for block in blocks]).reshape(-1, stage.dim)
+    kept = np.array([1.0 - array(block.ls1.gamma) for block in blocks]).reshape(-1, stage.dim)
     products = np.cumprod(np.concatenate([np.ones((1, stage.dim)), kept]), axis=0)
     plain = np.ones_like(products)
     if not blocks or np.abs(kept).min() < MIN_KEPT or (kept < 0).any():
@@ -153,9 +170,9 @@ def _deferred_scales(stage):
 
 
 def _classifier(b, x, layers):
-    """`x`: the normalised features, to which LayerNorm's scale and offset have not been applied."""
+    """`x`: the features, to which the last norm's scale and offset have not been applied."""
     heads = [layers[name] for name in ("head", "head_dist") if name in layers]
-    folded = [_fold_into(layers["norm"], head) for head in heads]
+    folded = [fold_into(layers["norm"], head) for head in heads]
     if "head_average" in layers:
         folded = [tuple(np.mean(pair, axis=0) for pair in zip(*folded, strict=True))]
     activation = keras.activations.serialize(layers["predictions"].activation)
@@ -174,50 +191,25 @@ def _classifier(b, x, layers):
 
 
 def _features(b, x, model, layers):
-    """`x`: the normalised features, to which LayerNorm's scale and offset have not been applied."""
-    gamma, beta = _array(layers["norm"].gamma), _array(layers["norm"].beta)
+    """`x`: the features, to which the last norm's scale and offset have not been applied."""
+    scale, offset = scale_and_offset(layers["norm"])
     if "avg_pool" in layers:
-        b.output(b.affine(b.mean(x), gamma, beta), "embedding")
+        b.output(b.affine(b.mean(x), scale, offset), "embedding")
         return ("embedding",)
-    x = b.affine(x, gamma, beta)
+    x = b.affine(x, scale, offset)
     if "max_pool" in layers:
         b.output(b.max(x), "embedding")
         return ("embedding",)
-    if layers["stage4"].num_meta3d:
+    if getattr(layers["stage4"], "num_meta3d", 0):  # the features are tokens
         x = b.feature_map(x, *model.outputs[0].shape[1:3])
     b.output(x, "features")
     return ("features",)
 
 
 def _check_finite(model):
-    wrong = [variable.path for variable in model.weights if not np.isfinite(_array(variable)).all()]
+    wrong = [variable.path for variable in model.weights if not np.isfinite(array(variable)).all()]
     if wrong:
         raise ValueError(
             f"{model.name} has weights that are NaN or infinite: {', '.join(wrong[:10])}"
             f"{f' and {len(wrong) - 10} more' if len(wrong) > 10 else ''}. Nothing was exported."
         )
-
-
-def _array(variable):
-    return np.asarray(keras.ops.convert_to_numpy(variable), dtype="float64")
-
-
-def _dense(layer):
-    return _array(layer.kernel), _array(layer.bias)
-
-
-def _convolution(step):
-    return _fold_norm(step.conv, step.norm)
-
-
-def _fold_norm(conv, norm):
-    """Weights HWIO and bias of a convolution with the BatchNorm that follows it."""
-    scale = _array(norm.gamma) / np.sqrt(_array(norm.moving_variance) + norm.epsilon)
-    bias = (_array(conv.bias) - _array(norm.moving_mean)) * scale + _array(norm.beta)
-    return _array(conv.kernel) * scale, bias
-
-
-def _fold_into(norm, layer):
-    """Weights (in, out) and bias of a dense with the scale and offset of the LayerNorm before it."""
-    weights, bias = _dense(layer)
-    return weights * _array(norm.gamma)[:, None], bias + _array(norm.beta) @ weights

@@ -70,7 +70,8 @@ class ExportReport:
         images: how many images the file and the model were compared on.
         images_from: where those came from.
         operations: number of operations of each kind, most frequent first.
-        partitions: how many parts of the graph XNNPACK computes here; 1 where nothing is left to slower kernels.
+        partitions: how many parts of the graph XNNPACK computes here; 1 where nothing is left to slower kernels; None
+            for Core ML.
         checkpoint: file name and sha256 of the checkpoint that the model was loaded from, where that is known.
         versions: of the tools that made the file.
         seconds: how long the export took, the check included.
@@ -89,7 +90,7 @@ class ExportReport:
     images: int
     images_from: str
     operations: dict[str, int]
-    partitions: int
+    partitions: int | None
     checkpoint: dict[str, str] | None
     versions: dict[str, str]
     seconds: float
@@ -101,10 +102,11 @@ class ExportReport:
     def __rich__(self) -> Table:
         title = Text(Path(self.path).name)
         table = Table("", Column(overflow="fold"), title=title, show_header=False, title_justify="left")
+        partitions = f", {self.partitions} XNNPACK partition{'s' if self.partitions != 1 else ''}"
+        partitions = partitions if self.partitions is not None else ""
         rows = {
             "file": self.path,
-            "mode": f"{self.mode}, {self.size / 1e6:.1f} MB, {sum(self.operations.values())} operations, "
-            f"{self.partitions} XNNPACK partition{'s' if self.partitions != 1 else ''}",
+            "mode": f"{self.mode}, {self.size / 1e6:.1f} MB, {sum(self.operations.values())} operations{partitions}",
             "input": _describe(self.inputs) + (", raw RGB 0..255" if self.preprocessing else ", normalised"),
             "output": _describe(self.outputs),
             "compared on": f"{self.images} images: {self.images_from}",

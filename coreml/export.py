@@ -1,0 +1,9 @@
+"""Exports a model as a Core ML package for iOS, run and compared with Keras: `efficientformer export coreml`.
+
+python coreml/export.py weights/efficientformer_l1_cifar10.safetensors . --labels weights/cifar10_labels.txt
+"""
+
+from keras_efficientformer.cli import main
+
+if __name__ == "__main__":
+    main("export", "coreml")

@@ -1,0 +1,112 @@
+"""The modes of Core ML export: precisions and, on top of float16 or float32, the compression of weights.
+
+Weights are compressed by coremltools.optimize and unpacked on the device: arithmetic stays what `precision` says. The
+first convolution and the attention biases are left as they are: they are small, and what errs there errs everywhere.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from keras_efficientformer.deploy.recording import FusedNetwork
+
+# The largest `Difference.relative` at which a package is written.
+PRECISIONS = {"float32": 1e-5, "float16": 5e-3}
+
+# The step of int8 weights, a channel's largest weight / 127, is kept in float16: under 2**-25 it would be zero, and the
+# channel with it. Weights of float16 packages have no finer step than 2**-24 themselves.
+MIN_LARGEST = 127 * 2.0**-24 * 0.51
+GROUP = 16
+
+
+@dataclass(frozen=True)
+class Compression:
+    """One way to store weights.
+
+    Attributes:
+        minimum_ios: the first iOS that can read them.
+        limit: the largest `Difference.relative` at which a package is written.
+        description: for the package's own description.
+    """
+
+    minimum_ios: int
+    limit: float
+    description: str
+
+
+COMPRESSIONS = {
+    "none": Compression(15, 0.0, ""),
+    "int8": Compression(16, 0.2, "int8 weights"),
+    "palette6": Compression(16, 0.5, "weights in 6-bit palettes"),
+    "palette4": Compression(16, 1.0, "weights in 4-bit palettes"),
+    "sparse": Compression(16, 1.0, "half of the weights zero and not stored"),
+}
+
+
+def mode_name(precision: str, compress: str) -> str:
+    """The mode in file names: what distinguishes it from plain float16."""
+    if compress == "none":
+        return precision
+    return compress if precision == "float16" else f"{precision}_{compress}"
+
+
+def compress_weights(package: Any, compress: str, minimum_ios: int) -> Any:
+    """A package with compressed weights.
+
+    Args:
+        package: a `coremltools.models.MLModel`, an ML Program.
+        compress: a key of `COMPRESSIONS` but "none".
+        minimum_ios: of the package; from 18 on "palette4" has a palette for every 16 channels instead of one for all.
+
+    Returns:
+        Another `MLModel`.
+    """
+    import coremltools.optimize.coreml as optimize
+
+    operations = package._mil_program.functions["main"].operations
+    first = next(operation for operation in operations if operation.op_type == "conv")
+    if compress == "int8":
+        config, compressed = optimize.OpLinearQuantizerConfig(mode="linear_symmetric"), optimize.linear_quantize_weights
+    elif compress == "sparse":
+        # Of weights that were trained with pruning these are the zeros.
+        config, compressed = optimize.OpMagnitudePrunerConfig(target_sparsity=0.5), optimize.prune_weights
+    else:
+        config, compressed = _palette(compress, minimum_ios), optimize.palettize_weights
+    kinds = dict.fromkeys(("conv", "linear"), config)
+    return compressed(package, optimize.OptimizationConfig(op_type_configs=kinds, op_name_configs={first.name: None}))
+
+
+def keep_weak_channels(network: FusedNetwork) -> FusedNetwork:
+    """The network with no channel so weak that int8 weights would lose it (a layer scale near zero makes such).
+
+    The largest weight of such a channel is raised, by less than 4e-6, to the least that gives a step that is not zero.
+    """
+    steps = tuple(
+        replace(step, arguments=step.arguments | {"weights": _raised(step.arguments["weights"])})
+        if "weights" in step.arguments and isinstance(step.arguments["weights"], np.ndarray)
+        else step
+        for step in network.steps
+    )
+    return replace(network, steps=steps)
+
+
+def _raised(weights):
+    """`weights`: (..., output channels)."""
+    raised = weights.copy()
+    rows = raised.reshape(-1, raised.shape[-1])  # a view
+    places = np.abs(rows).argmax(axis=0), np.arange(rows.shape[1])
+    largest = rows[places]
+    weak = (largest != 0) & (np.abs(largest) < MIN_LARGEST)
+    rows[places] = np.where(weak, np.copysign(np.float32(MIN_LARGEST), largest), largest)
+    return raised
+
+
+def _palette(compress, minimum_ios):
+    import coremltools.optimize.coreml as optimize
+
+    if compress == "palette4" and minimum_ios >= 18:
+        return optimize.OpPalettizerConfig(
+            mode="kmeans", nbits=4, granularity="per_grouped_channel", group_size=GROUP, channel_axis=0
+        )
+    return optimize.OpPalettizerConfig(mode="kmeans", nbits=int(compress.removeprefix("palette")))
