@@ -17,7 +17,20 @@ EXTRAS = {
     "tflite": ["tensorflow>=2.21", "ai-edge-litert>=2.3", "ai-edge-quantizer>=0.10", "flatbuffers"],
     "coreml": ["coremltools>=9.0", "scikit-learn"],
     "train": ["tensorflow>=2.21", "tf_keras>=2.21", "tensorflow-model-optimization>=0.8.1", "matplotlib"],
-    "test": ["pytest", "ruff", "mypy", "import-linter", "scikit-image", "scipy", "psutil", "build"],
+    "test": [
+        "pytest",
+        "ruff",
+        "mypy",
+        "import-linter",
+        "scikit-image",
+        "scipy",
+        "psutil",
+        "build",
+        "tree-sitter>=0.26",
+        "tree-sitter-kotlin>=1.1",
+        "tree-sitter-swift>=0.7",
+        "PyYAML",
+    ],
 }
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})
 

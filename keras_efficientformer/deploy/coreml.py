@@ -62,8 +62,8 @@ def export_coreml(
         compress: how weights are stored: "none", "int8" (linear, a scale for each channel), "palette6" and "palette4"
             (64 or 16 values found by k-means; from iOS 18 on "palette4" has 16 for every 16 channels) or "sparse" (the
             smaller half of each layer's weights zero: for models trained with pruning).
-        labels: class names, or a text file with one in each line; None means ImageNet's for 1000 classes. A classifier
-            without them is given the classes' numbers.
+        labels: class names, or a text file with one in each line; None means ImageNet's for 1000 classes. Core ML wants
+            them unique: of alike ones each gets its class's number. A classifier without them has the numbers alone.
         minimum_ios: 15, 16, 17 or 18; compressed weights need 16.
         image_input: whether the input is an RGB image; else it is a float32 array (1, 3, height, width), RGB in 0..255
             too. Both are normalised inside. Of models with other than three channels the input is an array,
@@ -86,12 +86,17 @@ def export_coreml(
         ExportError: the package differs too much from the model. It is not written.
     """
     started = time.perf_counter()
-    _check_arguments(model, precision, compress, minimum_ios, image_input)
+    _check_arguments(precision, compress, minimum_ios)
     exporting.require("Core ML", "coreml", "coremltools")
     network = fuse(model, include_preprocessing=_is_rgb(model), feature_maps=feature_maps)
+    if image_input and not network.preprocessing:
+        raise ValueError(
+            f"An image input is RGB, and {network.name} takes {network.input_shape[2]} channels. "
+            "Export it with image_input=False."
+        )
     if compress == "int8":
         network = keep_weak_channels(network)
-    names = exporting.label_names(labels, network.classes)
+    names = _unique(exporting.label_names(labels, network.classes))
     mode = mode_name(precision, compress)
     file = exporting.file_path(path, network, mode, ".mlpackage")
     limit = max_difference
@@ -133,7 +138,7 @@ def export_coreml(
     return report
 
 
-def _check_arguments(model, precision, compress, minimum_ios, image_input):
+def _check_arguments(precision, compress, minimum_ios):
     for name, value, choices in (
         ("precision", precision, PRECISIONS),
         ("compress", compress, COMPRESSIONS),
@@ -144,15 +149,17 @@ def _check_arguments(model, precision, compress, minimum_ios, image_input):
     needed = COMPRESSIONS[compress].minimum_ios
     if minimum_ios < needed:
         raise ValueError(f"compress={compress!r} needs iOS {needed}. Received: minimum_ios={minimum_ios}")
-    if image_input and not _is_rgb(model):
-        raise ValueError(
-            f"An image input is RGB, and {model.name} takes {model.inputs[0].shape[-1]} channels. "
-            "Export it with image_input=False."
-        )
+
+
+def _unique(names):
+    """Class names as keys of a dictionary, which Core ML's probabilities are: ImageNet has two kinds of crane."""
+    if names is None or len(set(names)) == len(names):
+        return names
+    return tuple(f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names))
 
 
 def _is_rgb(model):
-    return model.inputs[0].shape[-1] == len(MEAN)
+    return isinstance(model, keras.Model) and model.inputs[0].shape[-1] == len(MEAN)
 
 
 def _convert(network: FusedNetwork, precision: str, minimum_ios: int, image_input: bool, names) -> Any:
@@ -167,7 +174,7 @@ def _convert(network: FusedNetwork, precision: str, minimum_ios: int, image_inpu
 
     @mb.program(input_specs=[mb.TensorSpec(shape=shape)], opset_version=target)
     def program(image):
-        return tuple(network.build(MILBuilder(image, normalised=image_input)).values())
+        return tuple(network.build(MILBuilder(image)).values())
 
     return coremltools.convert(
         program,
@@ -183,11 +190,8 @@ def _convert(network: FusedNetwork, precision: str, minimum_ios: int, image_inpu
 def _image_type(shape):
     import coremltools
 
-    # The standard deviations are folded into the first convolution: what is left to do with a pixel is exact.
-    bias = [-255.0 * mean for mean in MEAN]
-    return coremltools.ImageType(
-        name=INPUT, shape=shape, scale=1.0, bias=bias, color_layout=coremltools.colorlayout.RGB
-    )
+    # Without a bias: coremltools would subtract it in float32, off the Neural Engine.
+    return coremltools.ImageType(name=INPUT, shape=shape, color_layout=coremltools.colorlayout.RGB)
 
 
 def _classifier(network, names):

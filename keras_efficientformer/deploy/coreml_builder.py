@@ -14,17 +14,14 @@ class MILBuilder:
 
     Args:
         image: the input, (1, channels, height, width) of static shape.
-        normalised: whether the input has been normalised on its way in, as an `ImageType` does: `image`'s mean is
-            left out then.
     """
 
-    def __init__(self, image, normalised: bool):
+    def __init__(self, image):
         self._image = image
-        self._normalised = normalised
         self._grids: dict[int, tuple[int, int]] = {}
 
     def image(self, height, width, channels, mean):
-        if mean is None or self._normalised:
+        if mean is None:
             return self._image
         return mb.sub(x=self._image, y=_per_channel(mean))
 
@@ -103,6 +100,26 @@ class MILBuilder:
     def output(self, x, name):
         x.set_name(name)
         return x
+
+    def depthwise_convolution(self, x, weights, bias, stride=1):
+        kernels = np.ascontiguousarray(weights.transpose(2, 0, 1)[:, None])
+        pad = [weights.shape[0] // 2] * 4
+        return mb.conv(
+            x=x, weight=kernels, bias=bias, strides=[stride, stride], pad_type="custom", pad=pad, groups=len(kernels)
+        )
+
+    def resize(self, x, height, width):
+        return mb.resize_bilinear(
+            x=x, target_size_height=height, target_size_width=width, sampling_mode="UNALIGN_CORNERS"
+        )
+
+    def to_heads(self, x, num_heads):
+        _, channels, height, width = x.shape
+        self._grids[height * width] = (height, width)
+        return mb.reshape(x=x, shape=[1, num_heads, channels // num_heads, height * width])
+
+    def talking_heads(self, x, weights, bias):
+        return self.convolution(x, weights[None, None], bias)
 
 
 def _per_channel(vector):

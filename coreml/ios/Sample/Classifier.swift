@@ -1,0 +1,87 @@
+import CoreML
+import Vision
+
+/// What Core ML may compute on, by Core ML's own names.
+enum ComputeUnits: String, CaseIterable {
+    case all, cpuAndNeuralEngine, cpuAndGPU, cpuOnly
+
+    var value: MLComputeUnits {
+        switch self {
+        case .all: return .all
+        case .cpuAndNeuralEngine: return .cpuAndNeuralEngine
+        case .cpuAndGPU: return .cpuAndGPU
+        case .cpuOnly: return .cpuOnly
+        }
+    }
+}
+
+struct Prediction: Sendable {
+    let label: String
+    let probability: Double
+}
+
+struct Classification: Sendable {
+    /// The most probable first.
+    let predictions: [Prediction]
+    /// Of Vision's scaling and the prediction together.
+    let milliseconds: Double
+}
+
+enum ModelError: LocalizedError {
+    case missing, different, unreadablePhoto
+
+    var errorDescription: String? {
+        switch self {
+        case .missing:
+            return "This app has no \(Model.name).mlpackage. See the README, steps 2 and 3."
+        case .different:
+            return "\(Model.name).mlpackage is not what Model.swift describes. Compare it with the package's report."
+        case .unreadablePhoto:
+            return "The photo cannot be read. Choose another."
+        }
+    }
+}
+
+/// The bundled model, after a check that it is the one that `Model` describes.
+func loadModel(_ units: ComputeUnits) throws -> MLModel {
+    guard let package = Bundle.main.url(forResource: Model.name, withExtension: "mlmodelc") else {
+        throw ModelError.missing
+    }
+    let configuration = MLModelConfiguration()
+    configuration.computeUnits = units.value
+    let model = try MLModel(contentsOf: package, configuration: configuration)
+    let description = model.modelDescription
+    let image = description.inputDescriptionsByName[Model.input]?.imageConstraint
+    guard image?.pixelsWide == Model.width, image?.pixelsHigh == Model.height,
+          description.predictedFeatureName == Model.label,
+          description.predictedProbabilitiesName == Model.probabilities,
+          description.classLabels?.count == Model.classes
+    else { throw ModelError.different }
+    return model
+}
+
+/// A photograph's classes by Vision, which turns it upright, cuts out the centre and scales it to the model's input.
+struct Classifier {
+    private let request: VNCoreMLRequest
+
+    init(_ units: ComputeUnits) throws {
+        request = VNCoreMLRequest(model: try VNCoreMLModel(for: loadModel(units)))
+        request.imageCropAndScaleOption = .centerCrop
+        let margin = (1 - Model.cropFraction) / 2
+        request.regionOfInterest = CGRect(
+            x: margin, y: margin, width: Model.cropFraction, height: Model.cropFraction)
+    }
+
+    /// - Parameter photo: the content of an image file.
+    func classify(_ photo: Data, top: Int = 5) throws -> Classification {
+        let handler = VNImageRequestHandler(data: photo)
+        try handler.perform([request]) // the first prediction prepares memory: the second is timed
+        let time = try ContinuousClock().measure { try handler.perform([request]) }
+        let observations = request.results as? [VNClassificationObservation] ?? []
+        return Classification(
+            predictions: observations.prefix(top).map {
+                Prediction(label: $0.identifier, probability: Double($0.confidence))
+            },
+            milliseconds: time / Duration.milliseconds(1))
+    }
+}

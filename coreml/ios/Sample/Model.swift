@@ -1,0 +1,20 @@
+import CoreGraphics
+
+/// All that this app knows of its model, as the exporter's report says it.
+///
+/// For a model of your own change these lines: its report, the .json file beside the package, has the values.
+enum Model {
+    static let name = "efficientformer_l1_224_float16"
+
+    /// An RGB image, as it is: the normalisation is inside the model.
+    static let input = "image"
+    static let width = 224
+    static let height = 224
+
+    static let label = "classLabel"
+    static let probabilities = "classLabel_probs"
+    static let classes = 1000
+
+    /// The share of a photograph's short side that the network sees, as in training.
+    static let cropFraction: CGFloat = 0.95
+}

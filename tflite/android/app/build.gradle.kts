@@ -1,0 +1,36 @@
+plugins {
+    alias(libs.plugins.android.application)
+}
+
+android {
+    namespace = "org.example.efficientformer"
+    compileSdk = 37
+
+    defaultConfig {
+        applicationId = "org.example.efficientformer"
+        minSdk = 28 // MediaPipe Tasks' lowest; LiteRT's is 24
+        targetSdk = 37
+        versionCode = 1
+        versionName = "1.0"
+    }
+
+    compileOptions {
+        sourceCompatibility = JavaVersion.VERSION_17
+        targetCompatibility = JavaVersion.VERSION_17
+    }
+
+    buildFeatures {
+        viewBinding = true
+    }
+
+    androidResources {
+        noCompress += "tflite" // so that the model is mapped from the APK, not unpacked
+    }
+}
+
+dependencies {
+    implementation(libs.activity)
+    implementation(libs.litert)
+    implementation(libs.litert.gpu)
+    implementation(libs.mediapipe.tasks.vision)
+}
