@@ -1,0 +1,117 @@
+"""Whatever classifies images, opened from its file and asked one way: raw RGB pixels in, scores out.
+
+A Keras model, a checkpoint of any dialect, a .tflite file and a Core ML package answer alike, so that `predict` and
+`evaluate` need not know what they are talking to.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from keras_efficientformer.efficientformer import (
+    EfficientFormerL1,
+    EfficientFormerL3,
+    EfficientFormerL7,
+    from_checkpoint,
+)
+from keras_efficientformer.imagenet import preprocess_input
+
+# What exported files call the scores of the classes.
+SCORES = ("probabilities", "classLabel_probs", "logits", "scores")
+
+PUBLISHED = {"l1": EfficientFormerL1, "l3": EfficientFormerL3, "l7": EfficientFormerL7}
+
+
+class Classifier(Protocol):
+    """What all classifiers have.
+
+    Attributes:
+        size: (height, width) of the images that it takes.
+        labels: names of the classes in the order of the scores, or None where the file has none.
+    """
+
+    size: tuple[int, int]
+    labels: list[str] | None
+
+    def predict(self, pixels: np.ndarray) -> np.ndarray:
+        """Raw RGB images, float32 (batch, height, width, 3) in 0..255 -> scores, float32 (batch, classes)."""
+
+
+class KerasClassifier:
+    """A Keras model; of two heads, the one that was trained on labels."""
+
+    labels: list[str] | None = None
+
+    def __init__(self, model: keras.Model):
+        self._model = model
+        self.size = tuple(model.inputs[0].shape[1:3])
+
+    def predict(self, pixels: np.ndarray) -> np.ndarray:
+        scores = self._model.predict(preprocess_input(pixels), verbose=0)
+        return scores[0] if isinstance(scores, list) else scores
+
+
+class FileClassifier:
+    """A .tflite file or a Core ML package; its sidecar has the labels and says whether the file normalises by itself.
+
+    Args:
+        model: the opened file: `input_shape`, and `predict` that gives {output name: scores}.
+        path: the file's path, beside which its sidecar stands.
+    """
+
+    def __init__(self, model: Any, path: str | os.PathLike):
+        self._model = model
+        self.size = tuple(model.input_shape[:2])
+        sidecar = Path(path).with_suffix(".json")
+        report = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
+        self.labels = report.get("labels")
+        self._preprocessing = report.get("preprocessing", True)
+
+    def predict(self, pixels: np.ndarray) -> np.ndarray:
+        outputs = self._model.predict(pixels if self._preprocessing else preprocess_input(pixels))
+        # A Core ML classifier also names the class; files with feature maps have those first.
+        return next(outputs[name] for name in SCORES if name in outputs)
+
+
+def open_classifier(source: str | os.PathLike, input_shape: tuple[int, int, int] | None = None) -> Classifier:
+    """The classifier that a file or a name stands for.
+
+    Args:
+        source: a `.tflite` file, an `.mlpackage`, or anything that `open_model` takes.
+        input_shape: (h, w, 3) for a Keras model; None means its own.
+
+    Raises:
+        ValueError, OSError, ImportError: the file is unfit, missing, or needs something that is not installed.
+    """
+    suffix = Path(source).suffix
+    if suffix == ".tflite":
+        from keras_efficientformer.deploy.litert import LiteRTModel
+
+        return FileClassifier(LiteRTModel(source), source)
+    if suffix == ".mlpackage":
+        from keras_efficientformer.deploy.coreml_model import CoreMLModel
+
+        return FileClassifier(CoreMLModel(source), source)
+    return KerasClassifier(open_model(source, input_shape))
+
+
+def open_model(
+    source: str | os.PathLike, input_shape: tuple[int, int, int] | None = None, progress: Any = iter
+) -> keras.Model:
+    """The Keras model that a file or a name stands for.
+
+    Args:
+        source: "l1", "l3" or "l7" (ImageNet, downloaded), "l1:imagenet-300", a .keras file or a checkpoint file.
+        input_shape: (h, w, 3); None means the file's own, or 224x224.
+        progress: wraps the iteration over a checkpoint's variables, e.g. `rich.progress.track`.
+    """
+    variant, _, weights = str(source).partition(":")
+    if variant in PUBLISHED:
+        return PUBLISHED[variant](weights=weights or "imagenet", input_shape=input_shape)
+    if Path(source).suffix == ".keras" and input_shape is None:
+        return keras.saving.load_model(source, compile=False)
+    return from_checkpoint(source, input_shape=input_shape, progress=progress)

@@ -1,0 +1,40 @@
+"""The command `efficientformer`: arguments in, one call of the library, one printed report out.
+
+Exit codes: 0 done, 1 the file or image is not fit or the result not good enough, 2 wrong usage. Reports go to standard
+output, as a table or with --json as JSON; progress and errors go to standard error.
+"""
+
+import sys
+
+import typer
+from rich.text import Text
+
+from keras_efficientformer.cli.benchmark_coreml import coreml_command
+from keras_efficientformer.cli.convert import convert
+from keras_efficientformer.cli.export import export
+from keras_efficientformer.cli.inspect import inspect
+from keras_efficientformer.cli.predict import predict
+from keras_efficientformer.cli.shared import errors
+from keras_efficientformer.deploy import ExportError
+from keras_efficientformer.cli.shared import Json, Model, Overwrite, Size, output, track as _track, open_keras as _open  # noqa
+
+app = typer.Typer(help=__doc__.partition("\n")[0], no_args_is_help=True, pretty_exceptions_enable=False)
+benchmark = typer.Typer(help="Time a model here, on phones or on an emulated CPU.", no_args_is_help=True)
+benchmark.command("coreml")(coreml_command)
+for command in (convert, predict, inspect):
+    app.command()(command)
+app.add_typer(export, name="export")
+app.add_typer(benchmark, name="benchmark")
+
+
+def main(*command: str) -> None:
+    """Runs the command line, or one of its commands with the arguments of this process.
+
+    Failures that a user can mend are one line, without a traceback.
+    """
+    try:
+        app([*command, *sys.argv[1:]])
+    except (ValueError, OSError, ImportError, ExportError) as error:
+        # Not as markup: paths and shapes are full of brackets.
+        errors.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        raise SystemExit(1) from None

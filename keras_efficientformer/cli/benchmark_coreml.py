@@ -1,0 +1,60 @@
+"""`efficientformer benchmark coreml`: a model's latency on a connected iPhone, or on this Mac, beside the paper's."""
+
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_efficientformer.cli.shared import Json, Model, Overwrite, Size, open_keras, output, track
+from keras_efficientformer.deploy.apple_device import check_team, connected_iphone, this_mac
+from keras_efficientformer.deploy.coreml_benchmark import UNITS, benchmark_coreml, export_twin
+from keras_efficientformer.deploy.coreml_modes import COMPRESSIONS, PRECISIONS
+from keras_efficientformer.deploy.mobilenet_reference import export_mobilenet_v2
+
+MAC = "mac"
+
+
+def coreml_command(
+    model: Model = "l1",
+    device: Annotated[
+        str | None, typer.Option(help=f"Name of a connected iPhone, or {MAC} for this Mac. Default: the one iPhone.")
+    ] = None,
+    team: Annotated[
+        str | None, typer.Option(help="Development team that signs the app on the phone, e.g. A1B2C3D4E5.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "float16",
+    compress: Annotated[str, typer.Option(help="Of the model's weights: " + ", ".join(COMPRESSIONS))] = "none",
+    unit: Annotated[list[str] | None, typer.Option(help=f"{', '.join(UNITS)}; may be repeated. Default: each.")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Timed predictions for each package and unit.")] = 50,
+    size: Size = None,
+    save: Annotated[
+        Path | None, typer.Option("--output", help="JSON file, or an existing folder such as benchmarks/devices.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Time a model and MobileNetV2 with Core ML on an iPhone connected to this Mac, or on this Mac."""
+    if save is not None and not save.parent.is_dir():
+        raise FileNotFoundError(f"The folder {save.parent} does not exist. Make it first, or choose another.")
+    target = this_mac() if device == MAC else connected_iphone(device)
+    if target.remote is not None:
+        check_team(team)  # before a model is downloaded
+    # For others to read, so without the names of phones and teams.
+    options = [f"--precision={precision}", f"--compress={compress}", f"--runs={runs}"]
+    options += [f"--size={size}"] if size else []
+    with tempfile.TemporaryDirectory() as folder:
+        twin = export_twin(open_keras(model, size), folder, precision, compress)
+        benchmark = benchmark_coreml(
+            [twin, export_mobilenet_v2(folder, precision)],
+            target,
+            team=team,
+            units=unit or tuple(UNITS),
+            runs=runs,
+            command=shlex.join(["efficientformer", "benchmark", "coreml", model, *options]),
+            progress=lambda steps: track(steps, f"Timing on {target.name}"),
+        )
+    print(benchmark.to_json(), end="") if as_json else output.print(benchmark)
+    if save is not None:
+        benchmark.report.save(save, overwrite)

@@ -1,0 +1,57 @@
+"""`efficientformer convert`."""
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_efficientformer import conversion
+from keras_efficientformer.checkpoint_files import finished_file, suffix_of
+from keras_efficientformer.cli.shared import Json, Model, Overwrite, Size, open_keras, print_facts
+
+
+class DialectName(StrEnum):
+    """The choices of --dialect."""
+
+    TIMM = "timm"
+    SNAP = "snap"
+    TRANSFORMERS = "transformers"
+
+
+def convert(
+    source: Model,
+    target: Annotated[Path, typer.Argument(help=".keras, .weights.h5, .safetensors, .pth, .pt or .bin")],
+    dialect: Annotated[DialectName, typer.Option(help="Tensor names of a PyTorch target.")] = DialectName.TIMM,
+    size: Size = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Convert a checkpoint: PyTorch's in any dialect, or Keras', to Keras' or PyTorch's in any dialect."""
+    started = time.perf_counter()
+    suffix = suffix_of(target)
+    if suffix is None:
+        raise typer.BadParameter(f"{target} should end in .keras, .weights.h5, .safetensors, .pth, .pt or .bin")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists. Choose another name, or pass --overwrite.")
+    model = open_keras(source, size)
+    if suffix in (".keras", ".weights.h5"):
+        with finished_file(target, overwrite) as partial:
+            model.save(partial) if suffix == ".keras" else model.save_weights(partial)
+    else:
+        conversion.write_checkpoint(target, conversion.to_state_dict(model, dialect.value), overwrite)
+    print_facts(
+        {
+            "source": source,
+            "target": str(target),
+            "model": model.name,
+            "input": list(model.inputs[0].shape[1:]),
+            "output": [list(output.shape[1:]) for output in model.outputs],
+            "parameters": model.count_params(),
+            "bytes": target.stat().st_size,
+            "seconds": round(time.perf_counter() - started, 2),
+        },
+        as_json,
+        f"Converted to {target.name}",
+    )

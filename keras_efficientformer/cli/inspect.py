@@ -1,0 +1,83 @@
+"""`efficientformer inspect`."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.table import Column, Table
+
+from keras_efficientformer import conversion
+from keras_efficientformer.cli.shared import Json, output, print_facts
+from keras_efficientformer.deploy.litert import LiteRTModel
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A checkpoint, a .keras, .weights.h5 or .tflite file, or .mlpackage.")],
+    as_json: Json = False,
+) -> None:
+    """Say what is in a file; of a Core ML package also what may keep it off the Neural Engine."""
+    if file.suffix == ".mlpackage":
+        facts, findings = _inspect_package(file)
+        print_facts(
+            facts | ({"findings": list(map(dataclasses.asdict, findings))} if as_json else {}), as_json, file.name
+        )
+        if not as_json:
+            output.print(_findings_table(findings))
+        return
+    facts = _inspect_tflite(file) if file.suffix == ".tflite" else _inspect_checkpoint(file)
+    with file.open("rb") as content:
+        facts |= {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
+    print_facts(facts, as_json, file.name)
+
+
+def _inspect_package(path):
+    from keras_efficientformer.deploy.coreml_lint import lint, summary
+    from keras_efficientformer.deploy.coreml_package import load_package
+
+    package = load_package(path)
+    description = package.spec.description
+    names = {"inputs": description.input, "outputs": description.output}
+    facts = {end: [feature.name for feature in features] for end, features in names.items()}
+    facts |= {"classes": len(package.labels) if package.labels else None} | package.metadata
+    facts |= dataclasses.asdict(summary(package.program))
+    facts["bytes"] = sum(item.stat().st_size for item in Path(path).rglob("*") if item.is_file())
+    return facts, lint(package.program)
+
+
+def _findings_table(findings):
+    from keras_efficientformer.deploy.coreml_lint import RULES
+
+    table = Table(
+        "rule", Column("found"), Column("source", overflow="fold"), title="Neural Engine", title_justify="left"
+    )
+    for rule in RULES:
+        found = [finding for finding in findings if finding.rule == rule.name]
+        if found:
+            first, rest = found[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            text = f"{first.operation}: {first.message}{rest}. {rule.advice}"
+            table.add_row(rule.name, text, rule.sources[0].url)
+    if not findings:
+        table.add_row("", f"nothing that {len(RULES)} rules know", "")
+    return table
+
+
+def _inspect_checkpoint(file):
+    checkpoint = conversion.read_checkpoint(file)
+    info = dataclasses.asdict(conversion.infer_variant(checkpoint))
+    floats = [tensor for tensor in checkpoint.values() if tensor.dtype.kind not in "iub"]
+    return info | {
+        "wrappers": list(checkpoint.wrappers),
+        "tensors": len(checkpoint),
+        "values": sum(tensor.size for tensor in floats),
+        "dtypes": sorted({tensor.dtype.name for tensor in checkpoint.values()}),
+        "finite": all(bool(np.isfinite(tensor).all()) for tensor in floats),
+    }
+
+
+def _inspect_tflite(file):
+    model = LiteRTModel(file)
+    inputs, outputs = ([dataclasses.asdict(tensor) for tensor in ends] for ends in (model.inputs, model.outputs))
+    return {"inputs": inputs, "outputs": outputs, "operations": model.operations()}

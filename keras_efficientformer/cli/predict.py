@@ -1,0 +1,51 @@
+"""`efficientformer predict`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Column, Table
+
+from keras_efficientformer.classifiers import open_classifier
+from keras_efficientformer.cli.shared import Json, Labels, Size, image_shape, output, track
+from keras_efficientformer.deploy.images import find_images
+from keras_efficientformer.imagenet import decode_predictions, load_image, resize_and_crop
+
+BATCH_SIZE = 32
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    model: Annotated[str, typer.Option(help="As for convert, a .tflite file or an .mlpackage.")] = "l1",
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
+    labels: Labels = None,
+    size: Size = None,
+    crop: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of the image that is looked at.")] = 0.95,
+    as_json: Json = False,
+) -> None:
+    """Classify photographs."""
+    files = [file for path in images for file in (find_images(path) if path.is_dir() else [path])]
+    network = open_classifier(model, image_shape(size))
+    names = labels.read_text(encoding="utf-8").splitlines() if labels else network.labels
+    results: dict[str, Any] = {}
+    for start in track(range(0, len(files), BATCH_SIZE), "Classifying"):
+        batch = files[start : start + BATCH_SIZE]
+        pixels = np.stack([resize_and_crop(load_image(file), network.size, crop) for file in batch])
+        decoded = _decode(network.predict(pixels.astype("float32")), top, names)
+        results |= zip(map(str, batch), decoded, strict=True)
+    if as_json:
+        print(json.dumps({file: [list(row) for row in rows] for file, rows in results.items()}, indent=2))
+        return
+    table = Table(Column("image", overflow="fold"), "class", "score")
+    for file, rows in results.items():
+        for index, (_, name, score) in enumerate(rows):
+            table.add_row(file if index == 0 else "", name, f"{score:.1%}", end_section=index == len(rows) - 1)
+    output.print(table)
+
+
+def _decode(scores, top, names):
+    if names is None and scores.shape[-1] != 1000:
+        names = [f"class {index}" for index in range(scores.shape[-1])]
+    return decode_predictions(scores, top=top, labels=names)

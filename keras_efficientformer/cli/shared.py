@@ -1,0 +1,59 @@
+"""What the commands share: consoles, arguments that mean the same everywhere, and how they open a model."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import keras
+import typer
+from rich.console import Console
+from rich.progress import track as progress_bar
+from rich.table import Column, Table
+
+from keras_efficientformer.classifiers import open_model
+
+# Not as markup: paths, shapes and class names are full of brackets.
+output = Console(markup=False, emoji=False)
+errors = Console(stderr=True)
+
+Model = Annotated[
+    str,
+    typer.Argument(help="l1, l3 or l7 (ImageNet, downloaded), l1:imagenet-300, a .keras file or a checkpoint file."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
+Size = Annotated[str | None, typer.Option(help="Input size, 224 or 160x224 (height x width). Default: its own.")]
+Labels = Annotated[Path | None, typer.Option(help="Text file with one class name in each line.")]
+
+
+def open_keras(source: str, size: str | None) -> keras.Model:
+    """The model that a command's argument names."""
+    return open_model(source, image_shape(size), progress=partial(track, description="Loading weights"))
+
+
+def image_shape(size: str | None) -> tuple[int, int, int] | None:
+    """(height, width, 3) of --size."""
+    if size is None:
+        return None
+    sides = size.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise typer.BadParameter(f"--size should be a number of pixels or HEIGHTxWIDTH. Received: {size}")
+    height, width = int(sides[0]), int(sides[-1])
+    return height, width, 3
+
+
+def track(sequence, description):
+    """A progress bar on standard error, where somebody can see it."""
+    return progress_bar(sequence, description, console=errors, transient=True, disable=not errors.is_terminal)
+
+
+def print_facts(report: dict[str, Any], as_json: bool, title: str) -> None:
+    """Prints a command's report as a table, or as JSON."""
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    table = Table("", Column(overflow="fold"), title=title, show_header=False, title_justify="left")
+    for name, value in report.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+    output.print(table)
