@@ -14,7 +14,7 @@ EXTRAS = {
     "jax": ["jax>=0.10"],
     "torch": ["torch>=2.5"],
     # A job.
-    "tflite": ["tensorflow>=2.21", "ai-edge-litert>=2.3", "ai-edge-quantizer>=0.10", "flatbuffers"],
+    "tflite": ["tensorflow>=2.21", "ai-edge-litert>=2.3", "ai-edge-quantizer>=0.10", "flatbuffers", "matplotlib"],
     "coreml": ["coremltools>=9.0", "scikit-learn", "scipy"],
     "train": ["tensorflow>=2.21", "tf_keras>=2.21", "tensorflow-model-optimization>=0.8.1", "matplotlib"],
     "test": [
@@ -30,6 +30,7 @@ EXTRAS = {
         "tree-sitter-kotlin>=1.1",
         "tree-sitter-swift>=0.7",
         "PyYAML",
+        "jsonschema",
     ],
 }
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})

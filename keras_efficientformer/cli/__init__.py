@@ -4,22 +4,24 @@ Exit codes: 0 done, 1 the file or image is not fit or the result not good enough
 output, as a table or with --json as JSON; progress and errors go to standard error.
 """
 
+import logging
 import sys
 
 import typer
 from rich.text import Text
 
 from keras_efficientformer.cli.benchmark_coreml import coreml_command
+from keras_efficientformer.cli.benchmark_tflite import tflite_command
 from keras_efficientformer.cli.convert import convert
 from keras_efficientformer.cli.export import export
 from keras_efficientformer.cli.inspect import inspect
 from keras_efficientformer.cli.predict import predict
 from keras_efficientformer.cli.shared import errors
 from keras_efficientformer.deploy import ExportError
-from keras_efficientformer.cli.shared import Json, Model, Overwrite, Size, output, track as _track, open_keras as _open  # noqa
 
 app = typer.Typer(help=__doc__.partition("\n")[0], no_args_is_help=True, pretty_exceptions_enable=False)
 benchmark = typer.Typer(help="Time a model here, on phones or on an emulated CPU.", no_args_is_help=True)
+benchmark.command("tflite")(tflite_command)
 benchmark.command("coreml")(coreml_command)
 for command in (convert, predict, inspect):
     app.command()(command)
@@ -32,6 +34,8 @@ def main(*command: str) -> None:
 
     Failures that a user can mend are one line, without a traceback.
     """
+    # Warns of versions of TensorFlow, PyTorch and scikit-learn, which take no part here.
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
     try:
         app([*command, *sys.argv[1:]])
     except (ValueError, OSError, ImportError, ExportError) as error:

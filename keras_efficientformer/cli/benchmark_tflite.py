@@ -1,0 +1,147 @@
+"""`efficientformer benchmark tflite`: times files on this computer, a phone or an emulated CPU."""
+
+import csv
+import dataclasses
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Column, Table
+
+from keras_efficientformer.checkpoint_files import finished_file
+from keras_efficientformer.cli.shared import Json, Overwrite, output, track
+from keras_efficientformer.deploy.android_phone import AndroidPhone, benchmark_on_phone
+from keras_efficientformer.deploy.arm_emulator import CPUS, ArmEmulator, count_instructions
+from keras_efficientformer.deploy.measurements import Cost, DeviceReport
+from keras_efficientformer.deploy.plots import plot_report, require_matplotlib
+from keras_efficientformer.deploy.tflite_benchmark import benchmark_tflite, profile_tflite
+
+SHOWN = 20
+
+Profiles = Mapping[str, tuple[Cost, ...]]
+
+
+def tflite_command(
+    files: Annotated[list[Path], typer.Argument(help=".tflite files. Several are run in turns on this computer.")],
+    adb: Annotated[
+        Path | None, typer.Option(help="Time on a phone, with this build of LiteRT's benchmark_model for Android.")
+    ] = None,
+    serial: Annotated[str | None, typer.Option(help="Which phone, where several are connected.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Use the phone's GPU.")] = False,
+    emulate: Annotated[
+        str | None, typer.Option(help=f"Count instructions on an emulated Arm CPU: {', '.join(CPUS)}.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the CPU.")] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="Timed inferences of each file.")] = 50,
+    warmup: Annotated[int, typer.Option(min=0, help="Inferences before them.")] = 5,
+    profile: Annotated[bool, typer.Option("--profile", help="Say what each kind of operation takes.")] = False,
+    save: Annotated[
+        Path | None, typer.Option("--output", help="Existing folder for the report, as JSON and PNG.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Time .tflite files: on this computer, with --adb on a phone, with --emulate in instructions of an Arm CPU."""
+    if adb is None and (serial or gpu):
+        raise typer.BadParameter("--serial and --gpu are of phones, and need --adb with a benchmark_model.")
+    if emulate is not None and (adb is not None or threads != 1):
+        raise typer.BadParameter("--emulate counts on one thread, without a phone: leave out --adb and --threads.")
+    if save is not None:
+        _check_output(save)
+    # For others to read, so without folders and serial numbers.
+    options = [f"--adb={adb.name}" if adb else "", "--gpu" if gpu else "", f"--emulate={emulate}" if emulate else ""]
+    options += [] if emulate else [f"--threads={threads}", f"--runs={runs}", f"--warmup={warmup}"]
+    names = [file.name for file in files]
+    command = shlex.join(["efficientformer", "benchmark", "tflite", *names, *filter(None, options)])
+    profiles: Profiles = {}
+    if emulate is not None:
+        emulator = ArmEmulator(emulate)
+        report, profiles = count_instructions(files, emulator, command, lambda steps: track(steps, "Counting"))
+    elif adb is not None:
+        with AndroidPhone(adb, serial) as phone:
+            timing = f"Timing on {phone.device}"
+            report = benchmark_on_phone(
+                files, phone, threads, runs, warmup, gpu, command, lambda steps: track(steps, timing)
+            )
+            if profile:
+                profiles = {file.name: phone.profile(file, threads, runs, gpu) for file in files}
+    else:
+        report = benchmark_tflite(files, threads, runs, warmup, command, lambda steps: track(steps, "Timing"))
+        if profile:
+            profiles = {file.name: profile_tflite(file, threads) for file in files}
+    _print(report, profiles if profile else {}, as_json)
+    if save is not None:
+        _save(report, profiles if profile else {}, save, overwrite)
+
+
+def _print(report: DeviceReport, profiles: Profiles, as_json: bool) -> None:
+    if as_json:
+        costs = {file: [dataclasses.asdict(cost) for cost in profile] for file, profile in profiles.items()}
+        print(json.dumps({"report": dataclasses.asdict(report), "profiles": costs}, indent=2))
+        return
+    output.print(_results(report))
+    for note in dict.fromkeys(result.note for result in report.results if result.note):
+        output.print(note)
+    for file, profile in profiles.items():
+        output.print(_costs(file, profile, "M instructions" if report.kind == "emulator" else "ms"))
+
+
+def _results(report: DeviceReport) -> Table:
+    columns = {
+        "median": "median_ms",
+        "p90": "p90_ms",
+        "min": "min_ms",
+        "load": "load_ms",
+        "MB": "memory_mb",
+        "M instructions": "instructions",
+    }
+    # What was not measured on this device at all gets no column.
+    columns = {
+        title: name for title, name in columns.items() if any(getattr(r, name) is not None for r in report.results)
+    }
+    title = f"{report.device}, {report.os}" + (f", {report.soc}" if report.soc else "")
+    headers = [Column(name, justify="right") for name in columns]
+    table = Table(Column("file", overflow="fold"), "unit", "runs", *headers, title=title, title_justify="left")
+    for result in report.results:
+        unit = result.unit if result.threads is None else f"{result.unit} x{result.threads}"
+        values = (getattr(result, name) for name in columns.values())
+        figures = ("-" if value is None else f"{value:.1f}" for value in values)
+        table.add_row(result.file, unit, str(result.runs or "-"), *figures)
+    return table
+
+
+def _costs(file: str, profile: tuple[Cost, ...], unit: str) -> Table:
+    table = Table(
+        Column("operation", overflow="fold"),
+        *(Column(name, justify="right") for name in ("calls", unit, "share")),
+        title=file,
+        title_justify="left",
+    )
+    rest = profile[SHOWN:]
+    more = [Cost(f"{len(rest)} more", None, sum(c.amount for c in rest), sum(c.share for c in rest))] if rest else []
+    for cost in [*profile[:SHOWN], *more]:
+        calls = "-" if cost.calls is None else str(cost.calls)
+        table.add_row(cost.name, calls, f"{cost.amount:.2f}", f"{cost.share:.1%}")
+    return table
+
+
+def _check_output(folder: Path) -> None:
+    """Before minutes are spent on measuring."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The folder {folder} does not exist. Make it first, or choose another.")
+    require_matplotlib()
+
+
+def _save(report: DeviceReport, profiles: Profiles, folder: Path, overwrite: bool) -> None:
+    picture = (folder / report.standard_name).with_suffix(".png")
+    table = picture.with_name(f"{picture.stem}_profile.csv")
+    report.save(folder, overwrite)
+    plot_report(report, picture, overwrite)
+    if profiles:
+        with finished_file(table, overwrite) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", *(field.name for field in dataclasses.fields(Cost))])
+            writer.writerows([name, *dataclasses.astuple(cost)] for name, costs in profiles.items() for cost in costs)
