@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import sys
 import time
 from collections.abc import Iterable
 
@@ -14,11 +15,12 @@ from keras_efficientformer.deploy.images import read_images, seeded_images
 from keras_efficientformer.deploy.litert import LiteRTModel
 from keras_efficientformer.deploy.network import fuse
 from keras_efficientformer.deploy.recording import FusedNetwork
-from keras_efficientformer.deploy.report import ExportReport, versions_of
+from keras_efficientformer.deploy.report import ExportReport, compare, versions_of
 from keras_efficientformer.deploy.tflite_file import with_metadata, with_names
 from keras_efficientformer.deploy.tflite_metadata import ModelCard
 from keras_efficientformer.deploy.tflite_modes import INPUT, MODES, Mode
 from keras_efficientformer.deploy.tflite_modes import quantize as quantize_file
+from keras_efficientformer.deploy.tflite_steps import StepScopes, tensor_ranges
 from keras_efficientformer.imagenet import MEAN, STD
 
 CALIBRATION_LIMIT = 128
@@ -48,7 +50,8 @@ def export_tflite(
     Before it gets its name it is run in LiteRT and compared with the Keras model, on any Keras backend.
 
     Args:
-        model: an EfficientFormer of this package.
+        model: an EfficientFormer of this package, or what `training` made of one: a quantization-aware model, whose
+            learnt ranges "int8" takes, so that it needs no calibration, or a pruned one.
         path: the file to write, `.tflite`; or an existing folder, in which it is called by the model's name, input size
             and mode, e.g. `efficientformer_l1_224_float32.tflite`.
         quantize: "none" (float32), "float16" (weights, and arithmetic where the CPU or GPU can), "dynamic" (int8
@@ -79,14 +82,15 @@ def export_tflite(
         ExportError: the file differs too much from the model. It is not written.
     """
     started = time.perf_counter()
-    mode = _mode(quantize, io, calibration)
+    ranges = _trained_ranges(model)
+    mode = _mode(quantize, io, calibration, ranges)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"`batch_size` should be an integer >= 1. Received: batch_size={batch_size}")
     exporting.require(
         "TFLite", "tflite", "tensorflow", "ai_edge_litert", *(["ai_edge_quantizer"] if mode.recipe else [])
     )
     limit = mode.limit if max_difference is None else max_difference
-    network = fuse(model, include_preprocessing)
+    model, network = _network(model, include_preprocessing, mode)
     label_names = exporting.label_names(labels, network.classes)
     file = exporting.file_path(path, network, mode.name, ".tflite")
 
@@ -94,14 +98,15 @@ def export_tflite(
         images, images_from = _images(calibration, network.input_shape)
         content = _convert(network, mode, batch_size)
         if mode.recipe:
+            learnt_ranges = tensor_ranges(content, network, ranges) if ranges else {}
             content = with_names(content, network.outputs)
             inputs = exporting.network_inputs(images, network)
-            content = quantize_file(content, mode, io, inputs, batch_size, _known_ranges(network))
+            content = quantize_file(content, mode, io, inputs, batch_size, learnt_ranges | _known_ranges(network))
         partial.write_bytes(with_metadata(content, network.outputs, _card(network, mode, label_names)))
         del content  # or the check would need as much memory again
         exported = LiteRTModel(partial)
         found = exported.predict(exporting.network_inputs(images, network))
-        differences = exporting.differences(model, network, found, images)
+        differences = _differences(model, network, found, images)
         exporting.check(differences, limit, file)
         report = ExportReport(
             path=str(file),
@@ -126,13 +131,53 @@ def export_tflite(
     return report
 
 
-def _mode(quantize, io, calibration):
+def _is_tf_keras(model):
+    return "tf_keras" in sys.modules and isinstance(model, sys.modules["tf_keras"].Model)
+
+
+def _trained_ranges(model):
+    """What a quantization-aware model has learnt; nothing of others."""
+    if not _is_tf_keras(model):
+        return {}
+    from keras_efficientformer.deploy.tf_keras_builder import trained_ranges
+
+    return trained_ranges(model)
+
+
+def _network(model, include_preprocessing, mode):
+    """The model that the file is compared with, and the network that goes into it."""
+    if not _is_tf_keras(model):
+        return model, fuse(model, include_preprocessing)
+    from keras_efficientformer.deploy.tf_keras_builder import build_tf_keras, trained_network
+
+    network = trained_network(model)
+    if network.preprocessing != include_preprocessing:
+        raise ValueError(
+            f"{model.name} was made for training with include_preprocessing={network.preprocessing}: export it with "
+            f"the same. Received: include_preprocessing={include_preprocessing}"
+        )
+    # A quantization-aware model computes as "int8" does, and as no other mode.
+    return model if mode.name == "int8" else build_tf_keras(network), network
+
+
+def _differences(model, network, found, images):
+    if not _is_tf_keras(model):
+        return exporting.differences(model, network, found, images)
+    expected = model.predict(exporting.network_inputs(images, network), verbose=0)
+    expected = expected if isinstance(expected, list) else [expected]
+    return tuple(
+        compare(name, output, found[name], network.classes is not None)
+        for name, output in zip(network.outputs, expected, strict=True)
+    )
+
+
+def _mode(quantize, io, calibration, ranges):
     if quantize not in MODES:
         raise ValueError(f"`quantize` should be one of {', '.join(MODES)}. Received: quantize={quantize!r}")
     mode = MODES[quantize]
     if io not in mode.io_types:
         raise ValueError(f"`io` should be {' or '.join(mode.io_types)} with quantize={quantize!r}. Received: io={io!r}")
-    if mode.calibrated and calibration is None:
+    if mode.calibrated and calibration is None and not (ranges and mode.name == "int8"):
         raise ValueError(
             f"quantize={quantize!r} measures the ranges of activations: pass calibration, a folder of a hundred or so "
             "photographs like those the model will see, or arrays."
@@ -163,7 +208,7 @@ def _convert(network: FusedNetwork, mode: Mode, batch_size: int) -> bytes:
 
     @tf.function(input_signature=[specification], autograph=False)
     def function(image):
-        return list(network.build(TensorFlowBuilder(image, kernels)).values())
+        return list(network.build(StepScopes(TensorFlowBuilder(image, kernels))).values())
 
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], function)
     if mode.float16:

@@ -1,0 +1,188 @@
+"""What of each layer is quantized while training: exactly what is int8 in the file of `export_tflite(..., "int8")`.
+
+tfmot knows a few built-in layers, quantizes a Dense per tensor and starts every range at -6..6, from which it moves by
+a thousandth a batch. Here every layer has a `QuantizeConfig`, weights are quantized per channel as LiteRT has them,
+and a range starts with the first batch.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from keras_efficientformer.deploy.recording import FusedNetwork, Value
+from keras_efficientformer.deploy.tf_keras_builder import Affine, AveragePool, Image, register
+from keras_efficientformer.training.tfmot import load_tfmot
+
+tfmot_keras: Any = load_tfmot().quantization.keras
+Quantizer: Any = tfmot_keras.quantizers.Quantizer
+QuantizeConfig: Any = tfmot_keras.QuantizeConfig
+QuantizeScheme: Any = tfmot_keras.QuantizeScheme
+QuantizeLayoutTransform: Any = tfmot_keras.QuantizeLayoutTransform
+QuantizeRegistry: Any = tfmot_keras.QuantizeRegistry
+
+# How much of a range is kept from batch to batch.
+DECAY = 0.99
+ENDS = ("min", "max")
+
+# The operations that are integer in the file, from their first input to their output. The others (attention's products,
+# softmax, means) are float, and quantized only where an integer operation takes their result.
+INTEGER = ("image", "convolution", "relu", "gelu", "average_pool", "affine", "add", "layer_norm", "dense")
+# Reshapes: what they give is what they take.
+TRANSPARENT = ("tokens", "feature_map", "output")
+
+
+class CurrentRange(Quantizer):
+    """Quantizes to the range that the values have now: weights and constants, of which nothing need be learnt.
+
+    Args:
+        per_channel: symmetric, one scale for each of the last axis, as weights have; else one range, zero included.
+    """
+
+    def __init__(self, per_channel):
+        self.per_channel = per_channel
+
+    def build(self, tensor_shape, name, layer):
+        return {}
+
+    def __call__(self, inputs, training, weights, **kwargs):
+        if self.per_channel:
+            limit = tf.stop_gradient(tf.reduce_max(tf.abs(inputs), axis=tuple(range(inputs.shape.rank - 1))))
+            return tf.quantization.fake_quant_with_min_max_vars_per_channel(inputs, -limit, limit, narrow_range=True)
+        return tf.quantization.fake_quant_with_min_max_vars(inputs, *map(tf.stop_gradient, _ends(inputs)))
+
+    def get_config(self):
+        return {"per_channel": self.per_channel}
+
+
+class LearntRange(Quantizer):
+    """Quantizes to a moving average of the batches' smallest and largest values, zero included.
+
+    The first batch sets the range; until then values pass as they are.
+
+    Args:
+        point: what the variables are called after, so that those of one layer can be told apart.
+    """
+
+    def __init__(self, point):
+        self.point = point
+
+    def build(self, tensor_shape, name, layer):
+        return {end: layer.add_weight(f"{self.point}_{end}", (), initializer="zeros", trainable=False) for end in ENDS}
+
+    def __call__(self, inputs, training, weights, **kwargs):
+        low, high = (weights[end] for end in ENDS)
+        if training:
+            decay = tf.where(high > low, DECAY, 0.0)
+            new_low, new_high = _ends(inputs)
+            low = low.assign(decay * low + (1 - decay) * new_low)
+            high = high.assign(decay * high + (1 - decay) * new_high)
+        return tf.where(high > low, tf.quantization.fake_quant_with_min_max_vars(inputs, low, high), inputs)
+
+    def get_config(self):
+        return {"point": self.point}
+
+
+def _ends(values):
+    return tf.minimum(tf.reduce_min(values), 0.0), tf.maximum(tf.reduce_max(values), 0.0)
+
+
+# Raw images are whole numbers in 0..255, and stay so.
+PIXELS = tfmot_keras.quantizers.FixedQuantizer(num_bits=8, init_min=0.0, init_max=255.0, narrow_range=False)
+
+
+@register
+class LayerQuantization(QuantizeConfig):
+    """What of one layer is quantized, and how.
+
+    Args:
+        weights: {attribute: "channels" or "whole"}, per channel or with one range for all.
+        points: {attribute: "learnt", "whole" or "pixels"}, inner results in the order in which the layer makes them.
+        output: whether the layer's result is.
+    """
+
+    def __init__(self, weights, points, output):
+        self.weights = weights
+        self.points = points
+        self.output = output
+
+    def get_weights_and_quantizers(self, layer):
+        return [(getattr(layer, name), CurrentRange(how == "channels")) for name, how in self.weights.items()]
+
+    def get_activations_and_quantizers(self, layer):
+        made = {"learnt": LearntRange, "whole": lambda _: CurrentRange(False), "pixels": lambda _: PIXELS}
+        return [(getattr(layer, name), made[how](name)) for name, how in self.points.items()]
+
+    def set_quantize_weights(self, layer, quantize_weights):
+        for name, weight in zip(self.weights, quantize_weights, strict=True):
+            setattr(layer, name, weight)
+
+    def set_quantize_activations(self, layer, quantize_activations):
+        for name, activation in zip(self.points, quantize_activations, strict=True):
+            setattr(layer, name, activation)
+
+    def get_output_quantizers(self, layer):
+        return [LearntRange("output")] if self.output else []
+
+    def get_config(self):
+        return {"weights": self.weights, "points": self.points, "output": self.output}
+
+
+def quantization_of(layer: tf_keras.layers.Layer, output: bool) -> LayerQuantization | None:
+    """What is quantized of a layer of `build_tf_keras`, or None.
+
+    Args:
+        layer: the layer, built.
+        output: whether its result is quantized, which depends on the layers around (`quantized_steps`).
+    """
+    weights, points = {}, {}
+    if isinstance(layer, tf_keras.layers.Conv2D | tf_keras.layers.Dense):
+        weights = {"kernel": "channels"}
+    elif isinstance(layer, Affine):
+        weights = {"scale": "whole"} | ({"offset": "whole"} if layer.has_offset else {})
+        points = {"scaled": "learnt"} if layer.has_offset else {}
+    elif isinstance(layer, AveragePool):
+        # A filter that is the same in all its places is exact in int8.
+        points = {} if layer.is_plain else {"padded": "learnt", "factors": "whole"}
+    elif isinstance(layer, Image):
+        points = {"pixels": "pixels", "constant": "whole"} if layer.has_mean else {"pixels": "learnt"}
+        output = layer.has_mean
+    else:
+        points = {point: "whole" if point == "table" else "learnt" for point in getattr(layer, "points", ())}
+    return LayerQuantization(weights, points, output) if weights or points or output else None
+
+
+def quantized_steps(network: FusedNetwork) -> set[int]:
+    """Numbers of the steps whose result is quantized in an int8 file."""
+    makers = {result: number for number, step in enumerate(network.steps) for result in step.results}
+    quantized = {number for number, step in enumerate(network.steps) if step.operation in INTEGER}
+    for step in network.steps:
+        taken = {makers[value] for value in step.arguments.values() if isinstance(value, Value)}
+        if step.operation == "relu":
+            quantized -= taken  # it becomes a part of the convolution before it
+        elif step.operation in INTEGER:
+            quantized |= {number for number in taken if network.steps[number].operation not in TRANSPARENT}
+    return quantized
+
+
+class Scheme(QuantizeScheme):
+    """Quantizes what is annotated and changes nothing else: tfmot's own transformations merge BatchNorm and ReLU."""
+
+    def get_layout_transformer(self):
+        return _KeepLayout()
+
+    def get_quantize_registry(self):
+        return _NoDefaults()
+
+
+class _KeepLayout(QuantizeLayoutTransform):
+    def apply(self, model, layer_quantize_map):
+        return model, layer_quantize_map
+
+
+class _NoDefaults(QuantizeRegistry):
+    def supports(self, layer):
+        return False
+
+    def get_quantize_config(self, layer):
+        raise AssertionError(f"{layer.name} is annotated without a QuantizeConfig")
