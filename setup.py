@@ -16,7 +16,14 @@ EXTRAS = {
     # A job.
     "tflite": ["tensorflow>=2.21", "ai-edge-litert>=2.3", "ai-edge-quantizer>=0.10", "flatbuffers", "matplotlib"],
     "coreml": ["coremltools>=9.0", "scikit-learn", "scipy"],
-    "train": ["tensorflow>=2.21", "tf_keras>=2.21", "tensorflow-model-optimization>=0.8.1", "matplotlib"],
+    "train": [
+        "tensorflow>=2.21",
+        "tf_keras>=2.21",
+        "tensorflow-model-optimization>=0.8.1",
+        "setuptools; python_version >= '3.12'",  # tensorflow-model-optimization imports distutils
+        "tensorboard",
+        "matplotlib",
+    ],
     "test": [
         "pytest",
         "ruff",
@@ -31,6 +38,7 @@ EXTRAS = {
         "tree-sitter-swift>=0.7",
         "PyYAML",
         "jsonschema",
+        "scikit-learn",
     ],
 }
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})

@@ -1,4 +1,4 @@
-"""EfficientFormer (arXiv 2206.01191) for Keras 3: public names only. Exporters: `keras_efficientformer.deploy`."""
+"""EfficientFormer (arXiv 2206.01191) and V2 (2212.08059) for Keras 3: public names only. Exporters: `deploy`."""
 
 try:
     import keras  # noqa: F401
@@ -18,19 +18,47 @@ from keras_efficientformer.efficientformer import (
     EfficientFormerL7,
     from_checkpoint,
 )
+from keras_efficientformer.efficientformer_v2 import (
+    EfficientFormerV2,
+    EfficientFormerV2L,
+    EfficientFormerV2S0,
+    EfficientFormerV2S1,
+    EfficientFormerV2S2,
+)
 from keras_efficientformer.imagenet import decode_predictions, preprocess_input
 from keras_efficientformer.layers import Attention, LayerScale, Meta3D, Meta4D, StochasticDepth
+from keras_efficientformer.layers_v2 import (
+    AttentionDownsample,
+    AttentionV2,
+    BlockV2,
+    DownsampleV2,
+    LocalGlobalQuery,
+    TalkingHeads,
+    UnifiedFFN,
+)
 
 __all__ = [
     "Attention",
+    "AttentionDownsample",
+    "AttentionV2",
+    "BlockV2",
+    "DownsampleV2",
     "EfficientFormer",
     "EfficientFormerL1",
     "EfficientFormerL3",
     "EfficientFormerL7",
+    "EfficientFormerV2",
+    "EfficientFormerV2L",
+    "EfficientFormerV2S0",
+    "EfficientFormerV2S1",
+    "EfficientFormerV2S2",
     "LayerScale",
+    "LocalGlobalQuery",
     "Meta3D",
     "Meta4D",
     "StochasticDepth",
+    "TalkingHeads",
+    "UnifiedFFN",
     "decode_predictions",
     "from_checkpoint",
     "preprocess_input",

@@ -1,4 +1,4 @@
-"""The inventory of a model: every variable of an EfficientFormer, once, under the name that timm gives it.
+"""The inventory of a model: every variable of an EfficientFormer or V2, once, under the name that timm gives it.
 
 Conversion reads this list in both directions. The layers' attributes repeat timm's names, so the list is short.
 """
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_efficientformer.variants import Architecture
+from keras_efficientformer.variants import Architecture, ArchitectureV2
 
 HEADS = ("head", "head_dist")
 # A shorter list of names would hide the pattern, a longer one the message.
 NAMES_SHOWN = 10
 
 _LAYER_NAMES = ("stem", "stage1", "stage2", "stage3", "stage4", "norm")
-_TO_KERAS = {"conv": (2, 3, 1, 0), "dense": (1, 0)}
-_TO_TORCH = {"conv": (3, 2, 0, 1), "dense": (1, 0)}
+_TO_KERAS = {"conv": (2, 3, 1, 0), "depthwise": (2, 3, 0, 1), "dense": (1, 0)}
+_TO_TORCH = {"conv": (3, 2, 0, 1), "depthwise": (2, 3, 0, 1), "dense": (1, 0)}
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,18 @@ class Binding:
 
     Attributes:
         name: timm's name of the tensor.
-        kind: how the two layouts differ: "conv" (OIHW and HWIO), "dense" (OI and IO), "vector" and "table" (alike).
+        kind: how the two layouts differ: "conv" (OIHW and HWIO), "depthwise" (C1HW and HWC1), "dense" (OI and IO),
+            "vector", "scale" (a layer scale) and "table" (alike).
         variable: the `keras.Variable`.
         resolution: of a "table", an attention's bias table: (height, width) of its token grid.
+        positions: of a "table": its column for each pair of a query and a key, integers (queries, keys).
     """
 
     name: str
     kind: str
     variable: object
     resolution: tuple[int, int] | None = None
+    positions: np.ndarray | None = None
 
     @property
     def torch_shape(self):
@@ -58,16 +61,24 @@ def listing(names):
     return (", ".join(names[:NAMES_SHOWN]) or "nothing") + (f" and {more} more" if more > 0 else "")
 
 
-def architecture_of(model) -> Architecture:
-    """Depths, widths and number of `Meta3D` blocks of a model of this package.
+def architecture_of(model) -> Architecture | ArchitectureV2:
+    """The shape of a model of this package.
 
     Raises:
         ValueError: the model is not an EfficientFormer of this package.
     """
     stages = [layers_of(model)[f"stage{number}"] for number in (1, 2, 3, 4)]
-    return Architecture(
-        tuple(stage.depth for stage in stages), tuple(stage.dim for stage in stages), stages[3].num_meta3d
-    )
+    depths, widths = tuple(stage.depth for stage in stages), tuple(stage.dim for stage in stages)
+    if not is_v2(model):
+        return Architecture(depths, widths, stages[3].num_meta3d)
+    # As a checkpoint tells them: of the channels that there are.
+    ratios = tuple(tuple(block.mlp.hidden_dim / block.dim for block in stage.blocks) for stage in stages)
+    return ArchitectureV2(depths, widths, max(stage.num_attention for stage in stages), ratios)
+
+
+def is_v2(model) -> bool:
+    """Whether a model of this package is an EfficientFormerV2; the layers of both families have the same names."""
+    return hasattr(layers_of(model)["stage1"], "num_attention")
 
 
 def layers_of(model):
@@ -88,12 +99,7 @@ def layers_of(model):
 def bindings(model):
     """Every variable of the model under timm's name for it; a variable that has none is an error."""
     layers = layers_of(model)
-    found = []
-    for index, step in enumerate((layers["stem"].step1, layers["stem"].step2), start=1):
-        found += [*_conv(f"stem.conv{index}", step.conv), *_batch_norm(f"stem.norm{index}", step.norm)]
-    for index in range(4):
-        found += _stage(f"stages.{index}", layers[f"stage{index + 1}"])
-    found += _layer_norm("norm", layers["norm"])
+    found = _body_v2(layers) if is_v2(model) else _body(layers)
     for head in HEADS:
         found += _dense(head, layers[head]) if head in layers else []
     bound = {id(binding.variable) for binding in found}
@@ -104,6 +110,15 @@ def bindings(model):
             "alone, before layers of your own are added to it."
         )
     return found
+
+
+def _body(layers):
+    found = []
+    for index, step in enumerate((layers["stem"].step1, layers["stem"].step2), start=1):
+        found += [*_conv(f"stem.conv{index}", step.conv), *_batch_norm(f"stem.norm{index}", step.norm)]
+    for index in range(4):
+        found += _stage(f"stages.{index}", layers[f"stage{index + 1}"])
+    return found + _layer_norm("norm", layers["norm"])
 
 
 def _stage(name, stage):
@@ -132,13 +147,12 @@ def _meta4d(name, block):
 
 def _meta3d(name, block):
     attention = block.token_mixer
-    table = Binding(f"{name}.token_mixer.attention_biases", "table", attention.attention_biases, attention.resolution)
     return [
         *_layer_scales(name, block),
         *_layer_norm(f"{name}.norm1", block.norm1),
         *_dense(f"{name}.token_mixer.qkv", attention.qkv),
         *_dense(f"{name}.token_mixer.proj", attention.proj),
-        table,
+        _table(f"{name}.token_mixer", attention, attention.resolution, attention._relative_positions),
         *_layer_norm(f"{name}.norm2", block.norm2),
         *_dense(f"{name}.mlp.fc1", block.mlp.fc1),
         *_dense(f"{name}.mlp.fc2", block.mlp.fc2),
@@ -146,11 +160,70 @@ def _meta3d(name, block):
 
 
 def _layer_scales(name, block):
-    return [Binding(f"{name}.ls{n}.gamma", "vector", ls.gamma) for n, ls in ((1, block.ls1), (2, block.ls2))]
+    return [_scale(f"{name}.ls{number}", layer) for number, layer in ((1, block.ls1), (2, block.ls2))]
 
 
-def _conv(name, layer):
-    return [Binding(f"{name}.weight", "conv", layer.kernel), Binding(f"{name}.bias", "vector", layer.bias)]
+def _body_v2(layers):
+    stem = layers["stem"]
+    found = [*_conv_norm("stem.conv1", stem.conv1), *_conv_norm("stem.conv2", stem.conv2)]
+    for index in range(4):
+        stage, name = layers[f"stage{index + 1}"], f"stages.{index}"
+        if stage.downsample is not None:
+            found += _downsample_v2(f"{name}.downsample", stage.downsample)
+        for number, block in enumerate(stage.blocks):
+            found += _block_v2(f"{name}.blocks.{number}", block)
+    return found + _batch_norm("norm", layers["norm"])
+
+
+def _downsample_v2(name, downsample):
+    found = _conv_norm(f"{name}.conv", downsample.conv)
+    if downsample.attn is None:
+        return found
+    attention, attn = downsample.attn, f"{name}.attn"
+    return [
+        *found,
+        *_conv(f"{attn}.q.local", attention.q.local, "depthwise"),
+        *_conv_norm(f"{attn}.q.proj", attention.q.proj),
+        *_attention_v2(attn, attention, ("k", "v", "v_local", "proj")),
+    ]
+
+
+def _block_v2(name, block):
+    found = []
+    if block.token_mixer is not None:
+        mixer, attention = f"{name}.token_mixer", block.token_mixer
+        found += [_scale(f"{name}.ls1", block.ls1)]
+        found += _conv_norm(f"{mixer}.stride_conv", attention.stride_conv) if attention.strided else []
+        found += _attention_v2(mixer, attention, ("q", "k", "v", "v_local", "proj"))
+        found += _conv(f"{mixer}.talking_head1", attention.talking_head1)
+        found += _conv(f"{mixer}.talking_head2", attention.talking_head2)
+    for part in ("fc1", "mid", "fc2"):
+        found += _conv_norm(f"{name}.mlp.{part}", getattr(block.mlp, part))
+    return [*found, _scale(f"{name}.ls2", block.ls2)]
+
+
+def _attention_v2(name, attention, parts):
+    found = [_table(name, attention, attention.grid, attention._positions)]
+    for part in parts:
+        found += _conv_norm(f"{name}.{part}", getattr(attention, part))
+    return found
+
+
+def _conv_norm(name, layer):
+    kind = "depthwise" if layer.depthwise else "conv"
+    return [*_conv(f"{name}.conv", layer.conv, kind), *_batch_norm(f"{name}.bn", layer.bn)]
+
+
+def _table(name, attention, resolution, positions):
+    return Binding(f"{name}.attention_biases", "table", attention.attention_biases, resolution, positions)
+
+
+def _scale(name, layer):
+    return Binding(f"{name}.gamma", "scale", layer.gamma)
+
+
+def _conv(name, layer, kind="conv"):
+    return [Binding(f"{name}.weight", kind, layer.kernel), Binding(f"{name}.bias", "vector", layer.bias)]
 
 
 def _dense(name, layer):

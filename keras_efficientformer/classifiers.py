@@ -18,12 +18,26 @@ from keras_efficientformer.efficientformer import (
     EfficientFormerL7,
     from_checkpoint,
 )
+from keras_efficientformer.efficientformer_v2 import (
+    EfficientFormerV2L,
+    EfficientFormerV2S0,
+    EfficientFormerV2S1,
+    EfficientFormerV2S2,
+)
 from keras_efficientformer.imagenet import preprocess_input
 
 # What exported files call the scores of the classes.
 SCORES = ("probabilities", "classLabel_probs", "logits", "scores")
 
-PUBLISHED = {"l1": EfficientFormerL1, "l3": EfficientFormerL3, "l7": EfficientFormerL7}
+PUBLISHED = {
+    "l1": EfficientFormerL1,
+    "l3": EfficientFormerL3,
+    "l7": EfficientFormerL7,
+    "v2_s0": EfficientFormerV2S0,
+    "v2_s1": EfficientFormerV2S1,
+    "v2_s2": EfficientFormerV2S2,
+    "v2_l": EfficientFormerV2L,
+}
 
 
 class Classifier(Protocol):
@@ -105,7 +119,8 @@ def open_model(
     """The Keras model that a file or a name stands for.
 
     Args:
-        source: "l1", "l3" or "l7" (ImageNet, downloaded), "l1:imagenet-300", a .keras file or a checkpoint file.
+        source: a key of `PUBLISHED` (ImageNet, downloaded) such as "l1", "l1:imagenet-300", a .keras file or a
+            checkpoint file.
         input_shape: (h, w, 3); None means the file's own, or 224x224.
         progress: wraps the iteration over a checkpoint's variables, e.g. `rich.progress.track`.
     """

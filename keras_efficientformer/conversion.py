@@ -10,10 +10,25 @@ import numpy as np
 
 from keras_efficientformer.bindings import HEADS, architecture_of, bindings, listing, to_keras_layout, to_torch_layout
 from keras_efficientformer.checkpoint_files import Checkpoint, CheckpointError, read_tensors, suffix_of, write_tensors
-from keras_efficientformer.dialects import DIALECTS, add_prefix, find_dialect, module_names, strip_prefix
+from keras_efficientformer.dialects import (
+    ALL_DIALECTS,
+    DIALECTS_V2,
+    add_prefix,
+    dialects_of,
+    find_dialect,
+    strip_prefix,
+)
 from keras_efficientformer.keras_weights import to_timm_names
 from keras_efficientformer.layers import relative_positions
-from keras_efficientformer.variants import VARIANTS, Architecture, variant_name
+from keras_efficientformer.layers_v2 import downsampling_positions
+from keras_efficientformer.variants import (
+    VARIANTS,
+    VARIANTS_V2,
+    Architecture,
+    ArchitectureV2,
+    class_name,
+    variant_name,
+)
 
 __all__ = [
     "Checkpoint",
@@ -40,20 +55,29 @@ class CheckpointInfo:
 
     Attributes:
         dialect: "timm", "snap" or "transformers".
-        variant: "l1", "l3", "l7", or None for another shape.
-        architecture: depths, widths and number of `Meta3D` blocks.
+        variant: "l1", "l3", "l7", "v2_s0", "v2_s1", "v2_s2", "v2_l", or None for another shape.
+        architecture: depths, widths and number of `Meta3D` blocks, or of V2 depths, widths, attention and MLP ratios.
         classes: number of classes, or None without a classifier.
         heads: number of classifiers, 0, 1 or 2.
-        resolution: (height, width) of the last stage's tokens, from `attention_bias_idxs`; where the file has none of
-            them, the square of that many tokens; None without `Meta3D` or where the number is no square.
+        resolution: (height, width) of the last stage's tokens, of V2 of the third stage's feature map, from
+            `attention_bias_idxs`; where the file has none of them, the square of as many tokens as the bias table has;
+            None without attention or where the number is no square.
     """
 
     dialect: str
     variant: str | None
-    architecture: Architecture
+    architecture: Architecture | ArchitectureV2
     classes: int | None
     heads: int
     resolution: tuple[int, int] | None
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """(height, width) of the images, in pixels, that `resolution` is of; the largest where there are several."""
+        if self.resolution is None:
+            return None
+        pixels = 16 if isinstance(self.architecture, ArchitectureV2) else 32
+        return pixels * self.resolution[0], pixels * self.resolution[1]
 
 
 @dataclass(frozen=True)
@@ -121,7 +145,7 @@ def infer_variant(state_dict) -> CheckpointInfo:
     """What the names and shapes of a state dict say about its model.
 
     Args:
-        state_dict: {tensor name: array} in any of the three dialects, depths and widths free.
+        state_dict: {tensor name: array} of either family in any of its dialects, depths and widths free.
 
     Raises:
         CheckpointError: the names are those of none of the dialects, or tensors that tell the shape are missing.
@@ -130,12 +154,13 @@ def infer_variant(state_dict) -> CheckpointInfo:
     tensors = strip_prefix(state_dict)
     dialect = find_dialect(tensors)
     if dialect is None:
-        expected = ", ".join(f"{d.mark} ({d.name})" for d in DIALECTS.values())
+        expected = ", ".join(f"{dialect.mark} ({_title(dialect)})" for dialect in ALL_DIALECTS)
         raise CheckpointError(
             f"{source} is not an EfficientFormer in a known dialect: found {listing(sorted(tensors))}; expected a "
-            f"tensor named {expected}. EfficientFormerV2 and other networks are not read by this loader."
+            f"tensor named {expected}. Other networks are not read by this loader."
         )
-    architecture = _infer_architecture(tensors, dialect, source)
+    infer = _infer_architecture_v2 if dialect in DIALECTS_V2.values() else _infer_architecture
+    architecture = infer(tensors, dialect, source)
     names = _tensor_names(architecture, dialect)
     heads = [tensors[names[f"{head}.bias"]] for head in HEADS if names[f"{head}.bias"] in tensors]
     return CheckpointInfo(
@@ -144,7 +169,7 @@ def infer_variant(state_dict) -> CheckpointInfo:
         architecture=architecture,
         classes=heads[0].size if heads else None,
         heads=len(heads),
-        resolution=_infer_resolution(tensors),
+        resolution=_infer_resolution(tensors, names),
     )
 
 
@@ -173,7 +198,7 @@ def load_state_dict(model, state_dict, progress=iter) -> LoadReport:
     model_bindings = bindings(model)
     info = infer_variant(state_dict)
     _check_architecture(info, architecture_of(model), source)
-    dialect = DIALECTS[info.dialect]
+    dialect = dialects_of(info.architecture)[info.dialect]
     tensors = strip_prefix(state_dict)
     names = _tensor_names(info.architecture, dialect)
 
@@ -182,7 +207,7 @@ def load_state_dict(model, state_dict, progress=iter) -> LoadReport:
     _check_heads(info, wanted, names, source)
     _check_names(tensors, wanted, ignored, source)
     _check_values({name: tensors[name] for name in wanted}, source)
-    values, resized = _fit(tensors, wanted, info, source)
+    values, resized = _fit(tensors, wanted, dialect, source)
     for name, binding in progress(list(wanted.items())):
         binding.variable.assign(values.pop(name))
     model._checkpoint_source = getattr(state_dict, "source", None)
@@ -200,39 +225,46 @@ def to_state_dict(model, dialect="timm") -> dict[str, np.ndarray]:
     Buffers are made again, so that torch's strict `load_state_dict` accepts the result: in timm's
     `efficientformer_*`, in snap-research's code and in transformers' `EfficientFormerForImageClassificationWithTeacher`
     (with one head, snap's without distillation and `EfficientFormerForImageClassification`). timm has no model with
-    one head: there a single head is written twice, which timm averages to the same logits.
+    one head: there a single head is written twice, which timm averages to the same logits. transformers has no V2.
 
     Args:
-        model: an EfficientFormer (`keras.Model`).
+        model: an EfficientFormer or EfficientFormerV2 (`keras.Model`).
         dialect: "timm", "snap" or "transformers".
 
     Returns:
         {tensor name: contiguous array}, float32 weights and int64 buffers.
 
     Raises:
-        ValueError: an unknown dialect, or a model that is not an EfficientFormer of this package.
+        ValueError: a dialect that the model's family does not have, or a model that is not an EfficientFormer of this
+            package.
     """
-    if dialect not in DIALECTS:
-        raise ValueError(f"`dialect` should be one of {', '.join(DIALECTS)}. Received: dialect={dialect!r}")
+    architecture = architecture_of(model)
+    dialects = dialects_of(architecture)
+    if dialect not in dialects:
+        raise ValueError(f"`dialect` should be one of {', '.join(dialects)}. Received: dialect={dialect!r}")
+    target = dialects[dialect]
     tensors = {}
     for binding in bindings(model):
-        tensors[binding.name] = to_torch_layout(np.array(binding.variable, dtype="float32"), binding.kind)
+        tensor = to_torch_layout(np.array(binding.variable, dtype="float32"), binding.kind)
+        if binding.kind == "scale":
+            tensor = tensor.reshape(-1, *(1,) * (target.scale_axes - 1))
+        tensors[binding.name] = tensor
         module, _, leaf = binding.name.rpartition(".")
         if leaf == "running_var":
             tensors[f"{module}.num_batches_tracked"] = np.zeros((), dtype="int64")
-        if leaf == "attention_biases":
-            tensors[f"{module}.attention_bias_idxs"] = relative_positions(binding.resolution)
+        if binding.kind == "table" and target.bias_indices:
+            tensors[f"{module}.attention_bias_idxs"] = binding.positions.astype("int64")
     if dialect == "timm" and f"{HEAD}.weight" in tensors and f"{HEAD_DIST}.weight" not in tensors:
         tensors |= {f"{HEAD_DIST}.{leaf}": tensors[f"{HEAD}.{leaf}"].copy() for leaf in ("weight", "bias")}
-    names = _tensor_names(architecture_of(model), DIALECTS[dialect])
-    return {add_prefix(names[name], DIALECTS[dialect]): tensor for name, tensor in tensors.items()}
+    names = _tensor_names(architecture, target)
+    return {add_prefix(names[name], target): tensor for name, tensor in tensors.items()}
 
 
 def _tensor_names(architecture, dialect):
     """{timm's tensor name: the dialect's}, for every tensor that an EfficientFormer of this shape can have."""
     leaves = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     names = {}
-    for row in module_names(architecture):
+    for row in dialect.module_names(architecture):
         timm, other = row[0], row[dialect.column]
         names[timm] = other  # rows that are tensors themselves: layer scales, bias tables
         names |= {f"{timm}.{leaf}": f"{other}.{leaf}" for leaf in leaves}
@@ -243,55 +275,101 @@ def _source(state_dict):
     return getattr(state_dict, "source", "the state dict")
 
 
-def _infer_architecture(tensors, dialect, source):
-    depths = tuple(
-        sum(name.startswith(prefix) and name.endswith(dialect.layer_scale) for name in tensors)
-        for prefix in dialect.stage_prefixes
+def _title(dialect):
+    return f"{dialect.name}, EfficientFormerV2" if dialect in DIALECTS_V2.values() else dialect.name
+
+
+def _count_in_stages(tensors, dialect, suffix):
+    """How many tensors with this end of a name each stage's blocks have."""
+    return tuple(
+        sum(name.startswith(prefix) and name.endswith(suffix) for name in tensors) for prefix in dialect.stage_prefixes
     )
+
+
+def _infer_architecture(tensors, dialect, source):
+    depths = _count_in_stages(tensors, dialect, dialect.layer_scale)
     num_meta3d = sum(name.endswith(".token_mixer.qkv.weight") for name in tensors)
     # A shape that cannot be, so with tensors missing, is reported as such by the strict checks against a model's names.
     names = _tensor_names(Architecture(depths, (0, 0, 0, 0), min(num_meta3d, depths[3])), dialect)
-    telling = [names["stem.conv2.weight"], *(names[f"stages.{stage}.downsample.conv.weight"] for stage in (1, 2, 3))]
-    missing = [name for name in telling if name not in tensors or tensors[name].ndim != 4]
+    telling = ["stem.conv2", *(f"stages.{stage}.downsample.conv" for stage in (1, 2, 3))]
+    kernels = _kernels(tensors, [names[f"{module}.weight"] for module in telling], source)
+    return Architecture(depths, tuple(len(kernel) for kernel in kernels), num_meta3d)
+
+
+def _infer_architecture_v2(tensors, dialect, source):
+    depths = _count_in_stages(tensors, dialect, dialect.layer_scale)
+    num_attention = max(_count_in_stages(tensors, dialect, ".token_mixer.talking_head1.weight"))
+    no_ratios = tuple((0.0,) * depth for depth in depths)
+    names = _tensor_names(ArchitectureV2(depths, (0, 0, 0, 0), num_attention, no_ratios), dialect)
+    telling = ["stem.conv2.conv", *(f"stages.{stage}.downsample.conv.conv" for stage in (1, 2, 3))]
+    kernels = _kernels(tensors, [names[f"{module}.weight"] for module in telling], source)
+    ratios = []
+    for stage, depth in enumerate(depths):
+        expanding = [names[f"stages.{stage}.blocks.{block}.mlp.fc1.conv.weight"] for block in range(depth)]
+        ratios.append(tuple(len(kernel) / len(kernels[stage]) for kernel in _kernels(tensors, expanding, source)))
+    return ArchitectureV2(depths, tuple(len(kernel) for kernel in kernels), num_attention, tuple(ratios))
+
+
+def _kernels(tensors, names, source):
+    """The convolutions of these names, whose shapes tell the network's."""
+    missing = [name for name in names if name not in tensors or tensors[name].ndim != 4]
     if missing:
         raise CheckpointError(
-            f"{source} is not a complete EfficientFormer: the tensors {', '.join(missing)}, which tell its widths, are "
+            f"{source} is not a complete EfficientFormer: the tensors {listing(missing)}, which tell its widths, are "
             "missing or do not have the four axes of a convolution. Bring the whole checkpoint."
         )
-    return Architecture(depths, tuple(tensors[name].shape[0] for name in telling), num_meta3d)
+    return [tensors[name] for name in names]
 
 
-def _infer_resolution(tensors):
-    for name, tensor in tensors.items():
-        if name.endswith(".attention_bias_idxs"):
-            return _resolution_of_indices(np.asarray(tensor))
-    for name, tensor in tensors.items():
-        if name.endswith(".attention_biases") and tensor.ndim == 2:
-            side = round(tensor.shape[-1] ** 0.5)
-            return (side, side) if side * side == tensor.shape[-1] else None
-    return None
+def _infer_resolution(tensors, names):
+    # In V2 several grids have tables; the one before the last stage is always there.
+    downsampling = names.get("stages.3.downsample.attn.attention_biases")
+    tables = [downsampling] if downsampling else [name for name in tensors if name.endswith(".attention_biases")]
+    # Any table with indices tells more than one without.
+    tables.sort(key=lambda name: _indices_of(name) not in tensors)
+    return _resolution_of_table(tensors, tables[0]) if tables else None
+
+
+def _indices_of(table):
+    return table.removesuffix("attention_biases") + "attention_bias_idxs"
+
+
+def _resolution_of_table(tensors, name):
+    """(height, width) of the grid that a bias table is of; None where nothing tells it."""
+    if _indices_of(name) in tensors:
+        return _resolution_of_indices(np.asarray(tensors[_indices_of(name)]))
+    if name not in tensors or tensors[name].ndim != 2:
+        return None
+    side = round(tensors[name].shape[-1] ** 0.5)
+    return (side, side) if side * side == tensors[name].shape[-1] else None
 
 
 def _resolution_of_indices(indices):
     if indices.ndim != 2:
         return None
-    tokens = len(indices)
+    tokens = indices.shape[1]
     widths = (width for width in range(1, tokens + 1) if tokens % width == 0)
     shapes = ((tokens // width, width) for width in widths)
-    return next((shape for shape in shapes if np.array_equal(relative_positions(shape), indices)), None)
+    kinds = (relative_positions, downsampling_positions)
+    return next((shape for shape in shapes if any(np.array_equal(kind(shape), indices) for kind in kinds)), None)
 
 
 def _describe(architecture):
+    family = "EfficientFormerV2" if isinstance(architecture, ArchitectureV2) else "EfficientFormer"
     name = variant_name(architecture)
-    shape = f"depths {architecture.depths}, widths {architecture.widths}, {architecture.num_meta3d} Meta3D blocks"
-    return f"EfficientFormer-{name.upper()} ({shape})" if name else f"an EfficientFormer with {shape}"
+    if name:
+        return f"{family}-{name.removeprefix('v2_').upper()} ({architecture})"
+    return f"an {family} with {architecture}"
 
 
 def _check_architecture(info, expected, source):
     if info.architecture == expected:
         return
-    known = " or ".join(f"EfficientFormer{name.upper()}" for name in VARIANTS)
-    advice = f"Use EfficientFormer{info.variant.upper()}" if info.variant else f"Use {known} or EfficientFormer(...)"
+    table, free = VARIANTS, "EfficientFormer(...)"
+    if isinstance(info.architecture, ArchitectureV2):
+        table, free = VARIANTS_V2, "EfficientFormerV2(...)"
+    known = " or ".join(map(class_name, table))
+    advice = f"Use {class_name(info.variant)}" if info.variant else f"Use {known} or {free}"
     raise CheckpointError(
         f"{source} is of another model: found {_describe(info.architecture)}, expected {_describe(expected)}. "
         f"{advice} for it; if it should be the expected one, tensors are missing from the file."
@@ -367,16 +445,19 @@ def _is_finite(tensor):
         return np.isfinite(np.asarray(tensor, dtype="float32")).all()
 
 
-def _fit(tensors, wanted, info, source):
+def _fit(tensors, wanted, dialect, source):
     """The values in Keras' layouts and the model's sizes, and a line for each resized table."""
     values, resized, misfits = {}, [], []
-    told = any(name.endswith(".attention_bias_idxs") for name in tensors)
     for name, binding in wanted.items():
         value = to_keras_layout(np.asarray(tensors[name], dtype="float32"), binding.kind)
-        if binding.kind == "table" and value.ndim == 2 and _is_other_table(value, binding, info, told):
-            _check_resolution(value, info, name, source)
-            value = resize_bias_table(value, info.resolution, binding.resolution)
-            resized.append(f"{name}: {info.resolution} -> {binding.resolution}")
+        if binding.kind == "scale" and value.shape[1:] == (1,) * (dialect.scale_axes - 1):
+            value = value.reshape(-1)
+        if binding.kind == "table" and value.ndim == 2:
+            resolution = _resolution_of_table(tensors, name)
+            if _is_other_table(value, binding, resolution, told=_indices_of(name) in tensors):
+                _check_resolution(value, resolution, name, source)
+                value = resize_bias_table(value, resolution, binding.resolution)
+                resized.append(f"{name}: {resolution} -> {binding.resolution}")
         if value.shape != tuple(binding.variable.shape):
             misfits.append(f"{name}: found {tensors[name].shape}, expected {binding.torch_shape}")
         values[name] = value
@@ -388,18 +469,18 @@ def _fit(tensors, wanted, info, source):
     return values, resized
 
 
-def _is_other_table(table, binding, info, told):
+def _is_other_table(table, binding, resolution, told):
     """Whether a table belongs to another grid of tokens than the model's."""
-    if info.resolution is None or not told:  # nothing but its length says of which grid it is
+    if resolution is None or not told:  # nothing but its length says of which grid it is
         return table.shape[-1] != binding.variable.shape[-1]
     # A row and a column of tokens have the same indices, and so the same table.
-    line = 1 in info.resolution and info.resolution == binding.resolution[::-1]
-    return info.resolution != binding.resolution and not line
+    line = 1 in resolution and resolution == binding.resolution[::-1]
+    return resolution != binding.resolution and not line
 
 
-def _check_resolution(table, info, name, source):
-    unknown = info.resolution is None or (1 in info.resolution and info.resolution != (1, 1))
-    if unknown or table.shape[-1] != info.resolution[0] * info.resolution[1]:
+def _check_resolution(table, resolution, name, source):
+    unknown = resolution is None or (1 in resolution and resolution != (1, 1))
+    if unknown or table.shape[-1] != resolution[0] * resolution[1]:
         raise CheckpointError(
             f"{source}: the attention bias table {name} {table.shape} has to be resized, and the file does not say of "
             "which (height, width) it is. Load it at the input size it was trained at."

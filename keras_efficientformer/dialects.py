@@ -1,12 +1,14 @@
 """The phrase book: what each tensor is called by timm, by snap-research's code and by transformers.
 
-timm's names are also ours: the layers' attributes repeat them. `module_names` is the one table of names, for any
-depths; the rest of this file is what the dialects need around it (heads, prefixes, how to tell them apart).
+timm's names are also ours: the layers' attributes repeat them. `module_names` and, for EfficientFormerV2, which
+transformers does not have, `module_names_v2` are the tables of names, for any depths; the rest of this file is what the
+dialects need around them (heads, prefixes, how to tell them apart).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from keras_efficientformer.variants import Architecture
+from keras_efficientformer.variants import Architecture, ArchitectureV2
 
 STEM = (
     ("stem.conv1", "patch_embed.0", "patch_embed.convolution1"),
@@ -47,48 +49,88 @@ TOP = (
 )
 
 
+STEM_V2 = (
+    ("stem.conv1.conv", "patch_embed.0"),
+    ("stem.conv1.bn", "patch_embed.1"),
+    ("stem.conv2.conv", "patch_embed.3"),
+    ("stem.conv2.bn", "patch_embed.4"),
+)
+DOWNSAMPLE_V2 = (
+    ("conv.conv", "proj"),
+    ("conv.bn", "norm"),
+)
+FFN = (
+    ("mlp.fc1.conv", "mlp.fc1"),
+    ("mlp.fc1.bn", "mlp.norm1"),
+    ("mlp.mid.conv", "mlp.mid"),
+    ("mlp.mid.bn", "mlp.mid_norm"),
+    ("mlp.fc2.conv", "mlp.fc2"),
+    ("mlp.fc2.bn", "mlp.norm2"),
+    ("ls2.gamma", "layer_scale_2"),
+)
+# Both attentions: convolution and BatchNorm are one module in timm and two steps of a sequence in snap's code.
+ATTENTION_V2 = (
+    ("k.conv", "k.0"),
+    ("k.bn", "k.1"),
+    ("v.conv", "v.0"),
+    ("v.bn", "v.1"),
+    ("v_local.conv", "v_local.0"),
+    ("v_local.bn", "v_local.1"),
+    ("proj.conv", "proj.1"),
+    ("proj.bn", "proj.2"),
+    ("attention_biases", "attention_biases"),
+    ("attention_bias_idxs", "attention_bias_idxs"),
+)
+TALKING_ATTENTION = (
+    ("q.conv", "q.0"),
+    ("q.bn", "q.1"),
+    ("talking_head1", "talking_head1"),
+    ("talking_head2", "talking_head2"),
+    *ATTENTION_V2,
+)
+STRIDE_CONV = (
+    ("stride_conv.conv", "stride_conv.0"),
+    ("stride_conv.bn", "stride_conv.1"),
+)
+DUAL_PATH = (
+    ("conv.conv", "conv"),
+    ("conv.bn", "bn"),
+    ("attn.q.local", "attn.q.local.0"),
+    ("attn.q.proj.conv", "attn.q.proj.0"),
+    ("attn.q.proj.bn", "attn.q.proj.1"),
+    *((f"attn.{timm}", f"attn.{snap}") for timm, snap in ATTENTION_V2),
+)
+
+
 @dataclass(frozen=True)
 class Dialect:
-    """How one code base writes a state dict.
+    """How one code base writes the state dict of one family.
 
     Attributes:
         name: "timm", "snap" or "transformers".
         column: the dialect's column in this file's tables.
-        mark: a tensor that every checkpoint of this dialect has, and no other.
+        module_names: for an architecture of the family, a row of names for each module that holds tensors and each
+            tensor that is no module's.
+        mark: a tensor that every checkpoint of this dialect has and no other; what snap's V2 shares with its first
+            family is told by the V2's mark.
         stage_prefixes: how the names of each stage's blocks begin.
-        layer_scale: how the name of a block's first layer scale ends; each block has exactly one.
+        layer_scale: how the name of a layer scale ends of which each block has exactly one.
+        scale_axes: number of axes of a layer scale.
+        bias_indices: whether it holds `attention_bias_idxs` beside each bias table.
     """
 
     name: str
     column: int
+    module_names: Callable
     mark: str
     stage_prefixes: tuple[str, ...]
     layer_scale: str
+    scale_axes: int = 1
+    bias_indices: bool = True
 
 
-DIALECTS = {
-    dialect.name: dialect
-    for dialect in (
-        Dialect("timm", 0, "stem.conv1.weight", tuple(f"stages.{stage}.blocks." for stage in range(4)), ".ls1.gamma"),
-        Dialect("snap", 1, "patch_embed.0.weight", tuple(f"network.{2 * s}." for s in range(4)), ".layer_scale_1"),
-        Dialect(
-            "transformers",
-            2,
-            "patch_embed.convolution1.weight",
-            (*(f"encoder.intermediate_stages.{2 * s}." for s in range(3)), "encoder.last_stage."),
-            ".layer_scale_1",
-        ),
-    )
-}
-
-# transformers' classifiers keep the network in an attribute of this name; its bare model does not.
-TRANSFORMERS_PREFIX = "efficientformer."
-
-
-def find_dialect(names) -> Dialect | None:
-    """The dialect in which `names`, an iterable of tensor names, are written; None if it is none of the three."""
-    names = set(names)
-    return next((dialect for dialect in DIALECTS.values() if dialect.mark in names), None)
+def _named(*dialects):
+    return {dialect.name: dialect for dialect in dialects}
 
 
 def module_names(architecture: Architecture) -> list[tuple[str, str, str]]:
@@ -111,6 +153,24 @@ def module_names(architecture: Architecture) -> list[tuple[str, str, str]]:
     return rows + list(TOP)
 
 
+def module_names_v2(architecture: ArchitectureV2) -> list[tuple[str, str]]:
+    """A row (timm, snap) for each module that holds tensors and each tensor that is no module's."""
+    rows = list(STEM_V2)
+    for stage, depth in enumerate(architecture.depths):
+        if stage:
+            bases = (f"stages.{stage}.downsample", f"network.{2 * stage - 1}")
+            rows += _join(bases, DUAL_PATH if stage == 3 else DOWNSAMPLE_V2)
+        num_attention = architecture.num_attention if stage >= 2 else 0
+        for block in range(depth):
+            bases = (f"stages.{stage}.blocks.{block}", f"network.{2 * stage}.{block}")
+            rows += _join(bases, FFN)
+            if block >= depth - num_attention:
+                mixers = tuple(f"{base}.token_mixer" for base in bases)
+                rows += _join(bases, (("ls1.gamma", "layer_scale_1"),))
+                rows += _join(mixers, (*TALKING_ATTENTION, *STRIDE_CONV) if stage == 2 else TALKING_ATTENTION)
+    return rows + [row[:2] for row in TOP]
+
+
 def _join(bases, rows):
     return [tuple(f"{base}.{name}" for base, name in zip(bases, row, strict=True)) for row in rows]
 
@@ -122,6 +182,44 @@ def _intermediate_stage(index):
 def _meta4d_block(stage, block):
     place = _intermediate_stage(2 * stage) if stage < 3 else "encoder.last_stage"
     return f"{place}.meta4D_layers.blocks.{block}"
+
+
+_TIMM_STAGES = tuple(f"stages.{stage}.blocks." for stage in range(4))
+_SNAP_STAGES = tuple(f"network.{2 * stage}." for stage in range(4))
+_TRANSFORMERS_STAGES = (*(f"encoder.intermediate_stages.{2 * stage}." for stage in range(3)), "encoder.last_stage.")
+
+DIALECTS = _named(
+    Dialect("timm", 0, module_names, "stem.conv1.weight", _TIMM_STAGES, ".ls1.gamma"),
+    Dialect("snap", 1, module_names, "patch_embed.0.weight", _SNAP_STAGES, ".layer_scale_1"),
+    Dialect(
+        "transformers",
+        2,
+        module_names,
+        "patch_embed.convolution1.weight",
+        _TRANSFORMERS_STAGES,
+        ".layer_scale_1",
+    ),
+)
+DIALECTS_V2 = _named(
+    Dialect("timm", 0, module_names_v2, "stem.conv1.conv.weight", _TIMM_STAGES, ".ls2.gamma", bias_indices=False),
+    Dialect("snap", 1, module_names_v2, "network.5.conv.weight", _SNAP_STAGES, ".layer_scale_2", scale_axes=3),
+)
+# In the order in which they are tried.
+ALL_DIALECTS = (*DIALECTS_V2.values(), *DIALECTS.values())
+
+# transformers' classifiers keep the network in an attribute of this name; its bare model does not.
+TRANSFORMERS_PREFIX = "efficientformer."
+
+
+def dialects_of(architecture) -> dict[str, Dialect]:
+    """The dialects that there are for a network's family, by name."""
+    return DIALECTS_V2 if isinstance(architecture, ArchitectureV2) else DIALECTS
+
+
+def find_dialect(names) -> Dialect | None:
+    """The dialect and family in which `names`, an iterable of tensor names, are written; None if it is none of them."""
+    names = set(names)
+    return next((dialect for dialect in ALL_DIALECTS if dialect.mark in names), None)
 
 
 def strip_prefix(state_dict: dict) -> dict:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from keras_efficientformer.variants import class_name
+
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
@@ -74,6 +76,20 @@ L1_300_PICKLE = Pretrained(
     crop=0.875,
 )
 
+
+def _v2(variant: str, megabytes: float, top1: float, revision: str = "main", sha256: str | None = None) -> Pretrained:
+    return Pretrained(
+        repo=f"timm/efficientformer{variant}.snap_dist_in1k",
+        filename="model.safetensors",
+        megabytes=megabytes,
+        top1=top1,
+        top1_source=TIMM_RESULTS,
+        crop=0.95,
+        revision=revision,
+        sha256=sha256,
+    )
+
+
 PRETRAINED: dict[tuple[str, str], Pretrained] = {
     ("l1", "imagenet"): Pretrained(
         repo="timm/efficientformer_l1.snap_dist_in1k",
@@ -115,17 +131,33 @@ PRETRAINED: dict[tuple[str, str], Pretrained] = {
         crop=0.95,
         revision="986958e4b0ef7fa24ac6a9bbbaead04ed007e278",
     ),
+    ("v2_s0", "imagenet"): _v2("v2_s0", 14.7, 76.118),
+    ("v2_s1", "imagenet"): _v2("v2_s1", 25.1, 79.688),
+    ("v2_s2", "imagenet"): _v2(
+        "v2_s2",
+        51.4,
+        82.166,
+        revision="1c56a76355000c79568559d34ba3fa24416b5107",
+        sha256="c46c28768173ee0e518b7cd94af1e832cb88d2115068a81386c08650cc22a24f",
+    ),
+    ("v2_l", "imagenet"): _v2(
+        "v2_l",
+        106.2,
+        83.632,
+        revision="092a1c107ec0fdc2207a470f81c696022f17a42e",
+        sha256="a92de90055b116562f85322e596494829e54d86c56471652e3c07ed39957c92a",
+    ),
 }
 
 
 def names(variant: str | None) -> tuple[str, ...]:
-    """Returns the names of the pretrained weights of "l1", "l3" or "l7"; of any other network there are none."""
+    """Returns the names of the pretrained weights of a published variant; of any other network there are none."""
     return tuple(name for known, name in PRETRAINED if known == variant)
 
 
 def unknown_weights(variant: str | None, weights: object) -> ValueError:
     """Returns the error for a `weights` that is neither one of the variant's names nor a file, with what there is."""
-    network = f"EfficientFormer{variant.upper()}" if variant else "a network of these depths and widths"
+    network = class_name(variant) if variant else "a network of these depths and widths"
     known = ", ".join(f'"{name}"' for name in names(variant)) or "none"
     return ValueError(
         "The `weights` argument should be either `None` (random initialization), the name of pretrained weights "
@@ -143,7 +175,7 @@ def download(variant: str, name: str) -> Path:
     the pinned one alone). Processes that load at once wait for each other in huggingface_hub's file lock.
 
     Args:
-        variant: "l1", "l3" or "l7".
+        variant: a key of `variants.VARIANTS` or `VARIANTS_V2`, such as "l1" or "v2_s0".
         name: "imagenet", or for "l1" also "imagenet-300".
 
     Returns:

@@ -17,6 +17,30 @@ class Architecture:
     widths: tuple[int, int, int, int]
     num_meta3d: int
 
+    def __str__(self):
+        return f"depths {self.depths}, widths {self.widths}, {self.num_meta3d} Meta3D blocks"
+
+
+@dataclass(frozen=True)
+class ArchitectureV2:
+    """Shape of an EfficientFormerV2 (arXiv 2212.08059, section 3; reference: snap-research/EfficientFormer).
+
+    Attributes:
+        depths: blocks in each of the four stages, integers >= 0.
+        widths: channels of each of the four stages, integers >= 1; the first is even (the stem starts at half of it).
+        num_attention: how many blocks of the third and of the fourth stage, counted from their ends, have attention
+            (>= 0); all of a stage's blocks where it has fewer, which one of the two may.
+        mlp_ratios: for each stage, for each of its blocks: the FFN's hidden channels as a multiple of the width.
+    """
+
+    depths: tuple[int, int, int, int]
+    widths: tuple[int, int, int, int]
+    num_attention: int
+    mlp_ratios: tuple[tuple[float, ...], ...]
+
+    def __str__(self):
+        return f"depths {self.depths}, widths {self.widths}, {self.num_attention} attention blocks in a stage"
+
 
 VARIANTS: dict[str, Architecture] = {
     "l1": Architecture(depths=(3, 2, 6, 4), widths=(48, 96, 224, 448), num_meta3d=1),
@@ -24,7 +48,45 @@ VARIANTS: dict[str, Architecture] = {
     "l7": Architecture(depths=(6, 6, 18, 8), widths=(96, 192, 384, 768), num_meta3d=8),
 }
 
+VARIANTS_V2: dict[str, ArchitectureV2] = {
+    "v2_s0": ArchitectureV2(
+        depths=(2, 2, 6, 4),
+        widths=(32, 48, 96, 176),
+        num_attention=2,
+        mlp_ratios=((4,) * 2, (4,) * 2, (4, 3, 3, 3, 4, 4), (4, 3, 3, 4)),
+    ),
+    "v2_s1": ArchitectureV2(
+        depths=(3, 3, 9, 6),
+        widths=(32, 48, 120, 224),
+        num_attention=2,
+        mlp_ratios=((4,) * 3, (4,) * 3, (4, 4, 3, 3, 3, 3, 4, 4, 4), (4, 4, 3, 3, 4, 4)),
+    ),
+    "v2_s2": ArchitectureV2(
+        depths=(4, 4, 12, 8),
+        widths=(32, 64, 144, 288),
+        num_attention=4,
+        mlp_ratios=((4,) * 4, (4,) * 4, (4,) * 2 + (3,) * 6 + (4,) * 4, (4, 4, 3, 3, 3, 3, 4, 4)),
+    ),
+    "v2_l": ArchitectureV2(
+        depths=(5, 5, 15, 10),
+        widths=(40, 80, 192, 384),
+        num_attention=6,
+        mlp_ratios=((4,) * 5, (4,) * 5, (4,) * 4 + (3,) * 7 + (4,) * 4, (4,) * 3 + (3,) * 4 + (4,) * 3),
+    ),
+}
 
-def variant_name(architecture: Architecture) -> str | None:
-    """The key of `architecture` in `VARIANTS`, or None for a shape of one's own."""
-    return next((name for name, known in VARIANTS.items() if known == architecture), None)
+
+def variant_name(architecture: Architecture | ArchitectureV2) -> str | None:
+    """The key of `architecture` in `VARIANTS` or `VARIANTS_V2`, or None for a shape of one's own."""
+    known = {**VARIANTS, **VARIANTS_V2}
+    return next((name for name, published in known.items() if published == architecture), None)
+
+
+def class_name(variant: str) -> str:
+    """The public function that makes a variant: "l1" -> "EfficientFormerL1", "v2_s0" -> "EfficientFormerV2S0"."""
+    return f"EfficientFormer{variant.upper().replace('_', '')}"
+
+
+def model_name(variant: str) -> str:
+    """What a variant's model is called, as in timm: "efficientformer_l1", "efficientformerv2_s0"."""
+    return f"efficientformer{variant}" if variant in VARIANTS_V2 else f"efficientformer_{variant}"

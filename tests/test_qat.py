@@ -204,13 +204,15 @@ def test_to_keras_is_the_float_version(model, trained):
 
 def test_ranges_are_of_all_that_is_quantized(trained):
     network, ranges = trained.fused_network, trained_ranges(trained)
-    plain = [n for n, s in enumerate(network.steps) if s.operation not in ("layer_norm", "average_pool")]
+    plain = [n for n, s in enumerate(network.steps) if s.operation != "average_pool"]
     assert set(ranges) == quantized_steps(network)
     assert all(len(ranges[number]) == 1 for number in plain if number in ranges)
     # In the last stage every window of the 2x2 positions has four pixels, and the converter folds the border away.
     pools = [len(ranges[n]) for n, s in enumerate(network.steps) if s.operation == "average_pool"]
     assert pools == [2, 2, 2, 1]
-    assert all(len(ranges[n]) == 7 for n, s in enumerate(network.steps) if s.operation == "layer_norm")
+    # A LayerNorm is float inside; what a dense takes of it is quantized, what the last mean takes is not.
+    norms = [n in ranges for n, s in enumerate(network.steps) if s.operation == "layer_norm"]
+    assert norms == [True, True, False]
     assert all(low <= 0 <= high and high - low > 1e-3 for points in ranges.values() for low, high in points)
     relu = next(n for n, s in enumerate(network.steps) if s.operation == "relu")
     assert relu - 1 not in ranges  # the convolution before it is one operation with it

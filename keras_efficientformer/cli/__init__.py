@@ -17,13 +17,14 @@ from keras_efficientformer.cli.export import export
 from keras_efficientformer.cli.inspect import inspect
 from keras_efficientformer.cli.predict import predict
 from keras_efficientformer.cli.shared import errors
+from keras_efficientformer.cli.train import evaluate, finetune
 from keras_efficientformer.deploy import ExportError
 
 app = typer.Typer(help=__doc__.partition("\n")[0], no_args_is_help=True, pretty_exceptions_enable=False)
 benchmark = typer.Typer(help="Time a model here, on phones or on an emulated CPU.", no_args_is_help=True)
 benchmark.command("tflite")(tflite_command)
 benchmark.command("coreml")(coreml_command)
-for command in (convert, predict, inspect):
+for command in (convert, predict, inspect, finetune, evaluate):
     app.command()(command)
 app.add_typer(export, name="export")
 app.add_typer(benchmark, name="benchmark")

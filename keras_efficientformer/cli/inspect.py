@@ -10,15 +10,25 @@ import typer
 from rich.table import Column, Table
 
 from keras_efficientformer import conversion
-from keras_efficientformer.cli.shared import Json, output, print_facts
+from keras_efficientformer.cli.shared import Json, Size, open_keras, output, print_facts
+from keras_efficientformer.deploy.layer_errors import layer_errors
 from keras_efficientformer.deploy.litert import LiteRTModel
 
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="A checkpoint, a .keras, .weights.h5 or .tflite file, or .mlpackage.")],
+    against: Annotated[
+        str | None, typer.Option(help="The model it was exported from: say which layers of the file err most.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of images to err on. Default: four seeded ones.")] = None,
+    size: Size = None,
     as_json: Json = False,
 ) -> None:
     """Say what is in a file; of a Core ML package also what may keep it off the Neural Engine."""
+    if against is not None:
+        errors = layer_errors(file, open_keras(against, size), images)
+        print(errors.to_json(), end="") if as_json else output.print(errors)
+        return
     if file.suffix == ".mlpackage":
         facts, findings = _inspect_package(file)
         print_facts(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track as progress_bar
 from rich.table import Column, Table
 
-from keras_efficientformer.classifiers import open_model
+from keras_efficientformer.classifiers import PUBLISHED, open_model
 
 # Not as markup: paths, shapes and class names are full of brackets.
 output = Console(markup=False, emoji=False)
@@ -19,7 +19,9 @@ errors = Console(stderr=True)
 
 Model = Annotated[
     str,
-    typer.Argument(help="l1, l3 or l7 (ImageNet, downloaded), l1:imagenet-300, a .keras file or a checkpoint file."),
+    typer.Argument(
+        help=f"{', '.join(PUBLISHED)} (ImageNet, downloaded), l1:imagenet-300, a .keras or checkpoint file."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]

@@ -23,6 +23,9 @@ class Builder(Protocol):
     def convolution(self, x: Tensor, weights: np.ndarray, bias: np.ndarray, stride: int = 1) -> Tensor:
         """Convolution with HWIO weights of odd size k, and a padding of k // 2 pixels on every side."""
 
+    def depthwise_convolution(self, x: Tensor, weights: np.ndarray, bias: np.ndarray, stride: int = 1) -> Tensor:
+        """Convolution of each channel by itself, weights (k, k, channels) of odd k, padded by k // 2 on every side."""
+
     def relu(self, x: Tensor) -> Tensor:
         """max(x, 0)."""
 
@@ -32,11 +35,14 @@ class Builder(Protocol):
     def average_pool(self, x: Tensor, size: int, scale: np.ndarray) -> Tensor:
         """`scale` (channels,) times the stride-1 average of size x size windows, over the real pixels only."""
 
+    def resize(self, x: Tensor, height: int, width: int) -> Tensor:
+        """A feature map of another size, bilinear; pixels are areas, whose centres are at halves."""
+
     def affine(self, x: Tensor, scale: np.ndarray, offset: np.ndarray | None = None) -> Tensor:
         """x * scale + offset, both (channels,)."""
 
     def add(self, x: Tensor, y: Tensor | np.ndarray) -> Tensor:
-        """The sum of two tensors of one shape, or of attention scores and a constant (1, heads, tokens, tokens)."""
+        """The sum of two tensors of one shape, or of attention scores and a constant (1, heads, queries, keys)."""
 
     def tokens(self, x: Tensor) -> Tensor:
         """A feature map as tokens, row by row."""
@@ -53,14 +59,20 @@ class Builder(Protocol):
     def split_heads(self, x: Tensor, num_heads: int, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Tokens laid out head by head, each with parts of these sizes, as one per-head tensor for each part."""
 
+    def to_heads(self, x: Tensor, num_heads: int) -> Tensor:
+        """Tokens laid out head by head as one per-head tensor: `split_heads` for one part."""
+
     def scores(self, query: Tensor, key: Tensor) -> Tensor:
-        """Per-head dot products of every query with every key: (batch, heads, tokens, tokens)."""
+        """Per-head dot products of every query with every key: (batch, heads, queries, keys)."""
+
+    def talking_heads(self, x: Tensor, weights: np.ndarray, bias: np.ndarray) -> Tensor:
+        """Scores or attention weights, mixed over heads: weights (heads in, heads out), plus bias (heads out,)."""
 
     def weighted_values(self, weights: Tensor, value: Tensor) -> Tensor:
         """Per-head sums of values under attention weights."""
 
     def merge_heads(self, x: Tensor) -> Tensor:
-        """Per-head tensors as tokens, head after head: the inverse of `split_heads` for one part."""
+        """Per-head tensors as tokens, head after head: the inverse of `to_heads`."""
 
     def softmax(self, x: Tensor) -> Tensor:
         """Softmax over the last axis of scores, or over the channels of a vector."""

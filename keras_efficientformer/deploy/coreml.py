@@ -167,6 +167,7 @@ def _convert(network: FusedNetwork, precision: str, minimum_ios: int, image_inpu
     from coremltools.converters.mil import Builder as mb
 
     from keras_efficientformer.deploy.coreml_builder import MILBuilder
+    from keras_efficientformer.deploy.coreml_steps import StepNames
 
     target = coremltools.target[f"iOS{minimum_ios}"]
     height, width, channels = network.input_shape
@@ -174,7 +175,7 @@ def _convert(network: FusedNetwork, precision: str, minimum_ios: int, image_inpu
 
     @mb.program(input_specs=[mb.TensorSpec(shape=shape)], opset_version=target)
     def program(image):
-        return tuple(network.build(MILBuilder(image)).values())
+        return tuple(network.build(StepNames(MILBuilder(image))).values())
 
     return coremltools.convert(
         program,

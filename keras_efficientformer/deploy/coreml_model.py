@@ -89,11 +89,17 @@ class CoreMLModel:
         ]
         return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
+    def tensors(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """All tensors of the program by their names, channels first, for images as `predict` takes them, at once."""
+        found = {}
+        self._run(np.asarray(images), lambda tensor, value: found.update({tensor.name: value}))
+        return found
+
     def operations(self) -> dict[str, int]:
         """How many operations of each kind the program holds, constants left out, most frequent first."""
         return dict(self._operations.most_common())
 
-    def _run(self, images):
+    def _run(self, images, see=lambda tensor, value: None):
         if self._order == "BGR":
             images = images[..., ::-1]
         tensors = {}
@@ -104,6 +110,7 @@ class CoreMLModel:
                 if value.shape != expected:
                     raise PackageError(f"{self._path}: {name} gave {value.shape}, and {expected} was declared.")
                 tensors[tensor.key] = rounded(value) if self._float16 and tensor.is_float16 else value
+                see(tensor, tensors[tensor.key])
 
         store("the input", [self._plan.input], [images.transpose(0, 3, 1, 2).astype("float32")])
         for step in self._plan.steps:

@@ -21,10 +21,12 @@ class Tensor(Varying):
     Attributes:
         key: of its value while the program runs.
         is_float16: whether the program declares it float16.
+        name: in the program.
     """
 
     key: int
     is_float16: bool
+    name: str
 
 
 @dataclass
@@ -110,7 +112,7 @@ class Plan:
                 f"{self._path}: {name} has the shape {shape}, and programs for one image are needed, whose tensors are "
                 "(1, ...). Convert the model for a batch of one."
             )
-        tensor = Tensor(shape, id(variable), _is_float16(variable))
+        tensor = Tensor(shape, id(variable), _is_float16(variable), variable.name)
         self._values[id(variable)] = tensor
         return tensor
 

@@ -59,7 +59,7 @@ def fuse(model: keras.Model, include_preprocessing: bool = True, feature_maps: b
 
 def _describe(b, model, layers, input_shape, include_preprocessing, feature_maps):
     """Describes the network to the builder `b` and returns the names of its outputs."""
-    x = b.image(*input_shape, 255.0 * np.array(MEAN) if include_preprocessing else None)
+    x = b.at("image").image(*input_shape, 255.0 * np.array(MEAN) if include_preprocessing else None)
     describe = network_v2.describe if is_v2(model) else _describe_body
     x = describe(b, x, layers, 255.0 * np.array(STD) if include_preprocessing else 1.0, feature_maps)
     stages = tuple(layers[f"stage{number}"].name for number in (1, 2, 3, 4)) if feature_maps else ()
@@ -69,36 +69,37 @@ def _describe(b, model, layers, input_shape, include_preprocessing, feature_maps
 def _describe_body(b, x, layers, std, feature_maps):
     """From the image, not yet divided by `std` (3,), to the features without the last norm's scale and offset."""
     scales = [_deferred_scales(layers[f"stage{number}"]) for number in (1, 2, 3, 4)]
-    x = _stem(b, x, layers["stem"], std, out_scale=scales[0][0])
+    x = _stem(b.at("stem"), x, layers["stem"], std, out_scale=scales[0][0])
     for index in range(4):
         in_scale = scales[index - 1][-1] if index else None
         stage = layers[f"stage{index + 1}"]
-        x = _stage(b, x, stage, in_scale, scales[index])
+        x = _stage(b.at(stage.name), x, stage, in_scale, scales[index])
         if feature_maps:
-            b.output(_feature_map(b, x, stage, scales[index][-1]), stage.name)
-    return b.layer_norm(x, layers["norm"].epsilon)
+            b.output(_feature_map(b.at(stage.name), x, stage, scales[index][-1]), stage.name)
+    return b.at("norm").layer_norm(x, layers["norm"].epsilon)
 
 
 def _stem(b, x, stem, std, out_scale):
     weights, bias = fold_norm(stem.step1.conv, stem.step1.norm)
     weights = weights / np.broadcast_to(std, weights.shape[2])[:, None]
-    x = b.relu(b.convolution(x, weights, bias, stride=2))
+    first, second = b.at("step1"), b.at("step2")
+    x = first.relu(first.convolution(x, weights, bias, stride=2))
     weights, bias = fold_norm(stem.step2.conv, stem.step2.norm)
     # Scales are positive, so they pass through the ReLU.
-    return b.relu(b.convolution(x, weights / out_scale, bias / out_scale, stride=2))
+    return second.relu(second.convolution(x, weights / out_scale, bias / out_scale, stride=2))
 
 
 def _stage(b, x, stage, in_scale, scales):
     if stage.downsample is not None:
         weights, bias = fold_norm(stage.downsample.conv, stage.downsample.norm)
-        x = b.convolution(x, weights * in_scale[:, None] / scales[0], bias / scales[0], stride=2)
+        x = b.at("downsample").convolution(x, weights * in_scale[:, None] / scales[0], bias / scales[0], stride=2)
     num_meta4d = stage.depth - stage.num_meta3d
     for index, block in enumerate(stage.blocks[:num_meta4d]):
-        x = _meta4d(b, x, block, scales[index], scales[index + 1])
+        x = _meta4d(b.at(f"blocks.{index}"), x, block, scales[index], scales[index + 1])
     if stage.num_meta3d:
         x = b.tokens(x)
-        for block in stage.blocks[num_meta4d:]:
-            x = _meta3d(b, x, block)
+        for index, block in enumerate(stage.blocks[num_meta4d:], num_meta4d):
+            x = _meta3d(b.at(f"blocks.{index}"), x, block)
     return x
 
 
@@ -113,25 +114,26 @@ def _meta4d(b, x, block, scale, new_scale):
     """`x` is the block's input divided by `scale`; the result is its output divided by `new_scale`."""
     ls1, ls2 = array(block.ls1.gamma), array(block.ls2.gamma)
     kept = 1.0 - ls1
-    pool_size = block.token_mixer.pool_size
+    pool_size, mixer = block.token_mixer.pool_size, b.at("token_mixer")
     if np.array_equal(new_scale, scale):
-        x = b.add(b.affine(x, kept), b.average_pool(x, pool_size, ls1))
+        x = b.add(b.affine(x, kept), mixer.average_pool(x, pool_size, ls1))
     else:
-        x = b.add(x, b.average_pool(x, pool_size, ls1 / kept))
+        x = b.add(x, mixer.average_pool(x, pool_size, ls1 / kept))
     mlp = block.mlp
     weights, bias = fold_norm(mlp.fc1, mlp.norm1)
-    hidden = b.gelu(b.convolution(x, weights * new_scale[:, None], bias))
+    hidden = b.at("mlp.act").gelu(b.at("mlp.fc1").convolution(x, weights * new_scale[:, None], bias))
     weights, bias = fold_norm(mlp.fc2, mlp.norm2)
-    return b.add(x, b.convolution(hidden, weights * ls2 / new_scale, bias * ls2 / new_scale))
+    return b.add(x, b.at("mlp.fc2").convolution(hidden, weights * ls2 / new_scale, bias * ls2 / new_scale))
 
 
 def _meta3d(b, x, block):
-    mixed = _attention(b, b.layer_norm(x, block.norm1.epsilon), block.norm1, block.token_mixer, array(block.ls1.gamma))
-    x = b.add(x, mixed)
-    hidden = b.gelu(b.dense(b.layer_norm(x, block.norm2.epsilon), *fold_into(block.norm2, block.mlp.fc1)))
+    normed = b.at("norm1").layer_norm(x, block.norm1.epsilon)
+    x = b.add(x, _attention(b.at("token_mixer"), normed, block.norm1, block.token_mixer, array(block.ls1.gamma)))
+    normed = b.at("norm2").layer_norm(x, block.norm2.epsilon)
+    hidden = b.at("mlp.act").gelu(b.at("mlp.fc1").dense(normed, *fold_into(block.norm2, block.mlp.fc1)))
     weights, bias = dense(block.mlp.fc2)
     ls2 = array(block.ls2.gamma)
-    return b.add(x, b.dense(hidden, weights * ls2, bias * ls2))
+    return b.add(x, b.at("mlp.fc2").dense(hidden, weights * ls2, bias * ls2))
 
 
 def _attention(b, x, norm, attention, layer_scale):
@@ -140,12 +142,14 @@ def _attention(b, x, norm, attention, layer_scale):
     weights, bias = fold_into(norm, attention.qkv)
     queries = np.tile(np.arange(sum(sizes)) < attention.key_dim, attention.num_heads)
     factors = np.where(queries, attention.key_dim**-0.5, 1.0)
-    query, key, value = b.split_heads(b.dense(x, weights * factors, bias * factors), attention.num_heads, sizes)
+    query, key, value = b.split_heads(
+        b.at("qkv").dense(x, weights * factors, bias * factors), attention.num_heads, sizes
+    )
     table = array(attention.attention_biases)[:, relative_positions(attention.resolution)][None]
     probabilities = b.softmax(b.add(b.scores(query, key), table))
     weights, bias = dense(attention.proj)
     merged = b.merge_heads(b.weighted_values(probabilities, value))
-    return b.dense(merged, weights * layer_scale, bias * layer_scale)
+    return b.at("proj").dense(merged, weights * layer_scale, bias * layer_scale)
 
 
 def _deferred_scales(stage):
@@ -183,10 +187,10 @@ def _classifier(b, x, layers):
         )
     operation, name = ACTIVATIONS[activation]
     names = (name, f"{name}_distillation")[: len(folded)]
-    pooled = b.mean(x)
+    pooled = b.at("pool").mean(x)
     for name, weights in zip(names, folded, strict=True):
-        logits = b.dense(pooled, *weights)
-        b.output(getattr(b, operation)(logits) if operation else logits, name)
+        logits = b.at("head").dense(pooled, *weights)
+        b.output(getattr(b.at("predictions"), operation)(logits) if operation else logits, name)
     return names
 
 

@@ -4,6 +4,8 @@ Recording rounds the folded weights to float32, once, and takes them out of the 
 as it was when it was fused.
 """
 
+import copy
+import itertools
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,11 +24,16 @@ class Value:
 
 @dataclass(frozen=True)
 class Step:
-    """One operation of `Builder`, its arguments, and the values it gives."""
+    """One operation of `Builder`, its arguments, and the values it gives.
+
+    Attributes:
+        location: where in the Keras model it comes from, such as `stage3.blocks.2.mlp.fc1`.
+    """
 
     operation: str
     arguments: dict[str, Any]
     results: tuple[Value, ...]
+    location: str = ""
 
 
 class Recorder:
@@ -34,7 +41,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
-        self._count = 0
+        self._numbers = itertools.count()
+        self._location: tuple[str, ...] = ()
+
+    def at(self, location: str) -> "Recorder":
+        """The same recorder, for what lies at `location` within the place that this one is for."""
+        inner = copy.copy(self)
+        inner._location = (*self._location, location)
+        return inner
 
     def __getattr__(self, operation):
         if operation.startswith("_") or not hasattr(Builder, operation):
@@ -45,9 +59,8 @@ class Recorder:
         names = list(Builder.__dict__[operation].__annotations__)
         arguments = {name: _rounded(value) for name, value in (*zip(names, values, strict=False), *arguments.items())}
         count = len(arguments["sizes"]) if operation == "split_heads" else 1
-        results = tuple(Value(self._count + index) for index in range(count))
-        self._count += count
-        self.steps.append(Step(operation, arguments, results))
+        results = tuple(Value(next(self._numbers)) for _ in range(count))
+        self.steps.append(Step(operation, arguments, results, ".".join(self._location)))
         return results if operation == "split_heads" else results[0]
 
 

@@ -49,6 +49,14 @@ class TensorFlowBuilder:
             x = self._pad(x, weights.shape[0] // 2)
         return tf.nn.bias_add(tf.nn.conv2d(x, _constant(weights), stride, "VALID"), _constant(bias))
 
+    def depthwise_convolution(self, x, weights, bias, stride=1):
+        # "SAME" pads alike on all sides with stride 1 only.
+        if stride > 1:
+            x = self._pad(x, weights.shape[0] // 2)
+        padding = "SAME" if stride == 1 else "VALID"
+        x = tf.nn.depthwise_conv2d(x, _constant(weights[..., None]), (1, stride, stride, 1), padding)
+        return tf.nn.bias_add(x, _constant(bias))
+
     def _pad(self, x, margin):
         # Not the convolution's "SAME", which pads even sizes at the bottom and right only.
         if not self._kernels.row_padding:
@@ -71,6 +79,9 @@ class TensorFlowBuilder:
             return sums * _constant(_border_factors(*x.shape[1:3], size))
         # "SAME" with stride 1 pads alike on all sides, and leaves the padding out of the average.
         return tf.nn.avg_pool2d(x, size, 1, "SAME") * _constant(scale)
+
+    def resize(self, x, height, width):
+        return tf.image.resize(x, (height, width), "bilinear")
 
     def affine(self, x, scale, offset=None):
         x = x * _constant(scale)
@@ -109,8 +120,18 @@ class TensorFlowBuilder:
             tf.slice(x, (0, 0, 0, start), (*x.shape[:3], size)) for start, size in zip(starts, sizes, strict=False)
         )
 
+    def to_heads(self, x, num_heads):
+        x = tf.reshape(x, (self._batch, x.shape[1], num_heads, x.shape[2] // num_heads))
+        return tf.transpose(x, (0, 2, 1, 3))
+
     def scores(self, query, key):
         return tf.matmul(query, key, transpose_b=True)
+
+    def talking_heads(self, x, weights, bias):
+        # A 1x1 convolution with heads as channels: a product with a constant from the left would be cheaper, but no
+        # quantized kernel takes it.
+        mixed = self.convolution(tf.transpose(x, (0, 2, 3, 1)), weights[None, None], bias)
+        return tf.transpose(mixed, (0, 3, 1, 2))
 
     def weighted_values(self, weights, value):
         return tf.matmul(weights, value)

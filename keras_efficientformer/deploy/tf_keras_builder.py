@@ -311,20 +311,15 @@ class AddConstant(_Layer):
 
 @register
 class LayerNorm(_Layer):
-    """`Builder.layer_norm`, as TFLite's operations compute it. No weights."""
-
-    points = ("mean", "centred", "squares", "variance", "shifted", "inverse")
+    """`Builder.layer_norm`. No weights; in float in all modes that are trained for."""
 
     def __init__(self, epsilon, **kwargs):
         super().__init__(**kwargs)
         self.epsilon = epsilon
 
     def call(self, x):
-        centred = self.centred(x - self.mean(tf.reduce_mean(x, -1, keepdims=True)))
-        variance = self.variance(tf.reduce_mean(self.squares(centred * centred), -1, keepdims=True))
-        # Rounding may make a small variance zero, whose inverse root has no finite gradient.
-        shifted = tf.maximum(self.shifted(variance + self.epsilon), self.epsilon)
-        return centred * self.inverse(tf.math.rsqrt(shifted))
+        centred = x - tf.reduce_mean(x, -1, keepdims=True)
+        return centred * tf.math.rsqrt(tf.reduce_mean(centred * centred, -1, keepdims=True) + self.epsilon)
 
     def get_config(self):
         return {**super().get_config(), "epsilon": self.epsilon}

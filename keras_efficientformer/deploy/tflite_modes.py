@@ -22,6 +22,13 @@ INPUT = "image"
 # than 2% of the work, is LayerNorm, the attention's products and softmax, and the last activation.
 FAST_INTEGER = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "MUL", "SUB", "GELU", "PAD", "RESHAPE")
 
+# What a LayerNorm's tensors are called (`tflite_steps.StepScopes`).
+LAYER_NORM = r"layer_norm_\d+/"
+
+# XNNPACK adds int8 tensors whose scales are no smaller than this share of the sum's. Of a smaller one (under a fresh
+# layer scale of 1e-5) nothing reaches the sum, so that a coarser scale loses nothing.
+SMALLEST_SHARE = 2.0**-9
+
 
 @dataclass(frozen=True)
 class Mode:
@@ -55,8 +62,13 @@ def _weight_only(recipe):
 
 
 def _int8(recipe):
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
     for operation in FAST_INTEGER:
         recipe.add_static_config(".*", operation, 8, 8)
+    # It divides by the root of a variance, which int8 would round to zero where it is small.
+    for operation in ("ADD", "MUL", "SUB"):
+        recipe.add_quantization_config(LAYER_NORM, operation, None, AlgorithmName.NO_QUANTIZE)
 
 
 def _int8_integer(recipe):
@@ -116,6 +128,7 @@ def quantize(
         for name in known_ranges.keys() & ranges.keys():  # outputs that stay in float32 have none
             ends = zip(("min", "max"), known_ranges[name], strict=True)
             ranges[name] = {end: np.full_like(ranges[name][end], value) for end, value in ends}
+        _widen(content, ranges)
     # The quantizer reports sizes on standard output, which is where `--json` goes.
     with contextlib.redirect_stdout(sys.stderr):
         return bytes(tool.quantize(ranges).quantized_model)
@@ -131,6 +144,30 @@ def _ranges(content, recipe, images, batch_size):
     samples = [{INPUT: np.repeat(image[None], batch_size, axis=0)} for image in images]
     tool.calibrate({SIGNATURE: samples}, recipe)
     return tool.get_model_qsvs()
+
+
+def _widen(content, ranges):
+    """Widens the ranges of tensors that are too small beside the sum they go into."""
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    file = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    (graph,) = file.subgraphs
+    for operator in graph.operators:
+        if flatbuffer_utils.opcode_to_name(file, operator.opcodeIndex) != "ADD":
+            continue
+        (total,), parts = (
+            [ranges.get(graph.tensors[index].name.decode()) for index in ends]
+            for ends in (operator.outputs, operator.inputs)
+        )
+        for part in filter(None, parts if total else ()):
+            smallest = SMALLEST_SHARE * _span(total)
+            if _span(part) < smallest:
+                part["max"] = np.full_like(part["max"], smallest)
+
+
+def _span(ends):
+    """The length of a range, which includes zero."""
+    return float(max(ends["max"].max(), 0.0) - min(ends["min"].min(), 0.0))
 
 
 def _set_io(recipe, io):

@@ -67,12 +67,15 @@ def tensor_ranges(
     names |= zip((*graph.inputs, *graph.outputs), (INPUT, *network.outputs), strict=True)
     found: dict[str, tuple[float, float]] = {}
     for number, points in ranges.items():
-        if len(made[number]) != len(points):
+        operation = network.steps[number].operation
+        # Of the inner tensors of a LayerNorm, which are float, nothing is learnt.
+        tensors = made[number][-1:] if operation == "layer_norm" else made[number]
+        if len(tensors) != len(points):
             raise ValueError(
-                f"Step {number} of {network.name}, {network.steps[number].operation}, has {len(points)} learnt ranges "
-                f"and became {len(made[number])} tensors of the file: {[names[index] for index in made[number]]}."
+                f"Step {number} of {network.name}, {operation}, has {len(points)} learnt ranges "
+                f"and became {len(tensors)} tensors of the file: {[names[index] for index in tensors]}."
             )
-        found |= {names[index]: point for index, point in zip(made[number], points, strict=True)}
+        found |= {names[index]: point for index, point in zip(tensors, points, strict=True)}
     return found
 
 

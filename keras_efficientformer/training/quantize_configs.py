@@ -25,9 +25,9 @@ QuantizeRegistry: Any = tfmot_keras.QuantizeRegistry
 DECAY = 0.99
 ENDS = ("min", "max")
 
-# The operations that are integer in the file, from their first input to their output. The others (attention's products,
-# softmax, means) are float, and quantized only where an integer operation takes their result.
-INTEGER = ("image", "convolution", "relu", "gelu", "average_pool", "affine", "add", "layer_norm", "dense")
+# The operations that are integer in the file, from their first input to their output. The others (LayerNorm, softmax,
+# attention's products, means) are float, and quantized only where an integer operation takes their result.
+INTEGER = ("image", "convolution", "relu", "gelu", "average_pool", "affine", "add", "dense")
 # Reshapes: what they give is what they take.
 TRANSPARENT = ("tokens", "feature_map", "output")
 

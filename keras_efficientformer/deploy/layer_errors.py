@@ -1,0 +1,229 @@
+"""Where an exported file errs: its tensors beside the float32 network's, layer by layer.
+
+A layer's error has two parts: what it has been handed, and what it adds. They are told apart by computing each step of
+the network twice in float32: on the float32 network's own tensors, and on those of the file.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import keras
+import numpy as np
+from rich.table import Column, Table
+from rich.text import Text
+
+from keras_efficientformer.deploy import exporting
+from keras_efficientformer.deploy.images import read_images, seeded_images
+from keras_efficientformer.deploy.recording import FusedNetwork
+from keras_efficientformer.deploy.report import _finite
+
+IMAGE_LIMIT = 32
+WORST = 10
+# How many images' tensors are held at once; those of L1 at 224x224 are some 100 MB each.
+CHUNK = 4
+
+
+class StepTensors(NamedTuple):
+    """One result of a step, three times: float arrays of one size, whose first axis is that of the images.
+
+    Attributes:
+        step: its number.
+        exact: of the float32 network.
+        expected: of the step in float32, on the file's tensors before it.
+        found: of the file.
+    """
+
+    step: int
+    exact: np.ndarray
+    expected: np.ndarray
+    found: np.ndarray
+
+
+class FileSteps(Protocol):
+    """A file opened beside the network that it was made of.
+
+    Attributes:
+        network: the float32 network.
+        stored: {number of a step: (type of its tensors, type of its largest constant or None)}, of steps that the file
+            has a tensor of; others it computes together with the next that it has.
+    """
+
+    network: FusedNetwork
+    stored: dict[int, tuple[str, str | None]]
+
+    def compare(self, images: np.ndarray) -> Iterator[StepTensors]:
+        """The tensors of all steps in `stored`, for images in the network's input range."""
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far one tensor of a file is from the float32 network's, over all images.
+
+    Attributes:
+        step: its number in `FusedNetwork.steps`.
+        location: where in the Keras model that is, such as `stage3.blocks.2.mlp.fc1`.
+        operation: of `Builder`; several, joined by " + ", where the file computes them in one.
+        dtype: NumPy's name of what the tensor is stored as.
+        weights: what the largest constant that it is computed with is stored as, or None.
+        error: root mean square of (file - float32), relative to that of float32.
+        snr_db: the same as a signal-to-noise ratio in dB, -20 * log10(error).
+        added: what this layer alone adds: root mean square of (file - the operation in float32 on the file's own
+            tensors before it), relative to that of the float32 network's tensor.
+    """
+
+    step: int
+    location: str
+    operation: str
+    dtype: str
+    weights: str | None
+    error: float
+    snr_db: float
+    added: float
+
+
+@dataclass(frozen=True)
+class LayerErrors:
+    """The errors of a file's layers.
+
+    Attributes:
+        path: the file.
+        model: name of the Keras model that it was compared with.
+        images: how many images it was compared on.
+        images_from: where those came from.
+        layers: in the network's order.
+    """
+
+    path: str
+    model: str
+    images: int
+    images_from: str
+    layers: tuple[LayerError, ...]
+
+    def worst(self, count: int = WORST) -> tuple[LayerError, ...]:
+        """The layers that add most, the worst first."""
+        return tuple(sorted(self.layers, key=lambda layer: layer.added, reverse=True)[:count])
+
+    def to_json(self) -> str:
+        """All layers as indented JSON; numbers that are not finite, which JSON does not have, are null."""
+        return json.dumps(_finite(dataclasses.asdict(self)), indent=2, allow_nan=False) + "\n"
+
+    def __rich__(self) -> Table:
+        worst = self.worst()
+        table = Table(
+            Column("layer", overflow="fold"),
+            "operation",
+            "stored as",
+            Column("adds", justify="right"),
+            Column("error", justify="right"),
+            Column("SNR", justify="right"),
+            title=Text(f"{Path(self.path).name} against {self.model}: the {len(worst)} layers that add most error"),
+            title_justify="left",
+            caption=f"Of {len(self.layers)}, relative to their values; on {self.images} images: {self.images_from}.",
+            caption_justify="left",
+        )
+        for layer in (*worst, self.layers[-1]):
+            stored = layer.dtype if layer.weights in (None, layer.dtype) else f"{layer.dtype}, weights {layer.weights}"
+            numbers = f"{layer.added:.2%}", f"{layer.error:.2%}", f"{layer.snr_db:.1f} dB"
+            texts = (layer.location, layer.operation, stored, *numbers)
+            table.add_row(*map(Text, texts), end_section=layer is worst[-1])
+        return table
+
+
+def layer_errors(
+    path: str | os.PathLike,
+    model: keras.Model,
+    images: str | Path | np.ndarray | Iterable | None = None,
+) -> LayerErrors:
+    """Compares an exported file with the model it was made of, tensor by tensor: names where quantization hurts.
+
+    A .tflite file runs in LiteRT with every tensor kept, a .mlpackage in `CoreMLModel`, rounded to float16 as on a
+    phone; the float32 network (`deploy.network`) beside it in TensorFlow, or for a package in NumPy.
+
+    Args:
+        path: a .tflite file or .mlpackage folder that `export_tflite` or `export_coreml` made, in any mode.
+        model: the EfficientFormer it was exported from.
+        images: raw RGB images as for `export_tflite`'s calibration, of which 32 are taken; None means four seeded ones.
+
+    Raises:
+        ValueError: the file is of another kind, was not made by this package, or of another model; images are
+            unreadable or of another shape.
+        OSError: the file is missing.
+        ImportError: LiteRT and TensorFlow, or coremltools, are not installed.
+    """
+    path = Path(path)
+    steps = _open(path, model)
+    shape = steps.network.input_shape
+    pixels = seeded_images(shape) if images is None else read_images(images, shape, IMAGE_LIMIT)
+    named = str(images) if isinstance(images, str | Path) else "the given arrays"
+    sums: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(3))
+    for start in range(0, len(pixels), CHUNK):
+        for tensors in steps.compare(exporting.network_inputs(pixels[start : start + CHUNK], steps.network)):
+            sums[tensors.step] += _squares(tensors)
+    return LayerErrors(
+        path=str(path),
+        model=model.name,
+        images=len(pixels),
+        images_from="seeded noise" if images is None else named,
+        layers=tuple(_layers(steps, sums)),
+    )
+
+
+def mismatch(path: Path, found: str, network: FusedNetwork) -> str:
+    """What to say where a file has something, `found`, that the network has not."""
+    return (
+        f"{path} was not made of this model: the file has {found}, and {network.name} is a network of "
+        f"{len(network.steps)} steps from {list(network.input_shape)} to {network.classes} classes "
+        f"({', '.join(network.outputs)}). Compare the file with the model it was exported from."
+    )
+
+
+def _open(path: Path, model: keras.Model) -> FileSteps:
+    if path.suffix == ".tflite":
+        from keras_efficientformer.deploy.tflite_layers import TFLiteSteps
+
+        return TFLiteSteps(path, model)
+    if path.suffix == ".mlpackage":
+        from keras_efficientformer.deploy.coreml_layers import CoreMLSteps
+
+        return CoreMLSteps(path, model)
+    raise ValueError(f"{path} is neither a .tflite file nor a .mlpackage: only exported files have layers to compare.")
+
+
+def _squares(tensors):
+    """Sums of squares: of the exact values, of the file's error, and of what the step adds to it."""
+    exact, expected, found = (np.asarray(array, "float64") for array in tensors[1:])
+    return np.array([np.sum(array**2) for array in (exact, found - exact, found - expected)])
+
+
+def _layers(steps, sums):
+    together = []
+    for number, step in enumerate(steps.network.steps):
+        together.append(step)
+        if number not in steps.stored:
+            continue
+        signal, error, added = sums[number]
+        yield LayerError(
+            number,
+            step.location,
+            " + ".join(step.operation for step in together),
+            *steps.stored[number],
+            error=_root_ratio(error, signal),
+            snr_db=-20 * math.log10(_root_ratio(error, signal)) if error else math.inf,
+            added=_root_ratio(added, signal),
+        )
+        together = []
+
+
+def _root_ratio(part, whole):
+    """Infinite where something that is not finite has been compared, too: a NaN would sort anywhere."""
+    if part == 0:
+        return 0.0
+    ratio = math.sqrt(part / whole) if whole else math.inf
+    return ratio if math.isfinite(ratio) else math.inf

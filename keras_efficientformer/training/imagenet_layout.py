@@ -1,0 +1,96 @@
+"""ImageNet's validation images as they are distributed: 50,000 files in one folder, the truth in a file beside them.
+
+Four kinds of truth are about: Kaggle's LOC_val_solution.csv, lists of WordNet ids in the order of the files
+(TensorFlow's imagenet_2012_validation_synset_labels.txt), lists of "file class" (Caffe's val.txt), and the development
+kit's numbers, whose meaning is in its meta.mat.
+"""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+
+from keras_efficientformer.imagenet import imagenet_labels
+
+IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})")
+TRUTHS = (
+    "LOC_val_solution.csv",
+    "imagenet_2012_validation_synset_labels.txt",
+    "val.txt",
+    "ILSVRC2012_validation_ground_truth.txt",
+)
+
+
+def is_flat(folder: Path) -> bool:
+    """Whether ILSVRC2012_val_*.JPEG files lie in the folder itself."""
+    return any(IMAGE.match(path.name) for path in folder.glob("ILSVRC2012_val_*"))
+
+
+def read_flat(folder: Path, truth: Path | None) -> tuple[tuple[Path, ...], np.ndarray]:
+    """The images, in order, and their classes.
+
+    Args:
+        folder: with ILSVRC2012_val_*.JPEG files, all 50,000 or some.
+        truth: the file that says what they are, or None: one of `TRUTHS` in the folder or beside it.
+
+    Returns:
+        Paths, and int64 (images,): places in `imagenet.imagenet_labels`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is of no known kind, or says nothing of an image.
+    """
+    if truth is None:
+        places = [place / name for place in (folder, folder.parent) for name in TRUTHS]
+        truth = next((path for path in places if path.is_file()), None)
+    if truth is None:
+        raise FileNotFoundError(
+            f"{folder} holds ImageNet's validation images, and nothing says of which classes they are: put one of "
+            f"{', '.join(TRUTHS)} into it, or name the file with --ground-truth."
+        )
+    files = tuple(sorted(path for path in folder.iterdir() if IMAGE.match(path.name)))
+    numbers = [int(IMAGE.match(path.name)[1]) for path in files]  # type: ignore[index]
+    classes = _read_truth(truth)
+    missing = [path.name for path, number in zip(files, numbers, strict=True) if number not in classes]
+    if missing:
+        raise ValueError(f"{truth} does not say of which class {missing[0]} is, nor {len(missing) - 1} others.")
+    return files, np.array([classes[number] for number in numbers])
+
+
+def _read_truth(path):
+    """{number of the image: class}."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if path.suffix == ".csv":
+        rows = [(row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(lines)]
+    elif all(len(line.split()) == 2 for line in lines):
+        rows = [tuple(line.split()) for line in lines]
+    else:
+        rows = [(f"ILSVRC2012_val_{number:08}", line.strip()) for number, line in enumerate(lines, 1)]
+        if all(name.isdecimal() for _, name in rows):
+            meaning = _read_meta(path.with_name("meta.mat"), path)
+            rows = [(image, meaning[int(name)]) for image, name in rows]
+    places = {wordnet_id: place for place, (wordnet_id, _) in enumerate(imagenet_labels())}
+    classes = {}
+    for image, name in rows:
+        number = IMAGE.match(image)
+        place = int(name) if name.isdecimal() else places.get(name)
+        if number is None or place is None or place >= len(places):
+            raise ValueError(f"{path} should hold image names and ImageNet's classes. Found: {image} {name}")
+        classes[int(number[1])] = place
+    return classes
+
+
+def _read_meta(path, truth):
+    """{the development kit's number: WordNet id}."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{truth} holds the development kit's class numbers, which are in no other order that is known: put the "
+            f"kit's meta.mat beside it, or use one of {', '.join(TRUTHS[:3])}."
+        )
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise ImportError(f"Reading {path} needs SciPy: pip install scipy") from error
+    synsets = loadmat(path, squeeze_me=True)["synsets"]
+    return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}

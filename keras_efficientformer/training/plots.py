@@ -1,0 +1,55 @@
+"""Pictures of a run: curves of loss and accuracy, and the confusion matrix."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from keras_efficientformer.checkpoint_files import finished_file
+
+# With more classes the names would cover each other.
+CLASSES_NAMED = 40
+
+
+def require_matplotlib() -> None:
+    """Raises an ImportError that names the extra, before hours of training and not after."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "Training draws its curves with matplotlib: pip install 'keras-efficientformer[train]'"
+        ) from error
+
+
+def plot_curves(history: Sequence[dict[str, float]], path: Path) -> None:
+    """Loss and accuracy over the epochs, as a PNG file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    epochs = [row["epoch"] for row in history]
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for key, label in ((name, "training"), (f"val_{name}", "validation")):
+            if key in history[-1]:
+                axes.plot(epochs, [row[key] for row in history], marker=".", label=label)
+        axes.set(xlabel="epoch", title=name)
+        axes.legend()
+    with finished_file(path, overwrite=True) as partial:
+        figure.savefig(partial, dpi=120)
+
+
+def plot_confusion(confusion: np.ndarray, labels: Sequence[str], path: Path) -> None:
+    """The confusion matrix, each row as shares of its class, as a PNG file."""
+    from matplotlib.figure import Figure
+
+    side = min(4 + 0.3 * len(labels), 16)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
+    figure.colorbar(image, ax=axes, label="share of the class' images")
+    axes.set(xlabel="answered", ylabel="is")
+    if len(labels) <= CLASSES_NAMED:
+        axes.set_xticks(range(len(labels)), labels, rotation=90)
+        axes.set_yticks(range(len(labels)), labels)
+    with finished_file(path, overwrite=True) as partial:
+        figure.savefig(partial, dpi=120)

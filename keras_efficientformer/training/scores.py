@@ -1,0 +1,84 @@
+"""How good a classifier's answers are: loss, top-1, top-5 and the confusion matrix."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_efficientformer.imagenet import preprocess_input
+from keras_efficientformer.training.batches import Batches, prefetched
+
+SMALLEST = np.finfo("float32").tiny
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Results over a set of images.
+
+    Attributes:
+        loss: mean cross-entropy, or None where the answers are no probabilities.
+        top1: share of images whose class has the highest score.
+        top5: share whose class is among the five highest.
+        confusion: int64 (classes, classes): row, the class that it is; column, the one that was answered.
+    """
+
+    loss: float | None
+    top1: float
+    top5: float
+    confusion: np.ndarray
+
+    def to_dict(self, labels: Sequence[str]) -> dict[str, Any]:
+        """The results as plain values, ready for JSON; "classes" are those of which there are images."""
+        rows = zip(labels, self.confusion.sum(1), np.diag(self.confusion), strict=True)
+        classes = [
+            {"label": n, "images": int(total), "top1": float(right / total)} for n, total, right in rows if total
+        ]
+        return {"loss": self.loss, "top1": self.top1, "top5": self.top5, "classes": classes}
+
+
+def count(answers: np.ndarray, targets: np.ndarray, probabilities: bool) -> Scores:
+    """Scores of a classifier's answers.
+
+    A class' rank counts the classes with higher values, and those with equal ones that come before it.
+
+    Args:
+        answers: probabilities or logits (images, classes), images >= 1.
+        targets: integers (images,).
+        probabilities: whether they are.
+
+    Raises:
+        ValueError: an answer is not finite.
+    """
+    if not np.isfinite(answers).all():
+        raise ValueError("The model answers with values that are not finite: its weights or its file are damaged.")
+    images, classes = answers.shape
+    own = answers[np.arange(images), targets][:, None]
+    earlier = np.arange(classes) < targets[:, None]
+    ranks = ((answers > own) | ((answers == own) & earlier)).sum(1)
+    confusion = np.zeros((classes, classes), "int64")
+    np.add.at(confusion, (targets, answers.argmax(1)), 1)
+    loss = float(-np.log(np.maximum(own, SMALLEST)).mean()) if probabilities else None
+    return Scores(loss, float((ranks < 1).mean()), float((ranks < 5).mean()), confusion)
+
+
+def score(model: keras.Model, batches: Batches) -> Scores:
+    """Scores of a Keras model with softmax, for normalised images, on batches of raw ones.
+
+    Raises:
+        ValueError: there are no batches, or the model's answers are not finite.
+    """
+    probabilities, targets = [], []
+    size = 0
+    for batch in prefetched(batches.epoch(0)):
+        size = max(size, len(batch.images))
+        # One shape for all batches: another one would be compiled anew.
+        images = np.zeros((size, *batch.images.shape[1:]), "float32")
+        images[: len(batch.images)] = preprocess_input(batch.images)
+        found = keras.ops.convert_to_numpy(model.predict_on_batch(images))
+        probabilities.append(found[: len(batch.images)])
+        targets.append(batch.labels.argmax(1))
+    if not targets:
+        raise ValueError("The validation loader gave no batches.")
+    return count(np.concatenate(probabilities), np.concatenate(targets), probabilities=True)

@@ -1,0 +1,137 @@
+"""The networks of a run: the one that learns, and the one that users get, made from a pretrained one."""
+
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_efficientformer import conversion
+from keras_efficientformer.bindings import HEADS
+from keras_efficientformer.efficientformer import EfficientFormer
+from keras_efficientformer.efficientformer_v2 import EfficientFormerV2
+from keras_efficientformer.training.config import FineTuneConfig
+from keras_efficientformer.variants import Architecture, ArchitectureV2
+
+# Biases, the norms' and layer scales' factors and offsets, and the attention biases, by the ends of their names, to
+# which TensorFlow appends ":0".
+NOT_DECAYED = r"(bias|biases|gamma|beta)(:\d+)?$"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A pretrained network as data: what new ones are made from.
+
+    Attributes:
+        architecture: its shape.
+        size: (height, width) of the images that the new ones take.
+        state_dict: its weights under timm's names; heads only if they are to be kept.
+        classes: number of classes of its heads, or None where they are not kept.
+        head: "average" or "single": the heads of the new ones.
+        name: its name.
+    """
+
+    architecture: Architecture | ArchitectureV2
+    size: tuple[int, int]
+    state_dict: dict[str, np.ndarray]
+    classes: int | None
+    head: str
+    name: str
+
+    @classmethod
+    def of(cls, model: keras.Model, config: FineTuneConfig) -> "Network":
+        """The network of a model; one with two heads keeps both where the config keeps heads."""
+        state_dict = conversion.to_state_dict(model)
+        size = model.inputs[0].shape[1:3] if config.size is None else config.size
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        heads = [head for head in HEADS if f"{head}.weight" in state_dict] if config.keep_head else []
+        if config.keep_head and not heads:
+            raise ValueError("`keep_head` needs a model with a classifier. Received: one without the top.")
+        kept = {n: t for n, t in state_dict.items() if n.partition(".")[0] not in set(HEADS) - set(heads)}
+        classes = len(state_dict["head.bias"]) if heads else None
+        head = "average" if len(heads) == 2 else "single"
+        return cls(conversion.architecture_of(model), size, kept, classes, head, model.name)
+
+    def build(self, classes: int, head: str, activation: str | None = None, drop_path: float = 0.0) -> keras.Model:
+        """A new model with these weights, and a fresh classifier where none is kept.
+
+        Raises:
+            ValueError: the kept classifier has another number of classes.
+        """
+        if self.classes not in (None, classes):
+            raise ValueError(
+                f"`keep_head` needs data with the model's {self.classes} classes; these have {classes}. "
+                "Leave keep_head out for a new classifier."
+            )
+        network: Any = EfficientFormer if isinstance(self.architecture, Architecture) else EfficientFormerV2
+        model = network(
+            *astuple(self.architecture),
+            input_shape=(*self.size, 3),
+            classes=classes,
+            classifier_activation=activation,
+            name=self.name,
+            head=head,
+            drop_path_rate=drop_path,
+        )
+        fresh = conversion.to_state_dict(model)
+        heads = {name: tensor for name, tensor in fresh.items() if name.partition(".")[0] in HEADS}
+        conversion.load_state_dict(model, heads | self.state_dict)
+        return model
+
+
+def set_trainable(model: keras.Model, everything: bool) -> None:
+    """Lets all layers learn, or the heads alone; frozen BatchNorms use their running statistics."""
+    for layer in model.layers:
+        layer.trainable = everything or layer.name in HEADS
+
+
+def compile_student(
+    model: keras.Model, config: FineTuneConfig, warmup: int, steps: int | None, distilled: bool
+) -> None:
+    """Gives a model of logits its loss and a new optimizer, built.
+
+    Args:
+        model: one output, or, if distilled, two.
+        config: of the run.
+        warmup: steps of the warm-up.
+        steps: of the whole schedule; None means a constant learning rate.
+        distilled: whether the second output learns a teacher's choices.
+    """
+    optimizer = keras.optimizers.AdamW(
+        _learning_rate(config, warmup, steps),
+        weight_decay=config.weight_decay,
+        global_clipnorm=config.clip_norm,
+        use_ema=config.ema > 0,
+        ema_momentum=config.ema,
+    )
+    optimizer.exclude_from_weight_decay(var_names=[NOT_DECAYED])
+    loss: Any = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=config.label_smoothing)
+    if distilled:
+        choices = keras.losses.CategoricalCrossentropy(from_logits=True)
+        weights = [1 - config.distillation, config.distillation]
+        model.compile(optimizer, [loss, choices], loss_weights=weights, metrics=[["accuracy"], []])
+    else:
+        model.compile(optimizer, loss, metrics=["accuracy"])
+    model.optimizer.build(model.trainable_variables)
+
+
+def _learning_rate(config, warmup, steps):
+    if steps is None:
+        return config.learning_rate
+    alpha = config.final_learning_rate / config.learning_rate
+    decay = max(1, steps - warmup)
+    if not warmup:
+        return keras.optimizers.schedules.CosineDecay(config.learning_rate, decay, alpha=alpha)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, decay, alpha=alpha, warmup_target=config.learning_rate, warmup_steps=warmup
+    )
+
+
+def averaged_weights(model: keras.Model) -> list[np.ndarray]:
+    """A compiled model's weights, those that learn as the optimizer's moving average, if it has one."""
+    learning = [keras.ops.convert_to_numpy(variable) for variable in model.trainable_variables]
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    weights = model.get_weights()
+    for variable, value in zip(model.trainable_variables, learning, strict=True):
+        variable.assign(value)
+    return weights

@@ -1,0 +1,66 @@
+"""The commands `finetune` and `evaluate`: what they print and with which exit code."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import training_images
+import typer
+from typer.testing import CliRunner
+
+from keras_efficientformer.cli import train as cli_train
+
+app = typer.Typer()
+app.command()(cli_train.finetune)
+app.command()(cli_train.evaluate)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    training_images.make_folder(folder / "images", dict.fromkeys(training_images.COLOURS, 5))
+    training_images.make_model().save(folder / "model.keras")
+    return folder
+
+
+def command(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_finetune_and_evaluate(folder):
+    options = ["--epochs", 1, "--batch-size", 4, "--freeze-epochs", 0, "--no-flip"]
+    run = ["finetune", folder / "images", "--model", folder / "model.keras", "--output", folder / "run", *options]
+    report = json.loads(command(*run, "--json").stdout)
+    assert len(report["history"]) == 1
+    config = json.loads((folder / "run" / "config.json").read_text())["config"]
+    assert (config["epochs"], config["batch_size"], config["flip"], config["learning_rate"]) == (1, 4, False, 1e-3)
+    assert "validation top-1" in command(*run, "--resume").stdout
+
+    evaluation = ["evaluate", folder / "images", "--model", folder / "run" / "best.keras"]
+    found = json.loads(command(*evaluation, "--json").stdout)
+    assert found["images"] == 15
+    assert [row["label"] for row in found["classes"]] == sorted(training_images.COLOURS)
+    assert "images per second" in command(*evaluation).stdout
+
+
+def test_refusals(folder):
+    result = command("finetune", folder / "nothing", "--model", folder / "model.keras", "--output", "run", code=1)
+    assert isinstance(result.exception, FileNotFoundError)
+    result = command("finetune", folder / "images", "--output", folder / "new", "--epochs", 0, code=1)
+    assert "`epochs` should be an integer >= 1" in str(result.exception)
+    command("finetune", folder / "images", code=2)
+    command("finetune", folder / "images", "--output", folder / "new", "--precision", "int8", code=2)
+
+
+def test_imports_no_framework():
+    """`keras_efficientformer.training` is imported by the command line whatever it is about to do."""
+    program = (
+        "import keras, sys; before = set(sys.modules); import keras_efficientformer.training; "
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}; "
+        "print(new & {'matplotlib', 'tensorflow', 'jax', 'torch', 'sklearn', 'scipy', 'coremltools', 'tf_keras'})"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
