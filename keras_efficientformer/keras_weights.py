@@ -8,18 +8,23 @@ import re
 
 from keras_efficientformer.bindings import to_torch_layout
 from keras_efficientformer.layers import relative_positions
+from keras_efficientformer.layers_v2 import downsampling_positions
 
 # Keras names a layer's place in its weights files by class and order, and its variables by number.
 _PLACES = (
     (r"^layers/stem/step(\d)/conv/", r"stem.conv\1."),
     (r"^layers/stem/step(\d)/norm/", r"stem.norm\1."),
-    (r"^layers/layer_normalization/", "norm."),
+    (r"^layers/stem_v2/", "stem."),
+    (r"^layers/(layer|batch)_normalization/", "norm."),
     (r"^layers/dense/", "head."),
     (r"^layers/dense_1/", "head_dist."),
     (r"^layers/stage/", "stages.0."),
     (r"^layers/stage_(\d)/", r"stages.\1."),
+    (r"^layers/stage_v2/", "stages.0."),
+    (r"^layers/stage_v2_(\d)/", r"stages.\1."),
 )
 _LEAVES = ("weight", "bias", "running_mean", "running_var")
+_DEPTHWISE = re.compile(r"\.(mid\.conv|v_local\.conv|stride_conv\.conv|q\.local)\.weight$")
 _NOT_WEIGHTS = re.compile(r"^optimizer/|^metrics/|seed_generator|^_\w+/|^vars/")
 
 
@@ -39,9 +44,11 @@ def to_timm_names(tensors):
             continue
         name = _timm_name(path, num_meta4d)
         if name.endswith(".attention_bias_idxs"):
-            renamed[name] = relative_positions([int(side) for side in array])
+            positions = downsampling_positions if ".downsample." in name else relative_positions
+            renamed[name] = positions([int(side) for side in array])
             continue
         kind = {4: "conv", 2: "dense"}.get(array.ndim) if name.endswith(".weight") else None
+        kind = "depthwise" if kind == "conv" and _DEPTHWISE.search(name) else kind
         renamed[name] = to_torch_layout(array, kind)
     return renamed
 
@@ -50,6 +57,7 @@ def _timm_name(path, num_meta4d):
     name = path
     for pattern, replacement in _PLACES:
         name = re.sub(pattern, replacement, name)
+    name = re.sub(r"blocks/block_v2(?:_(\d+))?/", lambda m: f"blocks.{m[1] or 0}.", name)
     name = re.sub(r"blocks/meta4d(?:_(\d+))?/", lambda m: f"blocks.{m[1] or 0}.", name)
     name = re.sub(r"blocks/meta3d(?:_(\d+))?/", lambda m: f"blocks.{int(m[1] or 0) + num_meta4d + 1}.", name)
     match = re.fullmatch(r"(stem|norm|head|head_dist|stages)(\..*)vars/([0-3]|resolution)", name)
@@ -60,6 +68,6 @@ def _timm_name(path, num_meta4d):
         return module + "attention_bias_idxs"
     if re.search(r"\.ls\d\.$", module):
         return module + "gamma"
-    if module.endswith("token_mixer."):
+    if module.endswith(("token_mixer.", "attn.")):
         return module + "attention_biases"
     return module + _LEAVES[int(match[3])]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.special
 import tensorflow as tf
+import timm_reference_v2
 from keras.ops import convert_to_numpy as to_numpy
 
 import keras_efficientformer as kef
@@ -38,14 +39,14 @@ class NumPyBuilder:
         return self.images if mean is None else self.images - mean[:, None, None]
 
     def convolution(self, x, weights, bias, stride=1):
-        size = len(weights)
-        x = np.pad(x, ((0, 0), (0, 0), (size // 2, size // 2), (size // 2, size // 2)))
-        height, width = ((side - size) // stride + 1 for side in x.shape[2:])
-        result = np.tile(bias[:, None, None].astype("float64"), (len(x), 1, height, width))
-        for dy, dx in np.ndindex(size, size):
-            taps = x[:, :, dy : dy + stride * height : stride, dx : dx + stride * width : stride]
-            result += np.einsum("bihw,io->bohw", taps, weights[dy, dx])
-        return result
+        products = (
+            np.einsum("bihw,io->bohw", taps, weights[place]) for place, taps in windows(x, len(weights), stride)
+        )
+        return sum(products) + bias[:, None, None].astype("float64")
+
+    def depthwise_convolution(self, x, weights, bias, stride=1):
+        products = (taps * weights[place][:, None, None] for place, taps in windows(x, len(weights), stride))
+        return sum(products) + bias[:, None, None].astype("float64")
 
     def relu(self, x):
         return np.where(x > 0, x, 0)
@@ -60,6 +61,10 @@ class NumPyBuilder:
             columns = slice(max(0, column - reach), column + reach + 1)
             result[:, :, y, column] = x[:, :, rows, columns].mean((2, 3))
         return self.affine(result, scale)
+
+    def resize(self, x, height, width):
+        rows, columns = (centred_interpolation(*sides) for sides in zip(x.shape[2:], (height, width), strict=True))
+        return np.einsum("bchw,Hh,Ww->bcHW", x, rows, columns)
 
     def affine(self, x, scale, offset=None):
         offset = np.zeros_like(scale) if offset is None else offset
@@ -86,8 +91,14 @@ class NumPyBuilder:
         heads = x.reshape(len(x), num_heads, sum(sizes), -1)
         return tuple(np.split(heads, np.cumsum(sizes)[:-1], axis=2))
 
+    def to_heads(self, x, num_heads):
+        return x.reshape(len(x), num_heads, -1, x.shape[-1])
+
     def scores(self, query, key):
         return np.einsum("bhcn,bhcm->bhnm", query, key)
+
+    def talking_heads(self, x, weights, bias):
+        return np.einsum("bhnm,hg->bgnm", x, weights) + bias[:, None, None]
 
     def weighted_values(self, weights, value):
         return np.einsum("bhnm,bhcm->bhcn", weights, value)
@@ -109,6 +120,20 @@ class NumPyBuilder:
 
     def output(self, x, name):
         return x
+
+
+def windows(x, size, stride):
+    """((dy, dx), what a kernel of this size sees at that place of it), for every place."""
+    x = np.pad(x, ((0, 0), (0, 0), (size // 2, size // 2), (size // 2, size // 2)))
+    height, width = ((side - size) // stride + 1 for side in x.shape[2:])
+    for dy, dx in np.ndindex(size, size):
+        yield (dy, dx), x[:, :, dy : dy + stride * height : stride, dx : dx + stride * width : stride]
+
+
+def centred_interpolation(size, new_size):
+    """Matrix (new_size, size) of linear interpolation between the centres of pixels, held at the borders."""
+    places = np.clip((np.arange(new_size) + 0.5) * size / new_size - 0.5, 0, size - 1)
+    return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(size)))
 
 
 def in_numpy(network, images):
@@ -383,6 +408,6 @@ def test_builders_implement_the_whole_interface(builder):
 
 def test_the_networks_use_the_whole_interface():
     networks = [fuse(small(**MODELS[name])) for name in ("both heads, softmax", "sigmoid", "maximum of features")]
-    networks += [fuse(small(**MODELS["features"]))]
+    networks += [fuse(small(**MODELS["features"])), fuse(kef.EfficientFormerV2(**timm_reference_v2.SMALL))]
     used = {step.operation for network in networks for step in network.steps}
     assert used == public_methods(Builder).keys()

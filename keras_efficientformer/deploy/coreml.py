@@ -212,7 +212,7 @@ def _describe(package, network, mode):
     package.author = exporting.AUTHOR
     package.license = exporting.LICENSE
     package.version = importlib.metadata.version("keras-efficientformer")
-    package.short_description = f"EfficientFormer (arXiv 2206.01191): {network.name}, {height}x{width}, {mode}."
+    package.short_description = f"{network.paper}: {network.name}, {height}x{width}, {mode}."
     package.input_description[INPUT] = (
         f"RGB image, {height} x {width} pixels; normalised inside."
         if network.preprocessing

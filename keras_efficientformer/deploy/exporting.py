@@ -19,7 +19,7 @@ OUTPUT_DESCRIPTIONS = {
     "probabilities": "Probability of each class.",
     "logits": "Logit of each class.",
     "scores": "Score of each class, in 0..1, each by itself.",
-    "features": "Feature map after the final LayerNorm.",
+    "features": "Feature map after the final norm.",
     "embedding": "Embedding of the image.",
     "stage": "Feature map after a stage.",
 }

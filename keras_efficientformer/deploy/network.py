@@ -17,6 +17,8 @@ from keras_efficientformer.deploy.recording import FusedNetwork, Recorder
 from keras_efficientformer.imagenet import MEAN, STD
 from keras_efficientformer.layers import Meta3D, relative_positions
 
+PAPER, PAPER_V2 = "EfficientFormer (arXiv 2206.01191)", "EfficientFormerV2 (arXiv 2212.08059)"
+
 # Activations of the last layer: what they are called in a builder, and how the output is named.
 ACTIVATIONS = {"linear": (None, "logits"), "softmax": ("softmax", "probabilities"), "sigmoid": ("sigmoid", "scores")}
 
@@ -49,6 +51,7 @@ def fuse(model: keras.Model, include_preprocessing: bool = True, feature_maps: b
     outputs = _describe(recorder, model, layers, input_shape, include_preprocessing, feature_maps)
     return FusedNetwork(
         name=model.name,
+        paper=PAPER_V2 if is_v2(model) else PAPER,
         input_shape=input_shape,
         preprocessing=include_preprocessing,
         outputs=outputs,

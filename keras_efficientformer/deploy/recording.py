@@ -74,6 +74,7 @@ class FusedNetwork:
 
     Attributes:
         name: of the model.
+        paper: its family's name and paper.
         input_shape: (height, width, channels) of the image.
         preprocessing: whether the image is raw RGB in 0..255; else it is normalised as `preprocess_input` does.
         outputs: names of the outputs, in the order of the Keras model's.
@@ -82,6 +83,7 @@ class FusedNetwork:
     """
 
     name: str
+    paper: str
     input_shape: tuple[int, int, int]
     preprocessing: bool
     outputs: tuple[str, ...]

@@ -230,7 +230,7 @@ def _card(network, mode, labels):
         description = f"RGB image, (pixel / 255 - {MEAN}) / {STD} for each channel."
     return ModelCard(
         name=f"{network.name} {height}x{width} {mode.name}",
-        description=f"EfficientFormer (arXiv 2206.01191), {height}x{width}, {mode.name}, by keras-efficientformer.",
+        description=f"{network.paper}, {height}x{width}, {mode.name}, by keras-efficientformer.",
         version=importlib.metadata.version("keras-efficientformer"),
         author=exporting.AUTHOR,
         license=exporting.LICENSE,
