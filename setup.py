@@ -15,7 +15,7 @@ EXTRAS = {
     "torch": ["torch>=2.5"],
     # A job.
     "tflite": ["tensorflow>=2.21", "ai-edge-litert>=2.3", "ai-edge-quantizer>=0.10", "flatbuffers", "matplotlib"],
-    "coreml": ["coremltools>=9.0", "scikit-learn", "scipy"],
+    "coreml": ["coremltools>=9.0", "scikit-learn", "scipy", "threadpoolctl"],
     "train": [
         "tensorflow>=2.21",
         "tf_keras>=2.21",

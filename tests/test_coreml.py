@@ -341,6 +341,16 @@ def test_compressed(embedded, tmp_path, name):
     assert {bias.op.op_type for bias in biases if bias.op.op_type.startswith("const")} == {"const"}
 
 
+@pytest.mark.parametrize("compress", ["int8", "palette6", "sparse"])
+def test_compressed_classifier_with_more_outputs(build, tmp_path, compress):
+    model = build(head="both")
+    arguments = {"compress": compress, "feature_maps": True, "max_difference": float("inf")}
+    report = export_coreml(model, tmp_path / "m.mlpackage", **arguments)
+    found = CoreMLModel(report.path).predict(images_of(64, 64))
+    stages = {f"stage{number}" for number in (1, 2, 3, 4)}
+    assert found.keys() == {"classLabel", "classLabel_probs", "probabilities_distillation"} | stages
+
+
 def test_no_channel_is_lost_to_int8(build, tmp_path):
     """Layer scales as they start, 1e-5, and some a thousand times smaller still."""
     model = build(classifier_activation=None)

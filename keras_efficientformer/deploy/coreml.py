@@ -15,9 +15,9 @@ from keras_efficientformer.deploy import exporting
 from keras_efficientformer.deploy.coreml_modes import (
     COMPRESSIONS,
     PRECISIONS,
-    compress_weights,
     keep_weak_channels,
     mode_name,
+    pass_pipeline,
 )
 from keras_efficientformer.deploy.images import seeded_images
 from keras_efficientformer.deploy.network import fuse
@@ -105,9 +105,7 @@ def export_coreml(
 
     with finished_file(file, overwrite) as partial, finished_file(file.with_suffix(".json"), overwrite) as sidecar:
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for each of a dozen passes
-            package = _convert(network, precision, minimum_ios, image_input, names)
-            if compress != "none":
-                package = compress_weights(package, compress, minimum_ios)
+            package = _convert(network, precision, compress, minimum_ios, image_input, names)
         _describe(package, network, mode)
         package.save(str(partial))
         del package
@@ -162,9 +160,12 @@ def _is_rgb(model):
     return isinstance(model, keras.Model) and model.inputs[0].shape[-1] == len(MEAN)
 
 
-def _convert(network: FusedNetwork, precision: str, minimum_ios: int, image_input: bool, names) -> Any:
+def _convert(
+    network: FusedNetwork, precision: str, compress: str, minimum_ios: int, image_input: bool, names: Any
+) -> Any:
     import coremltools
     from coremltools.converters.mil import Builder as mb
+    from threadpoolctl import threadpool_limits
 
     from keras_efficientformer.deploy.coreml_builder import MILBuilder
     from keras_efficientformer.deploy.coreml_steps import StepNames
@@ -177,15 +178,17 @@ def _convert(network: FusedNetwork, precision: str, minimum_ios: int, image_inpu
     def program(image):
         return tuple(network.build(StepNames(MILBuilder(image))).values())
 
-    return coremltools.convert(
-        program,
-        convert_to="mlprogram",
-        inputs=[_image_type(shape)] if image_input else None,
-        classifier_config=_classifier(network, names),
-        minimum_deployment_target=target,
-        compute_precision=coremltools.precision[precision.upper()],
-        skip_model_load=True,
-    )
+    with threadpool_limits(1):  # k-means of a few thousand values would spend its time on starting threads
+        return coremltools.convert(
+            program,
+            convert_to="mlprogram",
+            inputs=[_image_type(shape)] if image_input else None,
+            classifier_config=_classifier(network, names),
+            minimum_deployment_target=target,
+            compute_precision=coremltools.precision[precision.upper()],
+            pass_pipeline=pass_pipeline(program, compress, minimum_ios),
+            skip_model_load=True,
+        )
 
 
 def _image_type(shape):

@@ -51,30 +51,39 @@ def mode_name(precision: str, compress: str) -> str:
     return compress if precision == "float16" else f"{precision}_{compress}"
 
 
-def compress_weights(package: Any, compress: str, minimum_ios: int) -> Any:
-    """A package with compressed weights.
+def pass_pipeline(program: Any, compress: str, minimum_ios: int) -> Any:
+    """coremltools' conversion with the compression of weights as its last step.
+
+    Compressing a finished package would do for most, but coremltools cannot rewrite a classifier with further outputs.
 
     Args:
-        package: a `coremltools.models.MLModel`, an ML Program.
-        compress: a key of `COMPRESSIONS` but "none".
+        program: the MIL program that will be converted.
+        compress: a key of `COMPRESSIONS`.
         minimum_ios: of the package; from 18 on "palette4" has a palette for every 16 channels instead of one for all.
 
     Returns:
-        Another `MLModel`.
+        A `coremltools.PassPipeline`.
     """
+    import coremltools
     import coremltools.optimize.coreml as optimize
 
-    operations = package._mil_program.functions["main"].operations
-    first = next(operation for operation in operations if operation.op_type == "conv")
+    pipeline = coremltools.PassPipeline.DEFAULT
+    if compress == "none":
+        return pipeline
     if compress == "int8":
-        config, compressed = optimize.OpLinearQuantizerConfig(mode="linear_symmetric"), optimize.linear_quantize_weights
+        name, config = "linear_quantize_weights", optimize.OpLinearQuantizerConfig(mode="linear_symmetric")
     elif compress == "sparse":
         # Of weights that were trained with pruning these are the zeros.
-        config, compressed = optimize.OpMagnitudePrunerConfig(target_sparsity=0.5), optimize.prune_weights
+        name, config = "prune_weights", optimize.OpMagnitudePrunerConfig(target_sparsity=0.5)
     else:
-        config, compressed = _palette(compress, minimum_ios), optimize.palettize_weights
+        name, config = "palettize_weights", _palette(compress, minimum_ios)
+    first = next(operation for operation in program.functions["main"].operations if operation.op_type == "conv")
     kinds = dict.fromkeys(("conv", "linear"), config)
-    return compressed(package, optimize.OptimizationConfig(op_type_configs=kinds, op_name_configs={first.name: None}))
+    plain = dict.fromkeys((first.name, f"{first.name}_cast_fp16"))  # what the cast to float16 makes of the name
+    pipeline.append_pass(f"compression::{name}")
+    configs = optimize.OptimizationConfig(op_type_configs=kinds, op_name_configs=plain)
+    pipeline.set_options(f"compression::{name}", {"config": configs})
+    return pipeline
 
 
 def keep_weak_channels(network: FusedNetwork) -> FusedNetwork:
