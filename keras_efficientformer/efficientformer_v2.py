@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_efficientformer.assembly import assemble, check_depths_and_widths, document, entry_point
-from keras_efficientformer.layers import _batch_norm
+from keras_efficientformer.layers import batch_norm
 from keras_efficientformer.layers_v2 import StageV2, StemV2
 from keras_efficientformer.variants import VARIANTS_V2, ArchitectureV2
 
@@ -91,7 +91,7 @@ def _backbone(x, architecture, drop_path_rate):
             name=f"stage{index + 1}",
         )
         x = stage(x)
-    return _batch_norm("norm", None)(x)
+    return batch_norm("norm", None)(x)
 
 
 def _check_architecture(architecture):

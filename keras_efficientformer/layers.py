@@ -15,7 +15,7 @@ BATCH_NORM_MOMENTUM = 0.9
 register = keras.saving.register_keras_serializable(package="keras_efficientformer")
 
 
-def _batch_norm(name, dtype):
+def batch_norm(name, dtype):
     return keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=NORM_EPSILON, name=name, dtype=dtype)
 
 
@@ -155,7 +155,7 @@ class PaddedConv(keras.layers.Layer):
         self.dim = dim
         self.pad = keras.layers.ZeroPadding2D(1, name="pad", dtype=self.dtype_policy)
         self.conv = keras.layers.Conv2D(dim, 3, strides=2, name="conv", dtype=self.dtype_policy)
-        self.norm = _batch_norm("norm", self.dtype_policy)
+        self.norm = batch_norm("norm", self.dtype_policy)
 
     def build(self, input_shape):
         batch, height, width, channels = input_shape
@@ -260,9 +260,9 @@ class ConvMlp(_SameShape):
         self.dim = dim
         self.hidden_dim = hidden_dim
         self.fc1 = keras.layers.Conv2D(hidden_dim, 1, name="fc1", dtype=self.dtype_policy)
-        self.norm1 = _batch_norm("norm1", self.dtype_policy)
+        self.norm1 = batch_norm("norm1", self.dtype_policy)
         self.fc2 = keras.layers.Conv2D(dim, 1, name="fc2", dtype=self.dtype_policy)
-        self.norm2 = _batch_norm("norm2", self.dtype_policy)
+        self.norm2 = batch_norm("norm2", self.dtype_policy)
 
     def build(self, input_shape):
         hidden_shape = (*input_shape[:-1], self.hidden_dim)

@@ -11,11 +11,11 @@ from keras import ops
 from keras_efficientformer.layers import (
     LayerScale,
     StochasticDepth,
-    _batch_norm,
     _pair,
     _require_channels,
     _require_positive,
     _SameShape,
+    batch_norm,
     halved,
     register,
     relative_positions,
@@ -75,7 +75,7 @@ class ConvNorm(keras.layers.Layer):
         self.pad = keras.layers.ZeroPadding2D(kernel_size // 2, name="pad", dtype=self.dtype_policy)
         kind, sizes = (keras.layers.DepthwiseConv2D, ()) if depthwise else (keras.layers.Conv2D, (dim,))
         self.conv = kind(*sizes, kernel_size, strides=strides, name="conv", dtype=self.dtype_policy)
-        self.bn = _batch_norm("bn", self.dtype_policy)
+        self.bn = batch_norm("bn", self.dtype_policy)
 
     def build(self, input_shape):
         batch, _, _, channels = input_shape

@@ -88,7 +88,7 @@ def export_coreml(
     started = time.perf_counter()
     _check_arguments(precision, compress, minimum_ios)
     exporting.require("Core ML", "coreml", "coremltools")
-    network = fuse(model, include_preprocessing=_is_rgb(model), feature_maps=feature_maps)
+    network = fuse(model, include_preprocessing=takes_rgb(model), feature_maps=feature_maps)
     if image_input and not network.preprocessing:
         raise ValueError(
             f"An image input is RGB, and {network.name} takes {network.input_shape[2]} channels. "
@@ -156,7 +156,7 @@ def _unique(names):
     return tuple(f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names))
 
 
-def _is_rgb(model):
+def takes_rgb(model):
     return isinstance(model, keras.Model) and model.inputs[0].shape[-1] == len(MEAN)
 
 

@@ -12,9 +12,9 @@ import keras
 import numpy as np
 from coremltools.converters.mil import Builder as mb
 
-from keras_efficientformer.deploy.coreml import _is_rgb
+from keras_efficientformer.deploy.coreml import takes_rgb
 from keras_efficientformer.deploy.coreml_builder import MILBuilder
-from keras_efficientformer.deploy.coreml_lint import _dtype
+from keras_efficientformer.deploy.coreml_lint import dtype_name
 from keras_efficientformer.deploy.coreml_model import CoreMLModel
 from keras_efficientformer.deploy.coreml_package import CONSTANTS, Package, load_package
 from keras_efficientformer.deploy.coreml_plan import Plan
@@ -53,7 +53,7 @@ class CoreMLSteps:
                 "by an older version of it. Export the model again."
             )
         names = [output.name for output in self._package.outputs]
-        self.network = fuse(model, include_preprocessing=_is_rgb(model), feature_maps="stage1" in names)
+        self.network = fuse(model, include_preprocessing=takes_rgb(model), feature_maps="stage1" in names)
         shape = self._package.input_shape
         self._check(shape == self.network.input_shape, f"an input of {list(shape)}")
         reference = _program(self.network)
@@ -113,5 +113,5 @@ def _types(operation, variable):
         if getattr(value, "op", None) is not None and value.op.op_type in CONSTANTS and value.rank > 1
     ]
     largest = max(constants, key=lambda value: np.prod(value.shape), default=None)
-    weights = None if largest is None else STORAGE.get(largest.op.op_type, _dtype(largest))
-    return _dtype(variable), weights
+    weights = None if largest is None else STORAGE.get(largest.op.op_type, dtype_name(largest))
+    return dtype_name(variable), weights

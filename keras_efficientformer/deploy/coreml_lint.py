@@ -127,7 +127,7 @@ def summary(program: Program, largest: int = 5) -> ProgramSummary:
     operations = list(_computing(program))
     tensors = [tensor for operation in operations for tensor in _tensors(operation)]
     sized = [
-        LargeTensor(tensor.name, tuple(map(int, tensor.shape)), _dtype(tensor), _bytes(tensor))
+        LargeTensor(tensor.name, tuple(map(int, tensor.shape)), dtype_name(tensor), _bytes(tensor))
         for tensor in tensors
         if not _is_flexible(tensor)
     ]
@@ -135,7 +135,7 @@ def summary(program: Program, largest: int = 5) -> ProgramSummary:
     return ProgramSummary(
         operations=dict(Counter(operation.op_type for operation in operations).most_common()),
         ranks=dict(sorted(Counter(tensor.rank for tensor in tensors).items())),
-        dtypes=dict(Counter(map(_dtype, tensors)).most_common()),
+        dtypes=dict(Counter(map(dtype_name, tensors)).most_common()),
         largest=tuple(sorted(sized, key=lambda tensor: -tensor.bytes)[:largest]),
         weights_bytes=sum(_bytes(tensor) for tensor in stored if _is_numeric(tensor)),
     )
@@ -187,7 +187,7 @@ def _is_flexible(var):
     return any(types.symbolic.is_symbolic(side) for side in var.shape)
 
 
-def _dtype(var):
+def dtype_name(var):
     return np.dtype(types.nptype_from_builtin(var.dtype)).name
 
 
@@ -229,7 +229,9 @@ def _float32(operation):
 
 def _other_dtype(operation):
     known = (types.fp32, types.fp16, types.int8, types.int16)
-    return _first(_tensors(operation), lambda var: var.dtype not in known, lambda var: f"{var.name} is {_dtype(var)}")
+    return _first(
+        _tensors(operation), lambda var: var.dtype not in known, lambda var: f"{var.name} is {dtype_name(var)}"
+    )
 
 
 def _flexible_shape(operation):

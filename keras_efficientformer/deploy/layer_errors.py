@@ -22,7 +22,7 @@ from rich.text import Text
 from keras_efficientformer.deploy import exporting
 from keras_efficientformer.deploy.images import read_images, seeded_images
 from keras_efficientformer.deploy.recording import FusedNetwork
-from keras_efficientformer.deploy.report import _finite
+from keras_efficientformer.deploy.report import finite_only
 
 IMAGE_LIMIT = 32
 WORST = 10
@@ -112,7 +112,7 @@ class LayerErrors:
 
     def to_json(self) -> str:
         """All layers as indented JSON; numbers that are not finite, which JSON does not have, are null."""
-        return json.dumps(_finite(dataclasses.asdict(self)), indent=2, allow_nan=False) + "\n"
+        return json.dumps(finite_only(dataclasses.asdict(self)), indent=2, allow_nan=False) + "\n"
 
     def __rich__(self) -> Table:
         worst = self.worst()

@@ -39,8 +39,8 @@ class LiteRTModel:
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is not a TFLite file that LiteRT can run: {error}") from error
-        self.inputs = _tensors(self._interpreter.get_input_details())
-        self.outputs = _tensors(self._interpreter.get_output_details())
+        self.inputs = tensor_infos(self._interpreter.get_input_details())
+        self.outputs = tensor_infos(self._interpreter.get_output_details())
         if len(self.inputs) != 1 or len(self.inputs[0].shape) != 4:
             raise ValueError(
                 f"{path} is not an image network: expected one input (batch, height, width, channels), found "
@@ -66,7 +66,7 @@ class LiteRTModel:
         (detail,) = self._interpreter.get_input_details()
         outputs = self._interpreter.get_output_details()
         batch_size = detail["shape"][0]
-        images = _quantized(images, self.inputs[0])
+        images = quantized(images, self.inputs[0])
         results = collections.defaultdict(list)
         for start in range(0, len(images), batch_size):
             part = images[start : start + batch_size]
@@ -76,7 +76,7 @@ class LiteRTModel:
             self._interpreter.invoke()
             for output in outputs:
                 results[output["name"]].append(self._interpreter.get_tensor(output["index"])[: len(part)])
-        return {tensor.name: _real(np.concatenate(results[tensor.name]), tensor) for tensor in self.outputs}
+        return {tensor.name: real_values(np.concatenate(results[tensor.name]), tensor) for tensor in self.outputs}
 
     def partitions(self) -> int:
         """How many parts of the graph XNNPACK has taken over: 1 where nothing is left to other kernels."""
@@ -89,24 +89,27 @@ class LiteRTModel:
         return dict(collections.Counter(name for name in names if name != "DELEGATE").most_common())
 
 
-def _quantized(values, tensor):
+def quantized(values: np.ndarray, tensor: TensorInfo) -> np.ndarray:
+    """Real values as a tensor stores them."""
     if tensor.scale is None:
         return values
     limits = np.iinfo(tensor.dtype)
     return np.clip(np.round(values / tensor.scale) + tensor.zero_point, limits.min, limits.max).astype(tensor.dtype)
 
 
-def _real(values, tensor):
+def real_values(values: np.ndarray, tensor: TensorInfo) -> np.ndarray:
+    """What a tensor stores as real values."""
     if tensor.scale is None:
         return values
     return (values.astype("float32") - tensor.zero_point) * np.float32(tensor.scale)
 
 
-def _tensors(details):
+def tensor_infos(details: list[dict]) -> tuple[TensorInfo, ...]:
+    """LiteRT's details of tensors as `TensorInfo`."""
     infos = []
     for detail in details:
-        quantized = not np.issubdtype(detail["dtype"], np.floating)
-        scale, zero_point = detail["quantization"] if quantized else (None, None)
+        is_real = np.issubdtype(detail["dtype"], np.floating)
+        scale, zero_point = (None, None) if is_real else detail["quantization"]
         shape = tuple(int(side) for side in detail["shape"])
         infos.append(TensorInfo(detail["name"], shape, np.dtype(detail["dtype"]).name, scale, zero_point))
     return tuple(infos)

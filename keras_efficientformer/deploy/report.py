@@ -97,7 +97,7 @@ class ExportReport:
 
     def to_json(self) -> str:
         """The report as indented JSON; numbers that are not finite, which JSON does not have, are null."""
-        return json.dumps(_finite(dataclasses.asdict(self)), indent=2, allow_nan=False) + "\n"
+        return json.dumps(finite_only(dataclasses.asdict(self)), indent=2, allow_nan=False) + "\n"
 
     def __rich__(self) -> Table:
         title = Text(Path(self.path).name)
@@ -122,11 +122,11 @@ class ExportReport:
         return table
 
 
-def _finite(value):
+def finite_only(value):
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite_only(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite_only(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

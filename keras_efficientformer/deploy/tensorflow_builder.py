@@ -76,7 +76,7 @@ class TensorFlowBuilder:
         if self._kernels.depthwise_pooling:
             filters = np.broadcast_to((scale / size**2)[:, None], (size, size, len(scale), 1))
             sums = tf.nn.depthwise_conv2d(x, _constant(filters), (1, 1, 1, 1), "SAME")
-            return sums * _constant(_border_factors(*x.shape[1:3], size))
+            return sums * _constant(border_factors(*x.shape[1:3], size))
         # "SAME" with stride 1 pads alike on all sides, and leaves the padding out of the average.
         return tf.nn.avg_pool2d(x, size, 1, "SAME") * _constant(scale)
 
@@ -156,7 +156,7 @@ class TensorFlowBuilder:
         return tf.identity(x, name=name)
 
 
-def _border_factors(height, width, size):
+def border_factors(height, width, size):
     """(1, height, width, 1): by what zero-padded averages fall short at each position, window / real pixels in it."""
     margin = size // 2
     counts = [

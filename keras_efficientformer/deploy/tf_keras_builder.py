@@ -15,7 +15,7 @@ import tensorflow as tf
 import tf_keras
 
 from keras_efficientformer.deploy.recording import FusedNetwork
-from keras_efficientformer.deploy.tensorflow_builder import _border_factors
+from keras_efficientformer.deploy.tensorflow_builder import border_factors
 
 # What layers call the weights of a step's arguments, where it is not the argument's own name.
 _VARIABLES = {"weights": "kernel", "y": "constant"}
@@ -256,7 +256,7 @@ class AveragePool(_Layer):
 
     def build(self, input_shape):
         self.scale = self.add_weight("scale", (input_shape[-1],))
-        self.border = _border_factors(*input_shape[1:3], self.size).astype("float32")
+        self.border = border_factors(*input_shape[1:3], self.size).astype("float32")
 
     @property
     def is_plain(self):

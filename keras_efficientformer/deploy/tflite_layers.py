@@ -20,9 +20,9 @@ import numpy as np
 
 from keras_efficientformer.deploy import exporting
 from keras_efficientformer.deploy.layer_errors import StepTensors, mismatch
-from keras_efficientformer.deploy.litert import LiteRTModel, _quantized, _real, _tensors
+from keras_efficientformer.deploy.litert import LiteRTModel, quantized, real_values, tensor_infos
 from keras_efficientformer.deploy.network import fuse
-from keras_efficientformer.deploy.tflite_steps import _makers_of_outputs
+from keras_efficientformer.deploy.tflite_steps import makers_of_outputs
 
 # Operators whose result is their first input, stored as another type or in another shape.
 PASSING = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "PAD")
@@ -107,7 +107,7 @@ class TFLiteSteps:
             makers[self._input["index"]] = 0
         # The file's ends have names of their own.
         outputs = [self._origin(detail["index"]) for detail in self._interpreter.get_output_details()]
-        return makers | dict(zip(outputs, _makers_of_outputs(self.network), strict=True))
+        return makers | dict(zip(outputs, makers_of_outputs(self.network), strict=True))
 
     def _origin(self, index):
         while index in self._origins:
@@ -149,18 +149,18 @@ class TFLiteSteps:
     def _run(self, images):
         """{step: its results, real values (images, values of one)}."""
         batch_size = self._input["shape"][0]
-        (image,) = _tensors([self._input])
+        (image,) = tensor_infos([self._input])
         found = {number: [[] for _ in indices] for number, indices in self._results.items()}
         for start in range(0, len(images), batch_size):
-            part = _quantized(images[start : start + batch_size], image)
+            part = quantized(images[start : start + batch_size], image)
             batch = np.zeros(self._input["shape"], self._input["dtype"])
             batch[: len(part)] = part
             self._interpreter.set_tensor(self._input["index"], batch)
             self._interpreter.invoke()
             for number, indices in self._results.items():
                 for parts, index in zip(found[number], indices, strict=True):
-                    (tensor,) = _tensors([self._tensors[index]])
-                    values = _real(self._interpreter.get_tensor(index), tensor)
+                    (tensor,) = tensor_infos([self._tensors[index]])
+                    values = real_values(self._interpreter.get_tensor(index), tensor)
                     parts.append(values.reshape(batch_size, -1)[: len(part)])
         return {number: [np.concatenate(parts) for parts in results] for number, results in found.items()}
 

@@ -56,7 +56,7 @@ def tensor_ranges(
     graph = file.subgraphs[0]
     names = {index: tensor.name.decode() for index, tensor in enumerate(graph.tensors)}
     # The converter names the ends as it likes.
-    ends = dict(zip(graph.outputs, _makers_of_outputs(network), strict=True))
+    ends = dict(zip(graph.outputs, makers_of_outputs(network), strict=True))
     made = defaultdict(list)
     for operator in graph.operators:
         if flatbuffer_utils.opcode_to_name(file, operator.opcodeIndex) not in RESHAPING:
@@ -84,6 +84,6 @@ def _last_step(name):
     return max(map(int, re.findall(r"(?:^|;)\w+_(\d+)/", name)))
 
 
-def _makers_of_outputs(network):
+def makers_of_outputs(network):
     makers = {result: number for number, step in enumerate(network.steps) for result in step.results}
     return [makers[step.arguments["x"]] for step in network.steps if step.operation == "output"]
