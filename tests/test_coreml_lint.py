@@ -288,7 +288,7 @@ def test_our_own_network_is_left_with_its_heads_and_its_classifier(build, tmp_pa
 
     @mb.program(input_specs=[mb.TensorSpec(shape=(1, 3, 64, 64))], opset_version=ct.target.iOS16)
     def prog(image):
-        return tuple(network.build(MILBuilder(image, normalised=False)).values())
+        return tuple(network.build(MILBuilder(image)).values())
 
     converted = ct.convert(prog, convert_to="mlprogram", minimum_deployment_target=ct.target.iOS16)
     found = Counter(finding.rule for finding in lint(saved(converted, tmp_path / "own.mlpackage")))

@@ -89,7 +89,7 @@ class LiteRTModel:
         return dict(collections.Counter(name for name in names if name != "DELEGATE").most_common())
 
 
-def quantized(values: np.ndarray, tensor: TensorInfo) -> np.ndarray:
+def quantized(values, tensor):
     """Real values as a tensor stores them."""
     if tensor.scale is None:
         return values
@@ -97,7 +97,7 @@ def quantized(values: np.ndarray, tensor: TensorInfo) -> np.ndarray:
     return np.clip(np.round(values / tensor.scale) + tensor.zero_point, limits.min, limits.max).astype(tensor.dtype)
 
 
-def real_values(values: np.ndarray, tensor: TensorInfo) -> np.ndarray:
+def real_values(values, tensor):
     """What a tensor stores as real values."""
     if tensor.scale is None:
         return values
