@@ -66,7 +66,10 @@ def test_wheel_holds_the_package_alone(wheel):
     }
     package = ROOT / "keras_efficientformer"
     modules = {f"keras_efficientformer/{path.relative_to(package)}" for path in package.rglob("*.py")}
-    data = {"keras_efficientformer/py.typed", "keras_efficientformer/data/imagenet_labels.txt"}
+    data = {
+        f"keras_efficientformer/{name}"
+        for name in ("py.typed", "data/imagenet_labels.txt", "data/recipe_imagenet.toml")
+    }
     assert modules | data == {name for name in names if name.startswith("keras_efficientformer/")}
     assert any(name.endswith("/LICENSE") for name in names)
 
