@@ -26,6 +26,7 @@ EXTRAS = {
     ],
     "test": [
         "pytest",
+        "pytest-xdist",
         "ruff",
         "mypy",
         "import-linter",

@@ -637,3 +637,35 @@ def test_not_an_image_network(tmp_path):
     (tmp_path / "vector.tflite").write_bytes(content)
     with pytest.raises(ValueError, match=r"expected one input \(batch, height, width, channels\), found \[\[1, 4\]\]"):
         LiteRTModel(tmp_path / "vector.tflite")
+
+
+# The largest in int8; here, so that no two of them are exported at a time.
+
+# In a process of its own, after which the memory is free again: L7 takes 8 GB.
+LARGE = """
+import json, sys
+import numpy as np
+import timm_reference
+import keras_efficientformer as kef
+from keras_efficientformer import conversion
+from keras_efficientformer.deploy import export_tflite
+from keras_efficientformer.deploy.images import seeded_images
+variant, folder = sys.argv[1:]
+model = getattr(kef, f"EfficientFormer{variant.upper()}")(weights=None, classifier_activation=None)
+conversion.load_state_dict(model, timm_reference.state_dict(timm_reference.loud_model(variant)))
+export_tflite(model, folder, quantize="int8", calibration=seeded_images((224, 224, 3)))
+"""
+
+
+@pytest.mark.parametrize("variant", ["l3", "l7"])
+def test_large_networks_in_int8(tmp_path, variant):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.run(
+        [sys.executable, "-c", LARGE, variant, str(tmp_path)], env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    report = json.loads((tmp_path / f"efficientformer_{variant}_224_int8.json").read_text())
+    (difference,) = report["differences"]
+    assert 0 < difference["max"] / difference["largest"] < 0.2
+    assert report["size"] < {"l3": 32.5e6, "l7": 84.5e6}[variant]
+    assert report["operations"]["QUANTIZE"] < report["operations"]["CONV_2D"]

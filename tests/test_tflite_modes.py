@@ -467,38 +467,6 @@ def test_row_padding(sides, stride):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
-# Of every size, and with every weight.
-
-# In a process of its own, after which the memory is free again: L7 takes 8 GB.
-LARGE = """
-import json, sys
-import numpy as np
-import timm_reference
-import keras_efficientformer as kef
-from keras_efficientformer import conversion
-from keras_efficientformer.deploy import export_tflite
-from keras_efficientformer.deploy.images import seeded_images
-variant, folder = sys.argv[1:]
-model = getattr(kef, f"EfficientFormer{variant.upper()}")(weights=None, classifier_activation=None)
-conversion.load_state_dict(model, timm_reference.state_dict(timm_reference.loud_model(variant)))
-export_tflite(model, folder, quantize="int8", calibration=seeded_images((224, 224, 3)))
-"""
-
-
-@pytest.mark.parametrize("variant", ["l3", "l7"])
-def test_large_networks_in_int8(tmp_path, variant):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    process = subprocess.run(
-        [sys.executable, "-c", LARGE, variant, str(tmp_path)], env=environment, capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stderr
-    report = json.loads((tmp_path / f"efficientformer_{variant}_224_int8.json").read_text())
-    (difference,) = report["differences"]
-    assert 0 < difference["max"] / difference["largest"] < 0.2
-    assert report["size"] < {"l3": 32.5e6, "l7": 84.5e6}[variant]
-    assert report["operations"]["QUANTIZE"] < report["operations"]["CONV_2D"]
-
-
 def test_fresh_layer_scales_leave_sums_to_fast_kernels(small, tmp_path):
     """XNNPACK refuses to add what is too small beside the sum, as branches under a layer scale of 1e-5 are."""
     shape = {"depths": (1, 1, 1, 2), "widths": (8, 16, 24, 32), "num_meta3d": 1, "classes": 10}
