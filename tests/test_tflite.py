@@ -667,5 +667,5 @@ def test_large_networks_in_int8(tmp_path, variant):
     report = json.loads((tmp_path / f"efficientformer_{variant}_224_int8.json").read_text())
     (difference,) = report["differences"]
     assert 0 < difference["max"] / difference["largest"] < 0.2
-    assert report["size"] < {"l3": 32.5e6, "l7": 84.5e6}[variant]
+    assert report["size"] < {"l3": 33e6, "l7": 86e6}[variant]
     assert report["operations"]["QUANTIZE"] < report["operations"]["CONV_2D"]

@@ -273,7 +273,10 @@ def test_nothing_at_all_is_float(small_exported, io):
 
 def test_int8_keeps_layer_norm_and_attention_in_float(exported):
     found = operations(exported("int8").path)
-    assert {kind for kind, types in found if is_float(types)} == ISLAND
+    assert {kind for kind, types in found if is_float(types)} == ISLAND | {"ADD", "MUL", "SUB"}
+    norms = 3  # each: a difference, two products, and an epsilon to add
+    for kind, count in (("ADD", norms), ("MUL", 2 * norms), ("SUB", norms)):
+        assert sum(is_float(types) for other, types in found if other == kind) == count
     for kind in ISLAND - {"QUANTIZE", "DEQUANTIZE"}:
         assert all(is_float(types) for other, types in found if other == kind)
     assert sum(kind in ("CONV_2D", "FULLY_CONNECTED", "DEPTHWISE_CONV_2D") for kind, _ in found) == 52
