@@ -16,6 +16,7 @@ register = keras.saving.register_keras_serializable(package="keras_efficientform
 
 
 def batch_norm(name, dtype):
+    """A BatchNorm with the reference's eps and momentum."""
     return keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=NORM_EPSILON, name=name, dtype=dtype)
 
 

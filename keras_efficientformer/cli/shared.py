@@ -9,9 +9,9 @@ import keras
 import typer
 from rich.console import Console
 from rich.progress import track as progress_bar
-from rich.table import Column, Table
 
 from keras_efficientformer.classifiers import PUBLISHED, open_model
+from keras_efficientformer.deploy.report import facts_table
 
 # Not as markup: paths, shapes and class names are full of brackets.
 output = Console(markup=False, emoji=False)
@@ -55,7 +55,7 @@ def print_facts(report: dict[str, Any], as_json: bool, title: str) -> None:
     if as_json:
         print(json.dumps(report, indent=2))
         return
-    table = Table("", Column(overflow="fold"), title=title, show_header=False, title_justify="left")
+    table = facts_table(title)
     for name, value in report.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
     output.print(table)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Column, Table
+from rich.table import Table
 
 from keras_efficientformer.cli.shared import Json, errors, track
 from keras_efficientformer.cli.shared import output as console
+from keras_efficientformer.deploy.report import facts_table
 from keras_efficientformer.training import EvaluationReport, FineTuneConfig, FineTuneReport
 from keras_efficientformer.training import evaluate as evaluate_model
 from keras_efficientformer.training import finetune as finetune_model
@@ -124,12 +125,8 @@ def _open_teacher(source: str | None) -> Any:
     return open_classifier(source).predict
 
 
-def _table(title):
-    return Table("", Column(overflow="fold"), title=title, show_header=False, title_justify="left")
-
-
 def _finetune_table(report: FineTuneReport, output: Path) -> Table:
-    table = _table(f"Trained on {len(report.labels)} classes")
+    table = facts_table(f"Trained on {len(report.labels)} classes")
     table.add_row("best model", str(report.model))
     table.add_row("epoch", f"{report.best_epoch} of {len(report.history)}")
     if report.scores:
@@ -141,7 +138,7 @@ def _finetune_table(report: FineTuneReport, output: Path) -> Table:
 
 
 def _evaluation_table(report: EvaluationReport) -> Table:
-    table = _table(Path(report.model).name)
+    table = facts_table(Path(report.model).name)
     table.add_row("images", f"{report.images:,}")
     table.add_row("top-1", f"{report.scores.top1:.2%}")
     table.add_row("top-5", f"{report.scores.top5:.2%}")

@@ -156,7 +156,8 @@ def _unique(names):
     return tuple(f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names))
 
 
-def takes_rgb(model):
+def takes_rgb(model: Any) -> bool:
+    """Whether ImageNet's normalisation is for this model's images."""
     return isinstance(model, keras.Model) and model.inputs[0].shape[-1] == len(MEAN)
 
 

@@ -27,20 +27,18 @@ class Compression:
     Attributes:
         minimum_ios: the first iOS that can read them.
         limit: the largest `Difference.relative` at which a package is written.
-        description: for the package's own description.
     """
 
     minimum_ios: int
     limit: float
-    description: str
 
 
 COMPRESSIONS = {
-    "none": Compression(15, 0.0, ""),
-    "int8": Compression(16, 0.2, "int8 weights"),
-    "palette6": Compression(16, 0.5, "weights in 6-bit palettes"),
-    "palette4": Compression(16, 1.0, "weights in 4-bit palettes"),
-    "sparse": Compression(16, 1.0, "half of the weights zero and not stored"),
+    "none": Compression(15, 0.0),
+    "int8": Compression(16, 0.2),
+    "palette6": Compression(16, 0.5),
+    "palette4": Compression(16, 1.0),
+    "sparse": Compression(16, 1.0),
 }
 
 

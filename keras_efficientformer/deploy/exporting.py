@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,6 +16,7 @@ from keras_efficientformer.imagenet import MEAN, imagenet_labels, preprocess_inp
 
 AUTHOR = "keras-efficientformer"
 LICENSE = "Apache-2.0"
+STAGES = ("stage1", "stage2", "stage3", "stage4")
 OUTPUT_DESCRIPTIONS = {
     "probabilities": "Probability of each class.",
     "logits": "Logit of each class.",
@@ -83,13 +85,18 @@ def differences(
     model: keras.Model, network: FusedNetwork, found: dict[str, np.ndarray], images: np.ndarray
 ) -> tuple[Difference, ...]:
     """How far the exported file's outputs on raw images are from the Keras model's, output by output."""
-    stages = [name for name in network.outputs if name.startswith("stage")]
-    keras_outputs = [*(model.get_layer(name).output for name in stages), *model.outputs]
-    expected = keras.Model(model.inputs, keras_outputs).predict(normalised(images), verbose=0)
+    stages = [name for name in network.outputs if name in STAGES]
+    if stages:  # else the model itself, which need not be traced again for every export
+        model = keras.Model(model.inputs, [*(model.get_layer(name).output for name in stages), *model.outputs])
+    return compare_outputs(model.predict(normalised(images), verbose=0), network, found)
+
+
+def compare_outputs(expected: Any, network: FusedNetwork, found: dict[str, np.ndarray]) -> tuple[Difference, ...]:
+    """How far the exported file's outputs are from what `predict` of the model gave, an array or a list of them."""
     expected = expected if isinstance(expected, list | tuple) else [expected]
     return tuple(
-        compare(name, keras_output, found[name], network.classes is not None and name not in stages)
-        for name, keras_output in zip(network.outputs, expected, strict=True)
+        compare(name, output, found[name], network.classes is not None and name not in STAGES)
+        for name, output in zip(network.outputs, expected, strict=True)
     )
 
 

@@ -100,8 +100,7 @@ class ExportReport:
         return json.dumps(finite_only(dataclasses.asdict(self)), indent=2, allow_nan=False) + "\n"
 
     def __rich__(self) -> Table:
-        title = Text(Path(self.path).name)
-        table = Table("", Column(overflow="fold"), title=title, show_header=False, title_justify="left")
+        table = facts_table(Text(Path(self.path).name))
         partitions = f", {self.partitions} XNNPACK partition{'s' if self.partitions != 1 else ''}"
         partitions = partitions if self.partitions is not None else ""
         rows = {
@@ -122,7 +121,13 @@ class ExportReport:
         return table
 
 
+def facts_table(title: str | Text) -> Table:
+    """A table of names and values, to add rows to."""
+    return Table("", Column(overflow="fold"), title=title, show_header=False, title_justify="left")
+
+
 def finite_only(value):
+    """The value with null in place of numbers that are not finite, which JSON does not have."""
     if isinstance(value, dict):
         return {key: finite_only(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -15,7 +15,7 @@ from keras_efficientformer.deploy.images import read_images, seeded_images
 from keras_efficientformer.deploy.litert import LiteRTModel
 from keras_efficientformer.deploy.network import fuse
 from keras_efficientformer.deploy.recording import FusedNetwork
-from keras_efficientformer.deploy.report import ExportReport, compare, versions_of
+from keras_efficientformer.deploy.report import ExportReport, versions_of
 from keras_efficientformer.deploy.tflite_file import with_metadata, with_names
 from keras_efficientformer.deploy.tflite_metadata import ModelCard
 from keras_efficientformer.deploy.tflite_modes import INPUT, MODES, Mode
@@ -164,11 +164,7 @@ def _differences(model, network, found, images):
     if not _is_tf_keras(model):
         return exporting.differences(model, network, found, images)
     expected = model.predict(exporting.network_inputs(images, network), verbose=0)
-    expected = expected if isinstance(expected, list) else [expected]
-    return tuple(
-        compare(name, output, found[name], network.classes is not None)
-        for name, output in zip(network.outputs, expected, strict=True)
-    )
+    return exporting.compare_outputs(expected, network, found)
 
 
 def _mode(quantize, io, calibration, ranges):
