@@ -310,8 +310,57 @@ class Mlp(_SameShape):
         return {**super().get_config(), "dim": self.dim, "hidden_dim": self.hidden_dim}
 
 
+class _BiasedAttention(keras.layers.Layer):
+    """What all attentions share: their sizes, and a table of biases that files hold with its resolution.
+
+    `grid` is (height, width) of the keys' positions, to which the table belongs.
+    """
+
+    def __init__(self, dim, key_dim, num_heads, attn_ratio, resolution, **kwargs):
+        super().__init__(**kwargs)
+        self.resolution = _pair(resolution)
+        _require_positive(dim=dim, key_dim=key_dim, num_heads=num_heads, resolution=min(self.resolution))
+        self.dim = dim
+        self.key_dim = key_dim
+        self.num_heads = num_heads
+        self.attn_ratio = attn_ratio
+        self.value_dim = int(attn_ratio * key_dim)
+        _require_positive(value_dim=self.value_dim)
+        self.grid = self.resolution
+
+    def _add_table(self):
+        shape = (self.num_heads, self.grid[0] * self.grid[1])
+        self.attention_biases = self.add_weight(shape=shape, initializer="zeros", name="attention_biases")
+
+    def save_own_variables(self, store):
+        """Saves the table with its resolution."""
+        super().save_own_variables(store)
+        # Of a table alone, nobody could tell a grid of 4x9 tokens from one of 6x6.
+        store["resolution"] = np.array(self.grid)
+
+    def load_own_variables(self, store):
+        """Loads a table of the same resolution; a ValueError says both where they differ."""
+        grid = tuple(int(side) for side in store["resolution"])
+        if grid != self.grid:
+            raise ValueError(
+                f"{type(self).__name__} {self.name!r} has a resolution of {self.grid} and the file's is {grid}. "
+                "To resize its biases, pass the file as `weights` when the model is made."
+            )
+        self.attention_biases.assign(store["0"])
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "dim": self.dim,
+            "key_dim": self.key_dim,
+            "num_heads": self.num_heads,
+            "attn_ratio": self.attn_ratio,
+            "resolution": self.resolution,
+        }
+
+
 @register
-class Attention(_SameShape):
+class Attention(_BiasedAttention, _SameShape):
     """Multi-head self attention with a learned bias per offset (paper, equation 6; LeViT, arXiv 2104.01136).
 
     The dense `qkv` is laid out head by head, each [q k v]. The table `attention_biases`, (num_heads, height*width),
@@ -331,15 +380,7 @@ class Attention(_SameShape):
     """
 
     def __init__(self, dim, key_dim=32, num_heads=8, attn_ratio=4, resolution=7, **kwargs):
-        super().__init__(**kwargs)
-        self.resolution = _pair(resolution)
-        _require_positive(dim=dim, key_dim=key_dim, num_heads=num_heads, resolution=min(self.resolution))
-        self.dim = dim
-        self.key_dim = key_dim
-        self.num_heads = num_heads
-        self.attn_ratio = attn_ratio
-        self.value_dim = int(attn_ratio * key_dim)
-        _require_positive(value_dim=self.value_dim)
+        super().__init__(dim, key_dim, num_heads, attn_ratio, resolution, **kwargs)
         self.qkv = linear(num_heads * (2 * key_dim + self.value_dim), "qkv", self.dtype_policy)
         self.proj = linear(dim, "proj", self.dtype_policy)
         self._relative_positions = relative_positions(self.resolution).astype("int32")
@@ -354,25 +395,7 @@ class Attention(_SameShape):
             )
         self.qkv.build(input_shape)
         self.proj.build((*input_shape[:-1], self.num_heads * self.value_dim))
-        self.attention_biases = self.add_weight(
-            shape=(self.num_heads, tokens), initializer="zeros", name="attention_biases"
-        )
-
-    def save_own_variables(self, store):
-        """Saves the table with its resolution."""
-        super().save_own_variables(store)
-        # Of a table alone, nobody could tell a grid of 4x9 tokens from one of 6x6.
-        store["resolution"] = np.array(self.resolution)
-
-    def load_own_variables(self, store):
-        """Loads a table of the same resolution; a ValueError says both where they differ."""
-        resolution = tuple(int(side) for side in store["resolution"])
-        if resolution != self.resolution:
-            raise ValueError(
-                f"Attention {self.name!r} has a resolution of {self.resolution} and the file's is {resolution}. "
-                "To resize its biases, pass the file as `weights` when the model is made."
-            )
-        self.attention_biases.assign(store["0"])
+        self._add_table()
 
     def call(self, x):
         tokens = x.shape[1]
@@ -382,16 +405,6 @@ class Attention(_SameShape):
         weights = ops.softmax(ops.matmul(q, ops.transpose(k, (0, 1, 3, 2))) * self.key_dim**-0.5 + bias)
         heads = ops.transpose(ops.matmul(weights, v), (0, 2, 1, 3))
         return self.proj(ops.reshape(heads, (-1, tokens, self.num_heads * self.value_dim)))
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "dim": self.dim,
-            "key_dim": self.key_dim,
-            "num_heads": self.num_heads,
-            "attn_ratio": self.attn_ratio,
-            "resolution": self.resolution,
-        }
 
 
 class _MetaBlock(_SameShape):

@@ -11,6 +11,7 @@ from keras import ops
 from keras_efficientformer.layers import (
     LayerScale,
     StochasticDepth,
+    _BiasedAttention,
     _pair,
     _require_channels,
     _require_positive,
@@ -200,23 +201,8 @@ class TalkingHeads(_SameShape):
         return {**super().get_config(), "num_heads": self.num_heads}
 
 
-class _Attention(keras.layers.Layer):
-    """What both attentions share: values with locality, the bias table and its resolution in files.
-
-    `grid` is (height, width) of the keys' positions, to which the table belongs.
-    """
-
-    def __init__(self, dim, key_dim, num_heads, attn_ratio, resolution, **kwargs):
-        super().__init__(**kwargs)
-        self.resolution = _pair(resolution)
-        _require_positive(dim=dim, key_dim=key_dim, num_heads=num_heads, resolution=min(self.resolution))
-        self.dim = dim
-        self.key_dim = key_dim
-        self.num_heads = num_heads
-        self.attn_ratio = attn_ratio
-        self.value_dim = int(attn_ratio * key_dim)
-        _require_positive(value_dim=self.value_dim)
-        self.grid = self.resolution
+class _Attention(_BiasedAttention):
+    """What both attentions of this family share: feature maps in, scores from them."""
 
     def _check_input(self, input_shape):
         _require_channels(self, input_shape, 4, self.dim)
@@ -226,40 +212,11 @@ class _Attention(keras.layers.Layer):
                 f"Received: input_shape={tuple(input_shape)}"
             )
 
-    def _add_table(self):
-        shape = (self.num_heads, self.grid[0] * self.grid[1])
-        self.attention_biases = self.add_weight(shape=shape, initializer="zeros", name="attention_biases")
-
-    def save_own_variables(self, store):
-        """Saves the table with its resolution."""
-        super().save_own_variables(store)
-        store["resolution"] = np.array(self.grid)
-
-    def load_own_variables(self, store):
-        """Loads a table of the same resolution; a ValueError says both where they differ."""
-        grid = tuple(int(side) for side in store["resolution"])
-        if grid != self.grid:
-            raise ValueError(
-                f"{type(self).__name__} {self.name!r} has a resolution of {self.grid} and the file's is {grid}. "
-                "To resize its biases, pass the file as `weights` when the model is made."
-            )
-        self.attention_biases.assign(store["0"])
-
     def _scores(self, query, key):
         """Feature maps -> (batch, heads, queries, keys)."""
         query, key = _to_heads(query, self.num_heads), _to_heads(key, self.num_heads)
         bias = ops.take(self.attention_biases, self._positions.astype("int32"), axis=1)
         return ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) * self.key_dim**-0.5 + bias
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "dim": self.dim,
-            "key_dim": self.key_dim,
-            "num_heads": self.num_heads,
-            "attn_ratio": self.attn_ratio,
-            "resolution": self.resolution,
-        }
 
 
 @register
