@@ -7,7 +7,8 @@ import numpy as np
 from keras_efficientformer import conversion
 from keras_efficientformer.assembly import assemble, check_depths_and_widths, document, entry_point
 from keras_efficientformer.efficientformer_v2 import EfficientFormerV2
-from keras_efficientformer.layers import Stage, Stem, layer_norm
+from keras_efficientformer.layers import Stage, Stem
+from keras_efficientformer.normalization import layer_norm
 from keras_efficientformer.variants import VARIANTS, Architecture, model_name
 
 _TEXTS = {

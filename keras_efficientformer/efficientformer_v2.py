@@ -3,8 +3,8 @@
 import numpy as np
 
 from keras_efficientformer.assembly import assemble, check_depths_and_widths, document, entry_point
-from keras_efficientformer.layers import batch_norm
 from keras_efficientformer.layers_v2 import StageV2, StemV2
+from keras_efficientformer.normalization import batch_norm
 from keras_efficientformer.variants import VARIANTS_V2, ArchitectureV2
 
 _TEXTS = {

@@ -8,21 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
-# The reference trains with PyTorch's defaults: eps 1e-5 in both norms, and momentum 0.1, which Keras counts as 0.9.
-NORM_EPSILON = 1e-5
-BATCH_NORM_MOMENTUM = 0.9
+from keras_efficientformer.normalization import batch_norm, layer_norm
 
 register = keras.saving.register_keras_serializable(package="keras_efficientformer")
-
-
-def batch_norm(name, dtype):
-    """A BatchNorm with the reference's eps and momentum."""
-    return keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=NORM_EPSILON, name=name, dtype=dtype)
-
-
-def layer_norm(name, dtype=None):
-    """A LayerNorm over channels with the reference's eps."""
-    return keras.layers.LayerNormalization(epsilon=NORM_EPSILON, name=name, dtype=dtype)
 
 
 def linear(units, name, dtype=None):

@@ -16,11 +16,11 @@ from keras_efficientformer.layers import (
     _require_channels,
     _require_positive,
     _SameShape,
-    batch_norm,
     halved,
     register,
     relative_positions,
 )
+from keras_efficientformer.normalization import batch_norm
 
 # The paper's stride attention halves the grid, and its downsampling the map.
 STRIDE = 2

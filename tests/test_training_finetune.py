@@ -181,7 +181,7 @@ def test_another_size(model):
 
 
 class Loader(keras.utils.PyDataset):
-    """Noise, with not-a-number in one batch."""
+    """Noise, with not-a-number in the images or the labels of the third batch."""
 
     def __init__(self, bad=None):
         super().__init__()
@@ -191,15 +191,21 @@ class Loader(keras.utils.PyDataset):
         return 4
 
     def __getitem__(self, index):
-        images = np.random.default_rng(index).uniform(0, 255, (8, 40, 40, 3))
-        return images * np.nan if index == self.bad else images, np.arange(8) % 3
+        batch = {
+            "images": np.random.default_rng(index).uniform(0, 255, (8, 40, 40, 3)),
+            "labels": np.eye(3)[np.arange(8) % 3],
+        }
+        if index == 2 and self.bad:
+            batch[self.bad] *= np.nan
+        return batch["images"], batch["labels"]
 
 
-def test_loss_that_is_not_a_number(model, tmp_path):
+@pytest.mark.parametrize(("bad", "message"), [("labels", "loss is nan"), ("images", "images' sum is nan")])
+def test_not_a_number(model, tmp_path, bad, message):
     """Says at which step, and the checkpoint of the step before is there."""
     config = FineTuneConfig(epochs=2, freeze_epochs=0, batch_size=8, save_every=1)
-    with pytest.raises(TrainingError, match=r"loss is nan at step 3 of epoch 1.*checkpoint\.npz"):
-        finetune(model, Loader(bad=2), tmp_path / "run", labels=COLOURS, config=config, verbose=False)
+    with pytest.raises(TrainingError, match=message + r" at step 3 of epoch 1.*checkpoint\.npz"):
+        finetune(model, Loader(bad), tmp_path / "run", labels=COLOURS, config=config, verbose=False)
     values, state = read_state(tmp_path / "run" / "checkpoint.npz")
     assert state["progress"]["step"] == 2
     assert all(np.isfinite(value).all() for value in values)

@@ -221,6 +221,7 @@ class _Run:
         epoch, steps = progress.epoch, self.data.training.steps
         callbacks.on_epoch_begin(epoch)
         for images, targets, weights in prefetched(self._batches(epoch, progress.step)):
+            self._require_finite("The images' sum is", "Check the loader", np.sum(images))
             callbacks.on_train_batch_begin(progress.step)
             with self.devices.scope():
                 found = self.devices.step(self.student, (images, targets, weights))
@@ -261,14 +262,17 @@ class _Run:
                 targets = labels
             yield preprocess_input(batch.images), targets, weights
 
+    def _require_finite(self, what, remedy, number):
+        if not math.isfinite(number):
+            place = f"step {self.progress.step + 1} of epoch {self.progress.epoch + 1}"
+            raise TrainingError(
+                f"{what} {number} at {place}. {remedy}; the last good checkpoint is {self.checkpoint}, the best model "
+                f"{self.output / BEST}, as far as the run got."
+            )
+
     def _count(self, found):
         progress = self.progress
-        place = f"step {progress.step + 1} of epoch {progress.epoch + 1}"
-        if not math.isfinite(found["loss"]):
-            raise TrainingError(
-                f"The loss is {found['loss']} at {place}. Lower learning_rate, set clip_norm, or use float32; the last "
-                f"good checkpoint is {self.checkpoint}, the best model {self.output / BEST}, as far as the run got."
-            )
+        self._require_finite("The loss is", "Lower learning_rate, set clip_norm, or use float32", found["loss"])
         accuracy = next(value for name, value in found.items() if name.endswith("accuracy"))
         progress.step += 1
         for name, value in (("loss", found["loss"]), ("accuracy", accuracy)):

@@ -13,7 +13,7 @@ from keras_efficientformer.deploy.network import ACTIVATIONS
 from keras_efficientformer.deploy.recording import FusedNetwork
 from keras_efficientformer.efficientformer import EfficientFormer
 from keras_efficientformer.imagenet import STD
-from keras_efficientformer.layers import NORM_EPSILON
+from keras_efficientformer.normalization import NORM_EPSILON
 
 
 def unfuse(network: FusedNetwork) -> keras.Model:
