@@ -15,27 +15,26 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
+from random_networks import random_network
 from rich import print as rich_print
 from rich.progress import Progress
 from rich.table import Table
 
-from keras_efficientformer import EfficientFormerL1, EfficientFormerL3, EfficientFormerL7
 from keras_efficientformer.deploy import export_tflite
 from keras_efficientformer.deploy.arm_emulator import ArmEmulator
 from keras_efficientformer.deploy.images import seeded_images
 from keras_efficientformer.deploy.report import versions_of
 from keras_efficientformer.imagenet import preprocess_input
+from keras_efficientformer.variants import VARIANTS
 
 CPU = "cortex-a76"
-MODELS = {"l1": EfficientFormerL1, "l3": EfficientFormerL3, "l7": EfficientFormerL7}
 OURS = {"float32": "none", "float16": "float16", "dynamic": "dynamic", "int8": "int8"}
 KINDS = ("plain float32", "plain int8", *OURS)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--variants", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     emulator = ArmEmulator(CPU)
@@ -63,26 +62,20 @@ def main():
 
 
 def write_file(variant, kind, file):
-    model = random_model(variant)
+    model = random_network(variant)
     images = seeded_images((224, 224, 3))
     if kind in OURS:
         # Random weights: what is measured is the work.
         export_tflite(model, file, quantize=OURS[kind], calibration=images, max_difference=float("inf"))
     else:
-        file.write_bytes(convert_plainly(model, preprocess_input(images) if kind == "plain int8" else None))
+        file.write_bytes(convert_plainly(model, kind.removeprefix("plain "), preprocess_input(images)))
 
 
-def random_model(variant):
-    model = MODELS[variant](weights=None)
-    for variable in model.trainable_variables:
-        if variable.name == "gamma" and "/ls" in variable.path:
-            # As trained models have it: at the 1e-5 of the start, int8 weights vanish, and kernels refuse their scales.
-            variable.assign(np.full(variable.shape, 0.2))
-    return model
+def convert_plainly(model, mode, images):
+    """The .tflite file that https://ai.google.dev/edge/litert/conversion/tensorflow/convert_tf describes, as bytes.
 
-
-def convert_plainly(model, calibration):
-    """The .tflite file that https://ai.google.dev/edge/litert/conversion/tensorflow/convert_tf describes, as bytes."""
+    Modes: "float32"; "float16" and "dynamic", of the weights; "int8", throughout, calibrated on normalised images.
+    """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -90,9 +83,11 @@ def convert_plainly(model, calibration):
     function = tf.function(lambda image: model(image, training=False)).get_concrete_function(image)
     # Without it the variables of a Keras 3 model stay variables in the file.
     converter = tf.lite.TFLiteConverter.from_concrete_functions([convert_variables_to_constants_v2(function)], model)
-    if calibration is not None:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: ([image[None]] for image in calibration)
+    converter.optimizations = [] if mode == "float32" else [tf.lite.Optimize.DEFAULT]
+    if mode == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if mode == "int8":
+        converter.representative_dataset = lambda: ([image[None]] for image in images)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     return converter.convert()
 
