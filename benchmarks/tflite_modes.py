@@ -50,7 +50,7 @@ def main():
         for mode, file in track(files.items(), description="instructions"):
             rows[mode]["million_instructions"] = round(sum(cost.amount for cost in emulator.count(file)), 1)
     with tempfile.TemporaryDirectory() as folder:
-        measure_accuracy(arguments.cifar10, Path(folder), rows)
+        measure_accuracy(from_checkpoint(CHECKPOINT), arguments.cifar10, Path(folder), rows)
     report = {
         "date": datetime.now(UTC).date().isoformat(),
         "device": timed.device,
@@ -73,9 +73,8 @@ def export_large(folder, rows):
     return files
 
 
-def measure_accuracy(archive, folder, rows):
+def measure_accuracy(model, archive, folder, rows):
     images, classes, calibration = read_cifar10(archive)
-    model = from_checkpoint(CHECKPOINT)
     for mode in MODES:
         report = export_tflite(model, folder, quantize=mode, calibration=calibration)
         print(f"running {len(images):,} images in mode {mode}", file=sys.stderr)

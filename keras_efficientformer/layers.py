@@ -20,7 +20,7 @@ def linear(units, name, dtype=None):
     return keras.layers.Dense(units, kernel_initializer=initializer, name=name, dtype=dtype)
 
 
-def _require_channels(layer, input_shape, rank, channels):
+def require_channels(layer, input_shape, rank, channels):
     if len(input_shape) != rank or input_shape[-1] != channels:
         kind = "feature map (batch, height, width, channels)" if rank == 4 else "tokens (batch, tokens, channels)"
         raise ValueError(
@@ -29,13 +29,13 @@ def _require_channels(layer, input_shape, rank, channels):
         )
 
 
-def _require_positive(**arguments):
+def require_positive(**arguments):
     for name, value in arguments.items():
         if not value >= 1:
             raise ValueError(f"`{name}` should be at least 1. Received: {name}={value}")
 
 
-def _pair(resolution):
+def pair(resolution):
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     return int(height), int(width)
 
@@ -54,13 +54,13 @@ def relative_positions(resolution):
     Returns:
         int64 array (height*width, height*width), symmetric, values in [0, height*width).
     """
-    height, width = _pair(resolution)
+    height, width = pair(resolution)
     positions = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij")).reshape(2, -1)
     offsets = np.abs(positions[:, :, None] - positions[:, None, :])
     return offsets[0] * width + offsets[1]
 
 
-class _SameShape(keras.layers.Layer):
+class SameShape(keras.layers.Layer):
     """A layer that gives the shape it takes."""
 
     def compute_output_shape(self, input_shape):
@@ -68,7 +68,7 @@ class _SameShape(keras.layers.Layer):
 
 
 @register
-class LayerScale(_SameShape):
+class LayerScale(SameShape):
     """Learned factor per channel on a residual branch (CaiT, arXiv 2103.17239, section 2; paper, equations 4 and 5).
 
     Args:
@@ -93,7 +93,7 @@ class LayerScale(_SameShape):
 
 
 @register
-class StochasticDepth(_SameShape):
+class StochasticDepth(SameShape):
     """Drops a residual branch for whole samples while training, and scales the kept ones by 1 / (1 - rate).
 
     Source: Deep Networks with Stochastic Depth, arXiv 1603.09382; timm's `DropPath`.
@@ -140,7 +140,7 @@ class PaddedConv(keras.layers.Layer):
 
     def __init__(self, dim, **kwargs):
         super().__init__(**kwargs)
-        _require_positive(dim=dim)
+        require_positive(dim=dim)
         self.dim = dim
         self.pad = keras.layers.ZeroPadding2D(1, name="pad", dtype=self.dtype_policy)
         self.conv = keras.layers.Conv2D(dim, 3, strides=2, name="conv", dtype=self.dtype_policy)
@@ -204,7 +204,7 @@ class Stem(keras.layers.Layer):
 
 
 @register
-class Pooling(_SameShape):
+class Pooling(SameShape):
     """The token mixer of `Meta4D`: average pooling minus its input (PoolFormer, arXiv 2111.11418, section 3.2).
 
     At the border the average is over the real pixels only (`count_include_pad=False`).
@@ -220,7 +220,7 @@ class Pooling(_SameShape):
 
     def __init__(self, pool_size=3, **kwargs):
         super().__init__(**kwargs)
-        _require_positive(pool_size=pool_size)
+        require_positive(pool_size=pool_size)
         if pool_size % 2 == 0:
             raise ValueError(f"`pool_size` should be odd. Received: pool_size={pool_size}")
         self.pool_size = pool_size
@@ -233,7 +233,7 @@ class Pooling(_SameShape):
 
 
 @register
-class ConvMlp(_SameShape):
+class ConvMlp(SameShape):
     """MLP of `Meta4D`: 1x1 convolution, BatchNorm, GELU, 1x1 convolution, BatchNorm (paper, equation 4).
 
     Args:
@@ -245,7 +245,7 @@ class ConvMlp(_SameShape):
 
     def __init__(self, dim, hidden_dim, **kwargs):
         super().__init__(**kwargs)
-        _require_positive(dim=dim, hidden_dim=hidden_dim)
+        require_positive(dim=dim, hidden_dim=hidden_dim)
         self.dim = dim
         self.hidden_dim = hidden_dim
         self.fc1 = keras.layers.Conv2D(hidden_dim, 1, name="fc1", dtype=self.dtype_policy)
@@ -269,7 +269,7 @@ class ConvMlp(_SameShape):
 
 
 @register
-class Mlp(_SameShape):
+class Mlp(SameShape):
     """MLP of `Meta3D`: dense, GELU, dense (paper, equation 5).
 
     Args:
@@ -281,7 +281,7 @@ class Mlp(_SameShape):
 
     def __init__(self, dim, hidden_dim, **kwargs):
         super().__init__(**kwargs)
-        _require_positive(dim=dim, hidden_dim=hidden_dim)
+        require_positive(dim=dim, hidden_dim=hidden_dim)
         self.dim = dim
         self.hidden_dim = hidden_dim
         self.fc1 = linear(hidden_dim, "fc1", self.dtype_policy)
@@ -298,7 +298,7 @@ class Mlp(_SameShape):
         return {**super().get_config(), "dim": self.dim, "hidden_dim": self.hidden_dim}
 
 
-class _BiasedAttention(keras.layers.Layer):
+class BiasedAttention(keras.layers.Layer):
     """What all attentions share: their sizes, and a table of biases that files hold with its resolution.
 
     `grid` is (height, width) of the keys' positions, to which the table belongs.
@@ -306,14 +306,14 @@ class _BiasedAttention(keras.layers.Layer):
 
     def __init__(self, dim, key_dim, num_heads, attn_ratio, resolution, **kwargs):
         super().__init__(**kwargs)
-        self.resolution = _pair(resolution)
-        _require_positive(dim=dim, key_dim=key_dim, num_heads=num_heads, resolution=min(self.resolution))
+        self.resolution = pair(resolution)
+        require_positive(dim=dim, key_dim=key_dim, num_heads=num_heads, resolution=min(self.resolution))
         self.dim = dim
         self.key_dim = key_dim
         self.num_heads = num_heads
         self.attn_ratio = attn_ratio
         self.value_dim = int(attn_ratio * key_dim)
-        _require_positive(value_dim=self.value_dim)
+        require_positive(value_dim=self.value_dim)
         self.grid = self.resolution
 
     def _add_table(self):
@@ -348,7 +348,7 @@ class _BiasedAttention(keras.layers.Layer):
 
 
 @register
-class Attention(_BiasedAttention, _SameShape):
+class Attention(BiasedAttention, SameShape):
     """Multi-head self attention with a learned bias per offset (paper, equation 6; LeViT, arXiv 2104.01136).
 
     The dense `qkv` is laid out head by head, each [q k v]. The table `attention_biases`, (num_heads, height*width),
@@ -374,7 +374,7 @@ class Attention(_BiasedAttention, _SameShape):
         self._relative_positions = relative_positions(self.resolution).astype("int32")
 
     def build(self, input_shape):
-        _require_channels(self, input_shape, 3, self.dim)
+        require_channels(self, input_shape, 3, self.dim)
         tokens = self.resolution[0] * self.resolution[1]
         if input_shape[1] != tokens:
             raise ValueError(
@@ -395,12 +395,12 @@ class Attention(_BiasedAttention, _SameShape):
         return self.proj(ops.reshape(heads, (-1, tokens, self.num_heads * self.value_dim)))
 
 
-class _MetaBlock(_SameShape):
+class _MetaBlock(SameShape):
     """What both blocks share: x + ls1(token_mixer(.)), then x + ls2(mlp(.)), each under stochastic depth."""
 
     def __init__(self, dim, mlp_ratio=4.0, drop_path=0.0, layer_scale_init_value=1e-5, **kwargs):
         super().__init__(**kwargs)
-        _require_positive(dim=dim)
+        require_positive(dim=dim)
         self.dim = dim
         self.mlp_ratio = mlp_ratio
         self.drop_path = drop_path
@@ -444,7 +444,7 @@ class Meta4D(_MetaBlock):
         self.mlp = ConvMlp(dim, int(dim * mlp_ratio), name="mlp", dtype=self.dtype_policy)
 
     def build(self, input_shape):
-        _require_channels(self, input_shape, 4, self.dim)
+        require_channels(self, input_shape, 4, self.dim)
         for layer in (self.ls1, self.mlp, self.ls2):
             layer.build(input_shape)
 
@@ -475,14 +475,14 @@ class Meta3D(_MetaBlock):
 
     def __init__(self, dim, resolution=7, mlp_ratio=4.0, drop_path=0.0, layer_scale_init_value=1e-5, **kwargs):
         super().__init__(dim, mlp_ratio, drop_path, layer_scale_init_value, **kwargs)
-        self.resolution = _pair(resolution)
+        self.resolution = pair(resolution)
         self.norm1 = layer_norm("norm1", self.dtype_policy)
         self.token_mixer = Attention(dim, resolution=self.resolution, name="token_mixer", dtype=self.dtype_policy)
         self.norm2 = layer_norm("norm2", self.dtype_policy)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), name="mlp", dtype=self.dtype_policy)
 
     def build(self, input_shape):
-        _require_channels(self, input_shape, 3, self.dim)
+        require_channels(self, input_shape, 3, self.dim)
         for layer in (self.norm1, self.token_mixer, self.ls1, self.norm2, self.mlp, self.ls2):
             layer.build(input_shape)
 
@@ -537,7 +537,7 @@ class Stage(keras.layers.Layer):
         if self.downsample is not None:
             self.downsample.build(input_shape)
             input_shape = self.downsample.compute_output_shape(input_shape)
-        _require_channels(self, input_shape, 4, self.dim)
+        require_channels(self, input_shape, 4, self.dim)
         batch, height, width, _ = input_shape
         # A Meta3D's bias table has the size of its token grid, which only the input's shape tells.
         self.resolution = (height, width)

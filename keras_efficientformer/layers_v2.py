@@ -9,16 +9,16 @@ import numpy as np
 from keras import ops
 
 from keras_efficientformer.layers import (
+    BiasedAttention,
     LayerScale,
+    SameShape,
     StochasticDepth,
-    _BiasedAttention,
-    _pair,
-    _require_channels,
-    _require_positive,
-    _SameShape,
     halved,
+    pair,
     register,
     relative_positions,
+    require_channels,
+    require_positive,
 )
 from keras_efficientformer.normalization import batch_norm
 
@@ -35,7 +35,7 @@ def downsampling_positions(resolution):
     Returns:
         int64 array (ceil(height/2)*ceil(width/2), height*width): |dy| * width + |dx|, values in [0, height*width).
     """
-    height, width = _pair(resolution)
+    height, width = pair(resolution)
     queries = np.arange(height * width).reshape(height, width)[::STRIDE, ::STRIDE].ravel()
     return relative_positions((height, width))[queries]
 
@@ -68,7 +68,7 @@ class ConvNorm(keras.layers.Layer):
 
     def __init__(self, dim, kernel_size=1, strides=1, depthwise=False, **kwargs):
         super().__init__(**kwargs)
-        _require_positive(dim=dim, kernel_size=kernel_size, strides=strides)
+        require_positive(dim=dim, kernel_size=kernel_size, strides=strides)
         self.dim = dim
         self.kernel_size = kernel_size
         self.strides = strides
@@ -140,7 +140,7 @@ class StemV2(keras.layers.Layer):
 
 
 @register
-class UnifiedFFN(_SameShape):
+class UnifiedFFN(SameShape):
     """Feed-forward network with a depthwise convolution that mixes tokens in place of pooling (paper, section 3.1).
 
     1x1 convolution, 3x3 depthwise convolution, 1x1 convolution, each with BatchNorm, the first two with GELU.
@@ -176,7 +176,7 @@ class UnifiedFFN(_SameShape):
 
 
 @register
-class TalkingHeads(_SameShape):
+class TalkingHeads(SameShape):
     """Mixes attention heads: a 1x1 convolution over them (arXiv 2003.02436; paper, section 3.3).
 
     Args:
@@ -187,7 +187,7 @@ class TalkingHeads(_SameShape):
 
     def __init__(self, num_heads, **kwargs):
         super().__init__(**kwargs)
-        _require_positive(num_heads=num_heads)
+        require_positive(num_heads=num_heads)
         self.num_heads = num_heads
 
     def build(self, input_shape):
@@ -201,11 +201,11 @@ class TalkingHeads(_SameShape):
         return {**super().get_config(), "num_heads": self.num_heads}
 
 
-class _Attention(_BiasedAttention):
+class _Attention(BiasedAttention):
     """What both attentions of this family share: feature maps in, scores from them."""
 
     def _check_input(self, input_shape):
-        _require_channels(self, input_shape, 4, self.dim)
+        require_channels(self, input_shape, 4, self.dim)
         if tuple(input_shape[1:3]) != self.resolution:
             raise ValueError(
                 f"{type(self).__name__} {self.name!r} has a resolution of {self.resolution}. "
@@ -304,7 +304,7 @@ class LocalGlobalQuery(keras.layers.Layer):
 
     def __init__(self, dim, out_dim, **kwargs):
         super().__init__(**kwargs)
-        _require_positive(dim=dim, out_dim=out_dim)
+        require_positive(dim=dim, out_dim=out_dim)
         self.dim = dim
         self.out_dim = out_dim
         self.pad = keras.layers.ZeroPadding2D(1, name="pad", dtype=self.dtype_policy)
@@ -349,7 +349,7 @@ class AttentionDownsample(_Attention):
 
     def __init__(self, dim, out_dim, key_dim=16, num_heads=8, attn_ratio=4, resolution=14, **kwargs):
         super().__init__(dim, key_dim, num_heads, attn_ratio, resolution, **kwargs)
-        _require_positive(out_dim=out_dim)
+        require_positive(out_dim=out_dim)
         self.out_dim = out_dim
         policy, channels = self.dtype_policy, num_heads * self.value_dim
         self.q = LocalGlobalQuery(dim, num_heads * key_dim, name="q", dtype=policy)
@@ -422,7 +422,7 @@ class DownsampleV2(keras.layers.Layer):
 
 
 @register
-class BlockV2(_SameShape):
+class BlockV2(SameShape):
     """x + ls1(mhsa(x)) where there is attention, then x + ls2(ffn(x)), each under stochastic depth (paper, figure 2).
 
     Args:
@@ -452,12 +452,12 @@ class BlockV2(_SameShape):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        _require_positive(dim=dim)
+        require_positive(dim=dim)
         self.dim = dim
         self.mlp_ratio = mlp_ratio
         self.attention = attention
         self.strided = strided
-        self.resolution = _pair(resolution)
+        self.resolution = pair(resolution)
         self.drop_path = drop_path
         self.layer_scale_init_value = layer_scale_init_value
         policy = self.dtype_policy
@@ -473,7 +473,7 @@ class BlockV2(_SameShape):
         self.drop_path2 = StochasticDepth(drop_path, name="drop_path2", dtype=policy)
 
     def build(self, input_shape):
-        _require_channels(self, input_shape, 4, self.dim)
+        require_channels(self, input_shape, 4, self.dim)
         if self.token_mixer is not None:
             self.token_mixer.build(input_shape)
             self.ls1.build(input_shape)
@@ -563,7 +563,7 @@ class StageV2(keras.layers.Layer):
         if self.downsample is not None:
             self.downsample.build(input_shape)
             input_shape = self.downsample.compute_output_shape(input_shape)
-        _require_channels(self, input_shape, 4, self.dim)
+        require_channels(self, input_shape, 4, self.dim)
         settings = {"layer_scale_init_value": self.layer_scale_init_value, "dtype": self.dtype_policy}
         for index, (mlp_ratio, drop_path) in enumerate(zip(self.mlp_ratios, self.drop_path, strict=True)):
             if index >= self.depth - self.num_attention:

@@ -461,7 +461,6 @@ def test_unfit_images_and_labels(command, files, bad, photographs, arguments, wo
     ("arguments", "words"),
     [
         (["--max-difference", "0"], ["was not written", "differs from the Keras model"]),
-        (["--quantize", "int4"], ["`quantize` should be one of none"]),
         (["--labels", "{bad}/labels.txt"], ["10 classes and there are 2 labels"]),
         (["--calibration", "{bad}/empty"], ["empty holds no images"]),
         (["--calibration", "{bad}/missing"], ["missing is not a folder of images"]),
@@ -497,6 +496,12 @@ USAGE = {
     "batch size": ["export", "tflite", "a.keras", "out.tflite", "--batch-size", "0"],
     "number": ["export", "tflite", "a.keras", "out.tflite", "--max-difference", "none"],
     "unknown format": ["export", "onnx", "a.keras"],
+    "mode": ["export", "tflite", "a.keras", "out.tflite", "--quantize", "int4"],
+    "type": ["export", "tflite", "a.keras", "out.tflite", "--io", "int16"],
+    "precision": ["export", "coreml", "a.keras", "out.mlpackage", "--precision", "int8"],
+    "compression": ["export", "coreml", "a.keras", "out.mlpackage", "--compress", "int3"],
+    "system": ["export", "coreml", "a.keras", "out.mlpackage", "--minimum-ios", "14"],
+    "arithmetic": ["finetune", "images", "--output", "run", "--precision", "float8"],
 }
 
 

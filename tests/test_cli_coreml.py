@@ -50,7 +50,6 @@ def test_export(package, run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--compress", "int3"), "`compress` should be one of none, int8"),
         (("--compress", "int8", "--minimum-ios", "15"), "needs iOS 16"),
         (("--max-difference", "0"), "was not written"),
     ],

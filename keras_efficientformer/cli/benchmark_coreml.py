@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from keras_efficientformer.cli.shared import Json, Model, Overwrite, Size, open_keras, output, track
+from keras_efficientformer.cli.shared import Json, Model, Overwrite, Size, choice, open_keras, output, track
 from keras_efficientformer.deploy.apple_device import check_team, connected_iphone, this_mac
 from keras_efficientformer.deploy.coreml_benchmark import UNITS, benchmark_coreml, export_twin
 from keras_efficientformer.deploy.coreml_modes import COMPRESSIONS, PRECISIONS
@@ -24,9 +24,9 @@ def coreml_command(
     team: Annotated[
         str | None, typer.Option(help="Development team that signs the app on the phone, e.g. A1B2C3D4E5.")
     ] = None,
-    precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "float16",
-    compress: Annotated[str, typer.Option(help="Of the model's weights: " + ", ".join(COMPRESSIONS))] = "none",
-    unit: Annotated[list[str] | None, typer.Option(help=f"{', '.join(UNITS)}; may be repeated. Default: each.")] = None,
+    precision: Annotated[str, choice(PRECISIONS, "Arithmetic.")] = "float16",
+    compress: Annotated[str, choice(COMPRESSIONS, "Of the model's weights.")] = "none",
+    unit: Annotated[list[str] | None, choice(UNITS, "May be repeated. Default: each.")] = None,
     runs: Annotated[int, typer.Option(min=1, help="Timed predictions for each package and unit.")] = 50,
     size: Size = None,
     save: Annotated[

@@ -1,7 +1,6 @@
 """`efficientformer convert`."""
 
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,21 +8,14 @@ import typer
 
 from keras_efficientformer import conversion
 from keras_efficientformer.checkpoint_files import finished_file, suffix_of
-from keras_efficientformer.cli.shared import Json, Model, Overwrite, Size, open_keras, print_facts
-
-
-class DialectName(StrEnum):
-    """The choices of --dialect."""
-
-    TIMM = "timm"
-    SNAP = "snap"
-    TRANSFORMERS = "transformers"
+from keras_efficientformer.cli.shared import Json, Model, Overwrite, Size, choice, open_keras, print_facts
+from keras_efficientformer.dialects import DIALECTS
 
 
 def convert(
     source: Model,
     target: Annotated[Path, typer.Argument(help=".keras, .weights.h5, .safetensors, .pth, .pt or .bin")],
-    dialect: Annotated[DialectName, typer.Option(help="Tensor names of a PyTorch target.")] = DialectName.TIMM,
+    dialect: Annotated[str, choice(DIALECTS, "Tensor names of a PyTorch target.")] = "timm",
     size: Size = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -40,7 +32,7 @@ def convert(
         with finished_file(target, overwrite) as partial:
             model.save(partial) if suffix == ".keras" else model.save_weights(partial)
     else:
-        conversion.write_checkpoint(target, conversion.to_state_dict(model, dialect.value), overwrite)
+        conversion.write_checkpoint(target, conversion.to_state_dict(model, dialect), overwrite)
     print_facts(
         {
             "source": source,

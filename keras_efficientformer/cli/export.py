@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from keras_efficientformer.cli.shared import Json, Labels, Model, Overwrite, Size, open_keras, output
+from keras_efficientformer.cli.shared import Json, Labels, Model, Overwrite, Size, choice, open_keras, output
 from keras_efficientformer.deploy import export_coreml, export_tflite
 from keras_efficientformer.deploy.coreml import TARGETS
 from keras_efficientformer.deploy.coreml_modes import COMPRESSIONS, PRECISIONS
@@ -20,12 +20,12 @@ export = typer.Typer(help="Write a file for phones, run it and compare it with t
 def tflite_command(
     model: Model,
     path: Annotated[Path, typer.Argument(help="The .tflite file, or an existing folder.")],
-    quantize: Annotated[str, typer.Option(help=", ".join(MODES))] = "none",
+    quantize: Annotated[str, choice(MODES, "Quantization.")] = "none",
     calibration: Annotated[Path | None, typer.Option(help="Folder of images to measure ranges and errors on.")] = None,
     labels: Labels = None,
     size: Size = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one inference.")] = 1,
-    io: Annotated[str, typer.Option(help="Type of input and output: " + ", ".join(IO_TYPES))] = "float32",
+    io: Annotated[str, choice(IO_TYPES, "Type of input and output.")] = "float32",
     preprocessing: Annotated[bool, typer.Option(help="Take raw RGB 0..255 and normalise inside.")] = True,
     max_difference: MaxDifference = None,
     overwrite: Overwrite = False,
@@ -51,11 +51,11 @@ def tflite_command(
 def coreml_package(
     model: Model,
     path: Annotated[Path, typer.Argument(help="The .mlpackage, or an existing folder to name it in.")] = Path("."),
-    precision: Annotated[str, typer.Option(help=" | ".join(PRECISIONS))] = "float16",
-    compress: Annotated[str, typer.Option(help=" | ".join(COMPRESSIONS))] = "none",
+    precision: Annotated[str, choice(PRECISIONS, "Arithmetic.")] = "float16",
+    compress: Annotated[str, choice(COMPRESSIONS, "Of the weights.")] = "none",
     labels: Labels = None,
     size: Size = None,
-    minimum_ios: Annotated[int, typer.Option(help=" | ".join(map(str, TARGETS)))] = 16,
+    minimum_ios: Annotated[int, choice(TARGETS, "Oldest system that opens it.")] = 16,
     image_input: Annotated[bool, typer.Option("--image/--array", help="Type of the input: image or float32.")] = True,
     feature_maps: Annotated[bool, typer.Option("--feature-maps", help="Also output the four stages.")] = False,
     max_difference: MaxDifference = None,

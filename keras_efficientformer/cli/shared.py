@@ -1,6 +1,7 @@
 """What the commands share: consoles, arguments that mean the same everywhere, and how they open a model."""
 
 import json
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +28,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 Size = Annotated[str | None, typer.Option(help="Input size, 224 or 160x224 (height x width). Default: its own.")]
 Labels = Annotated[Path | None, typer.Option(help="Text file with one class name in each line.")]
+
+
+def choice(names: Iterable[str | int], meaning: str) -> Any:
+    """An option whose value is one of these."""
+    values = {str(name): name for name in names}
+
+    def parse(text):
+        if str(text) not in values:
+            raise typer.BadParameter(f"{text!r} is not one of {', '.join(values)}.")
+        return values[str(text)]
+
+    return typer.Option(parser=parse, metavar="<choice>", help=f"{meaning} One of {', '.join(values)}.")
 
 
 def open_keras(source: str, size: str | None) -> keras.Model:

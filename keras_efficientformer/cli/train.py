@@ -1,7 +1,6 @@
 """The commands `finetune` and `evaluate`: arguments in, one call of the library, one printed report out."""
 
 import json
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,37 +8,23 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from keras_efficientformer.cli.shared import Json, errors, track
+from keras_efficientformer.cli.shared import Json, choice, errors, track
 from keras_efficientformer.cli.shared import output as console
 from keras_efficientformer.deploy.report import facts_table
 from keras_efficientformer.training import EvaluationReport, FineTuneConfig, FineTuneReport
 from keras_efficientformer.training import evaluate as evaluate_model
 from keras_efficientformer.training import finetune as finetune_model
+from keras_efficientformer.training.config import DEVICES, PRECISIONS
 
 WORST_SHOWN = 10
-
-
-class Precision(StrEnum):
-    """The choices of --precision."""
-
-    FLOAT32 = "float32"
-    MIXED_BFLOAT16 = "mixed_bfloat16"
-    MIXED_FLOAT16 = "mixed_float16"
-
-
-class Devices(StrEnum):
-    """The choices of --devices."""
-
-    ONE = "one"
-    ALL = "all"
 
 
 def finetune(
     folder: Annotated[Path, typer.Argument(help="A subfolder of images for each class; or train and val with those.")],
     output: Annotated[Path, typer.Option(help="The run's folder, which is made.")],
-    model: Annotated[str, typer.Option(help="l1, l3 or l7 (ImageNet), a .keras file or a checkpoint.")] = "l1",
+    model: Annotated[str, typer.Option(help="l1 ... v2_l (ImageNet), a .keras file or a checkpoint.")] = "l1",
     config: Annotated[
-        str | None, typer.Option(help="TOML file with a table [finetune], or imagenet: the paper's recipe.")
+        str | None, typer.Option(help=r"TOML file with a table \[finetune], or imagenet: the paper's recipe.")
     ] = None,
     validation: Annotated[Path | None, typer.Option(help="Another folder of the same classes.")] = None,
     teacher: Annotated[str | None, typer.Option(help="Model to distil from: as for --model.")] = None,
@@ -51,9 +36,9 @@ def finetune(
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the images.")] = None,
     min_crop: Annotated[float | None, typer.Option(help="Smallest share of an image that a crop keeps.")] = None,
     patience: Annotated[int | None, typer.Option(help="Epochs without improvement before an early stop.")] = None,
-    precision: Annotated[Precision | None, typer.Option(help="Arithmetic.")] = None,
+    precision: Annotated[str | None, choice(PRECISIONS, "Arithmetic.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
-    devices: Annotated[Devices | None, typer.Option(help="One device, or all.")] = None,
+    devices: Annotated[str | None, choice(DEVICES, "One device, or all.")] = None,
     tensorboard: Annotated[bool | None, typer.Option("--tensorboard", help="Write logs for TensorBoard.")] = None,
     skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Leave unreadable images out.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
@@ -69,9 +54,9 @@ def finetune(
         "flip": flip,
         "min_crop": min_crop,
         "patience": patience,
-        "precision": precision and precision.value,
+        "precision": precision,
         "seed": seed,
-        "devices": devices and devices.value,
+        "devices": devices,
         "tensorboard": tensorboard,
         "skip_bad": skip_bad,
     }
