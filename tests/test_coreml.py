@@ -7,20 +7,18 @@ with timm.
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import coremltools
+import exports
 import keras
 import numpy as np
 import pytest
 import safetensors.numpy
 import timm_reference
 from coremltools.converters.mil.frontend.milproto import load as milproto
+from exports import assert_interrupt_leaves_nothing, assert_read_only_folder_is_refused, contents, finish
 
 import keras_efficientformer as kef
 from keras_efficientformer.deploy import ExportError, coreml_modes, export_coreml
@@ -29,45 +27,6 @@ from keras_efficientformer.imagenet import imagenet_labels, preprocess_input
 
 CHECKPOINT = Path(__file__).parents[1] / "weights" / "efficientformer_l1_cifar10.safetensors"
 LIMIT = 1e-5
-
-# Exports checkpoint argv[1] to argv[2] with the arguments argv[3] (JSON), and says how long that took. argv[4:] are
-# packages that are made as if not installed.
-EXPORT = """
-import json, signal, sys, time
-from importlib.machinery import PathFinder
-
-class Installed(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.partition(".")[0] in sys.argv[4:] else super().find_spec(name, path, target)
-
-sys.meta_path[sys.meta_path.index(PathFinder)] = Installed
-# A shell that starts tests in the background has them ignore Ctrl-C, and what they start too.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from keras_efficientformer import from_checkpoint
-from keras_efficientformer.deploy import export_coreml
-arguments = json.loads(sys.argv[3])
-model = from_checkpoint(sys.argv[1], **arguments.pop("model", {}))
-started = time.perf_counter()
-export_coreml(model, sys.argv[2], **arguments)
-print(time.perf_counter() - started)
-"""
-
-
-def start_export(source, path, arguments=None, blocked=(), prefix=(), **env):
-    command = [*prefix, sys.executable, "-c", EXPORT, str(source), str(path), json.dumps(arguments or {}), *blocked]
-    return subprocess.Popen(
-        command, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finish(process):
-    output, log = process.communicate(timeout=300)
-    return process.returncode, output, log
-
-
-def contents(folder):
-    return sorted(path.name for path in Path(folder).iterdir())
 
 
 def images_of(height, width, number=3, channels=3):
@@ -108,9 +67,9 @@ def l1(tmp_path_factory, loud_state_dict):
     folder = tmp_path_factory.mktemp("l1")
     checkpoint = folder / "loud_l1.safetensors"
     safetensors.numpy.save_file(loud_state_dict, checkpoint)
-    code, seconds, log = finish(start_export(checkpoint, folder))
+    code, output, log = finish(exports.start("export_coreml", checkpoint, folder))
     assert code == 0, log
-    return checkpoint, folder / "efficientformer_l1_224_float16.mlpackage", float(seconds)
+    return checkpoint, folder / "efficientformer_l1_224_float16.mlpackage", json.loads(output)["seconds"]
 
 
 def test_l1_classifier(l1, loud_l1):
@@ -444,31 +403,11 @@ def test_overwrite(model, exported, tmp_path):
 
 
 def test_interrupt_leaves_nothing(tmp_path):
-    """Ctrl-C as soon as there is a partial package."""
-    with start_export(CHECKPOINT, tmp_path / "m.mlpackage") as process:
-        deadline = time.monotonic() + 120
-        while not contents(tmp_path) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert [name for name in contents(tmp_path) if name.startswith(".partial-")]
-        process.send_signal(signal.SIGINT)
-        code, output, log = finish(process)
-    assert code != 0
-    assert not output
-    assert "KeyboardInterrupt" in log
-    assert contents(tmp_path) == []
+    assert_interrupt_leaves_nothing(exports.start("export_coreml", CHECKPOINT, tmp_path / "m.mlpackage"), tmp_path)
 
 
 def test_read_only_folder(tmp_path):
-    # A read-only disk in a namespace of its own: permissions alone would not stop root.
-    script = 'mount -t tmpfs -o ro tmpfs "$FOLDER" && exec "$@"'
-    prefix = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
-    if subprocess.run([*prefix, "true"], env={**os.environ, "FOLDER": str(tmp_path)}, capture_output=True).returncode:
-        pytest.skip("a read-only folder is made with a tmpfs, and this system lets nobody mount one in a namespace")
-    process = start_export(CHECKPOINT, tmp_path / "m.mlpackage", prefix=prefix, FOLDER=str(tmp_path))
-    code, _, log = finish(process)
-    assert code != 0
-    assert log.strip().splitlines()[-1].startswith("OSError: [Errno 30] Read-only file system")
-    assert contents(tmp_path) == []
+    assert_read_only_folder_is_refused("export_coreml", CHECKPOINT, tmp_path / "m.mlpackage")
 
 
 # Other backends, and what is not installed.
@@ -483,7 +422,9 @@ def test_without_tensorflow(model, tmp_path, backend):
     conversion.write_checkpoint(checkpoint, conversion.to_state_dict(model, "timm"))
     arguments = {"model": {"input_shape": [64, 64, 3], "classifier_activation": None}, "precision": "float32"}
     blocked = ["tensorflow", "torch"] if backend == "jax" else ["tensorflow"]
-    process = start_export(checkpoint, tmp_path / "m.mlpackage", arguments, blocked, KERAS_BACKEND=backend)
+    process = exports.start(
+        "export_coreml", checkpoint, tmp_path / "m.mlpackage", arguments, blocked, KERAS_BACKEND=backend
+    )
     code, _, log = finish(process)
     assert code == 0, log
     images = images_of(64, 64)
@@ -493,7 +434,7 @@ def test_without_tensorflow(model, tmp_path, backend):
 
 def test_without_coremltools(tmp_path):
     arguments = {"model": {"classifier_activation": None}}
-    code, _, log = finish(start_export(CHECKPOINT, tmp_path, arguments, blocked=["coremltools"]))
+    code, _, log = finish(exports.start("export_coreml", CHECKPOINT, tmp_path, arguments, blocked=["coremltools"]))
     assert code != 0
     expected = "ImportError: Core ML export needs coremltools: pip install 'keras-efficientformer[coreml]'"
     assert log.strip().splitlines()[-1] == expected

@@ -9,19 +9,19 @@ import functools
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
+import exports
 import numpy as np
 import pytest
 import safetensors.numpy
 import tensorflow as tf
 import timm_reference
 from ai_edge_litert.interpreter import Interpreter
+from exports import assert_interrupt_leaves_nothing, assert_read_only_folder_is_refused, contents, finish, run_litert
 from PIL import Image
 
 import keras_efficientformer as kef
@@ -35,36 +35,6 @@ from keras_efficientformer.imagenet import imagenet_labels, preprocess_input, re
 CHECKPOINT = Path(__file__).parents[1] / "weights" / "efficientformer_l1_cifar10.safetensors"
 SMALL = {"depths": (1, 1, 1, 2), "widths": (8, 16, 24, 32), "num_meta3d": 1, "input_shape": (64, 64, 3), "classes": 10}
 LIMIT = 1e-5
-
-# Exports checkpoint argv[1] to argv[2] with the arguments argv[3] (JSON); says how long that took, and the whole
-# process' peak memory.
-EXPORT = """
-import json, re, signal, sys, time
-# A shell that starts tests in the background has them ignore Ctrl-C, and what they start too.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from keras_efficientformer import from_checkpoint
-from keras_efficientformer.deploy import export_tflite
-source, path, arguments = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-model = from_checkpoint(source, **arguments.pop("model", {}))
-started = time.perf_counter()
-export_tflite(model, path, **arguments)
-seconds = time.perf_counter() - started
-# Not getrusage's ru_maxrss, which starts at the size of the process that started this one.
-peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
-print(json.dumps({"seconds": seconds, "gigabytes": peak * 1024 / 1e9}))
-"""
-
-
-def start_export(source, path, arguments=None, code=EXPORT, prefix=(), **env):
-    command = [*prefix, sys.executable, "-c", code, str(source), str(path), json.dumps(arguments or {})]
-    return subprocess.Popen(
-        command, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finish(process):
-    output, log = process.communicate(timeout=300)
-    return process.returncode, output, log
 
 
 @pytest.fixture(scope="session")
@@ -120,27 +90,13 @@ def published(tmp_path_factory):
         checkpoint = folder / f"loud_{variant}.safetensors"
         safetensors.numpy.save_file(timm_reference.state_dict(reference), checkpoint)
         arguments = {"model": {"classifier_activation": "softmax" if variant == "l1" else None}}
-        code, output, log = finish(start_export(checkpoint, folder, arguments))
+        code, output, log = finish(exports.start("export_tflite", checkpoint, folder, arguments))
         assert code == 0, log
         path = folder / f"efficientformer_{variant}_224_float32.tflite"
         report = json.loads(path.with_suffix(".json").read_text())
         return Published(reference, checkpoint, path, report, **json.loads(output))
 
     return export
-
-
-def run(path, images):
-    """Every output for a batch that is the file's own, {name: array}, by LiteRT alone."""
-    interpreter = Interpreter(model_path=str(path))
-    interpreter.allocate_tensors()
-    (image,) = interpreter.get_input_details()
-    results = {output["name"]: [] for output in interpreter.get_output_details()}
-    for start in range(0, len(images), image["shape"][0]):
-        interpreter.set_tensor(image["index"], images[start : start + image["shape"][0]])
-        interpreter.invoke()
-        for output in interpreter.get_output_details():
-            results[output["name"]].append(interpreter.get_tensor(output["index"]).copy())
-    return {name: np.concatenate(parts) for name, parts in results.items()}
 
 
 def raw_images(height, width, number=3, channels=3):
@@ -157,20 +113,13 @@ def assert_equal(found, expected, limit=LIMIT):
     assert np.abs(found - expected).max() <= largest_allowed
 
 
-def contents(folder):
-    return sorted(path.name for path in Path(folder).rglob("*"))
-
-
-# The published networks against timm.
-
-
 def test_l1_equals_timm(published):
     l1 = published("l1")
     images = raw_images(224, 224)
     logits = timm_reference.logits(l1.reference, preprocess_input(images))[0]
     expected = np.exp(logits - logits.max(-1, keepdims=True))
     expected /= expected.sum(-1, keepdims=True)
-    found = run(l1.path, images)["probabilities"]
+    found = run_litert(l1.path, images)["probabilities"]
     assert np.abs(found - expected).max() <= LIMIT
     # Probabilities of a thousand classes are small; their logarithms hide nothing.
     np.testing.assert_allclose(np.log(found), np.log(expected), atol=1e-4)
@@ -182,7 +131,7 @@ def test_l3_and_l7_equal_timm(published, variant):
     network = published(variant)
     images = raw_images(224, 224, number=2)
     expected = timm_reference.logits(network.reference, preprocess_input(images))[0]
-    assert_equal(run(network.path, images)["logits"], expected, limit=2e-5)
+    assert_equal(run_litert(network.path, images)["logits"], expected, limit=2e-5)
     (difference,) = network.report["differences"]
     assert 0 < difference["max"] <= LIMIT * max(1, difference["largest"])
     assert difference["top1_agreement"] == 1
@@ -212,7 +161,7 @@ def test_embedded_checkpoint(tmp_path):
     assert report.checkpoint["sha256"] == hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()
     images = raw_images(64, 64, number=8)
     expected = model.predict(preprocess_input(images), verbose=0)
-    assert_equal(run(report.path, images)["probabilities"], expected)
+    assert_equal(run_litert(report.path, images)["probabilities"], expected)
 
 
 # What is in the files.
@@ -280,7 +229,7 @@ def test_outputs_and_signature(build, tmp_path, arguments, outputs):
     signed = interpreter.get_signature_runner("serving_default")
     for name, values in zip(outputs, expected if isinstance(expected, list) else [expected], strict=True):
         assert_equal(np.concatenate([signed(image=image[None])[name] for image in images]), values)
-        assert_equal(run(report.path, images)[name], values)
+        assert_equal(run_litert(report.path, images)[name], values)
 
 
 def test_batches(model, exported, tmp_path):
@@ -288,10 +237,10 @@ def test_batches(model, exported, tmp_path):
     assert report.inputs[0].shape == (3, 64, 64, 3)
     assert report.outputs[0].shape == (3, 10)
     images = raw_images(64, 64, number=6)
-    assert_equal(run(report.path, images)["logits"], run(exported[0], images)["logits"])
+    assert_equal(run_litert(report.path, images)["logits"], run_litert(exported[0], images)["logits"])
     # Not a multiple of the batch.
     np.testing.assert_array_equal(
-        LiteRTModel(report.path).predict(images[:4])["logits"], run(report.path, images)["logits"][:4]
+        LiteRTModel(report.path).predict(images[:4])["logits"], run_litert(report.path, images)["logits"][:4]
     )
 
 
@@ -302,7 +251,7 @@ def test_sizes_and_file_names(build, tmp_path, shape, name):
     assert contents(tmp_path) == [f"mine_{name}_float32.json", f"mine_{name}_float32.tflite"]
     assert report.path == str(tmp_path / f"mine_{name}_float32.tflite")
     images = raw_images(*shape[:2])
-    assert_equal(run(report.path, images)["logits"], model.predict(preprocess_input(images), verbose=0))
+    assert_equal(run_litert(report.path, images)["logits"], model.predict(preprocess_input(images), verbose=0))
 
 
 @pytest.mark.parametrize("channels", [3, 4])
@@ -313,7 +262,7 @@ def test_without_preprocessing(build, tmp_path, channels):
     report = export_tflite(model, tmp_path, include_preprocessing=False)
     assert not report.preprocessing
     images = raw_images(64, 64, channels=channels) / 127.5 - 1
-    found, expected = run(report.path, images)["logits"], model.predict(images, verbose=0)
+    found, expected = run_litert(report.path, images)["logits"], model.predict(images, verbose=0)
     np.testing.assert_allclose(found, expected, atol=LIMIT * np.abs(expected).max())
 
 
@@ -343,7 +292,7 @@ def test_sidecar_is_the_report(exported):
 def test_difference_is_the_real_one(model, exported):
     path, report = exported
     images = seeded_images((64, 64, 3))
-    expected, found = model.predict(preprocess_input(images), verbose=0), run(path, images)["logits"]
+    expected, found = model.predict(preprocess_input(images), verbose=0), run_litert(path, images)["logits"]
     (difference,) = report.differences
     assert difference.output == "logits"
     assert difference.max == pytest.approx(np.abs(found - expected).max(), rel=0.5, abs=1e-7)
@@ -534,18 +483,9 @@ def test_damaged_model_is_not_exported(build, tmp_path):
 
 
 def test_interrupt_leaves_nothing(tmp_path):
-    """Ctrl-C as soon as there is a partial file."""
-    with start_export(CHECKPOINT, tmp_path / "model.tflite", {"model": {"input_shape": [224, 224, 3]}}) as process:
-        deadline = time.monotonic() + 60
-        while not contents(tmp_path) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert [name for name in contents(tmp_path) if name.startswith(".partial-")]
-        process.send_signal(signal.SIGINT)
-        code, output, log = finish(process)
-    assert code != 0
-    assert not output
-    assert "KeyboardInterrupt" in log
-    assert contents(tmp_path) == []
+    arguments = {"model": {"input_shape": [224, 224, 3]}}
+    process = exports.start("export_tflite", CHECKPOINT, tmp_path / "model.tflite", arguments)
+    assert_interrupt_leaves_nothing(process, tmp_path)
 
 
 def test_interrupted_while_reading_images(model, tmp_path):
@@ -559,15 +499,7 @@ def test_interrupted_while_reading_images(model, tmp_path):
 
 
 def test_read_only_folder(tmp_path):
-    # A read-only disk in a namespace of its own: permissions alone would not stop root.
-    script = 'mount -t tmpfs -o ro tmpfs "$FOLDER" && exec "$@"'
-    prefix = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
-    if subprocess.run([*prefix, "true"], env={**os.environ, "FOLDER": str(tmp_path)}, capture_output=True).returncode:
-        pytest.skip("a read-only folder is made with a tmpfs, and this system lets nobody mount one in a namespace")
-    code, _, log = finish(start_export(CHECKPOINT, tmp_path / "model.tflite", prefix=prefix, FOLDER=str(tmp_path)))
-    assert code != 0
-    assert log.strip().splitlines()[-1].startswith("OSError: [Errno 30] Read-only file system")
-    assert contents(tmp_path) == []
+    assert_read_only_folder_is_refused("export_tflite", CHECKPOINT, tmp_path / "model.tflite")
 
 
 # Other backends, and what is not installed.
@@ -584,28 +516,19 @@ def small_checkpoint(small_tensors, tmp_path_factory):
 def test_other_backends_make_the_same_file(small_checkpoint, exported, tmp_path, backend):
     arguments = {"model": {"input_shape": [64, 64, 3], "classifier_activation": None}}
     path = tmp_path / "small.tflite"
-    code, _, log = finish(start_export(small_checkpoint, path, arguments, KERAS_BACKEND=backend))
+    code, _, log = finish(exports.start("export_tflite", small_checkpoint, path, arguments, KERAS_BACKEND=backend))
     assert code == 0, log
     assert without_delegates(path) == without_delegates(exported[0])
     images = raw_images(64, 64)
-    assert_equal(run(path, images)["logits"], run(exported[0], images)["logits"], limit=1e-6)
+    assert_equal(run_litert(path, images)["logits"], run_litert(exported[0], images)["logits"], limit=1e-6)
     sidecar = json.loads(path.with_suffix(".json").read_text())
     assert 0 < sidecar["differences"][0]["max"] < LIMIT
 
 
-# `None` in sys.modules is Python's own mark for a module that cannot be imported. No model is made: the export says
-# what is missing before it looks at one.
-BLOCKED = """
-import sys
-sys.modules[sys.argv[1]] = None
-from keras_efficientformer.deploy import export_tflite
-export_tflite(None, sys.argv[2])
-"""
-
-
 @pytest.mark.parametrize(("module", "backend"), [("tensorflow", "jax"), ("ai_edge_litert", "tensorflow")])
-def test_missing_framework(tmp_path, module, backend):
-    code, _, log = finish(start_export(module, tmp_path, code=BLOCKED, KERAS_BACKEND=backend))
+def test_missing_framework(small_checkpoint, tmp_path, module, backend):
+    process = exports.start("export_tflite", small_checkpoint, tmp_path, blocked=[module], KERAS_BACKEND=backend)
+    code, _, log = finish(process)
     assert code != 0
     expected = f"needs {module.replace('_', '-')}: pip install 'keras-efficientformer[tflite]'"
     assert log.strip().splitlines()[-1] == f"ImportError: TFLite export {expected}"

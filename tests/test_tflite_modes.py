@@ -19,6 +19,7 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from conftest import DATA
+from exports import contents, run_litert
 from PIL import Image
 from skimage import data
 from tensorflow.lite.python import schema_py_generated as schema
@@ -119,24 +120,6 @@ def grey_images():
     return np.clip(seeded_images((64, 64, 3)), 10, 245)
 
 
-def contents(folder):
-    return sorted(path.name for path in Path(folder).rglob("*"))
-
-
-def run(path, images):
-    """The outputs as the file has them, {name: array}, by LiteRT alone."""
-    interpreter = Interpreter(model_path=str(path))
-    interpreter.allocate_tensors()
-    (image,) = interpreter.get_input_details()
-    results = {output["name"]: [] for output in interpreter.get_output_details()}
-    for start in range(0, len(images), image["shape"][0]):
-        interpreter.set_tensor(image["index"], images[start : start + image["shape"][0]])
-        interpreter.invoke()
-        for output in interpreter.get_output_details():
-            results[output["name"]].append(interpreter.get_tensor(output["index"]).copy())
-    return {name: np.concatenate(parts) for name, parts in results.items()}
-
-
 def name_of(enum, value):
     return next(name for name, number in vars(enum).items() if number == value)
 
@@ -225,7 +208,7 @@ def test_names_and_signature(small, small_exported, mode):
     images = seeded_images((64, 64, 3))
     signed = interpreter.get_signature_runner("serving_default")
     found = np.concatenate([signed(image=image[None])["probabilities"] for image in images])
-    np.testing.assert_array_equal(found, run(path, images)["probabilities"])
+    np.testing.assert_array_equal(found, run_litert(path, images)["probabilities"])
     np.testing.assert_allclose(found, small.predict(preprocess_input(images), verbose=0), atol=SMALL_LIMITS[mode])
 
 
@@ -234,7 +217,7 @@ def test_batches(small, small_exported, tmp_path, mode):
     images = grey_images()
     report = export_tflite(small, tmp_path, quantize=mode, calibration=images, batch_size=2)
     assert (report.inputs[0].shape, report.outputs[0].shape) == ((2, 64, 64, 3), (2, 10))
-    found, alone = (run(path, images)["probabilities"] for path in (report.path, small_exported(mode).path))
+    found, alone = (run_litert(path, images)["probabilities"] for path in (report.path, small_exported(mode).path))
     np.testing.assert_allclose(found, alone, atol=1e-4)
     assert np.ptp(found, axis=0).max() > 0.1  # each image has its own
 
@@ -246,7 +229,7 @@ def test_two_outputs_stay_in_order(build, tmp_path, mode):
     names = ["probabilities", "probabilities_distillation"]
     assert [output.name for output in report.outputs] == names
     assert [d["name"] for d in Interpreter(model_path=report.path).get_output_details()] == names
-    found, expected = run(report.path, images), model.predict(preprocess_input(images), verbose=0)
+    found, expected = run_litert(report.path, images), model.predict(preprocess_input(images), verbose=0)
     assert np.abs(expected[0] - expected[1]).max() > 0.1
     for name, values in zip(names, expected, strict=True):
         np.testing.assert_allclose(found[name], values, atol=SMALL_LIMITS[mode])
@@ -309,9 +292,9 @@ def test_integer_input_and_output(small_exported, mode, io, zero_point):
     assert (output.dtype, output.zero_point) == (io, zero_point)
     assert output.scale == pytest.approx(1 / 255, rel=0.01)
     pixels = seeded_images((64, 64, 3))
-    found = run(report.path, (pixels + zero_point).astype(io))["probabilities"]
+    found = run_litert(report.path, (pixels + zero_point).astype(io))["probabilities"]
     assert found.dtype == io
-    expected = run(small_exported(mode).path, pixels)["probabilities"]
+    expected = run_litert(small_exported(mode).path, pixels)["probabilities"]
     assert np.abs((found.astype(int) - zero_point) * output.scale - expected).max() <= 2 * output.scale
     assert np.ptp(expected, axis=0).max() > 10 * output.scale
 
