@@ -69,7 +69,7 @@ def export_large(folder, rows):
         # Random weights: what is measured is the work.
         report = export_tflite(model, folder, quantize=mode, calibration=images, max_difference=float("inf"))
         rows[mode] |= {"bytes": report.size, "partitions": report.partitions}
-        files[mode] = report.path
+        files[mode] = Path(report.path)
     return files
 
 

@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 CHECKPOINT = HERE / "efficientformer_l1_cifar10.safetensors"
 LABELS = (HERE / "cifar10_labels.txt").read_text().split()
 # What the model card says, and how far a measurement may be from it, in points.
-CARD_TOP1 = 81.30
+CARD_TOP1 = 82.34
 TOLERANCE = 0.1
 # The cat is of a class that the checkpoint knows; the others show what it makes of the unknown.
 PHOTOGRAPHS = ("chelsea.png", "rocket.jpg", "motorcycle_left.png")
