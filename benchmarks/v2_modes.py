@@ -39,7 +39,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="for the images, the run and the files")
     parser.add_argument("--cifar10", type=Path, required=True, help="zip with train/CLASS/*.jpg and test/CLASS/*.jpg")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     config = dataclasses.replace(CONFIG, epochs=arguments.epochs)
