@@ -154,7 +154,7 @@ def put(layer, module):
 @pytest.mark.parametrize("resolution", [(7, 7), (3, 5), (5, 3), (1, 4), (1, 1), 4], ids=str)
 def test_attention(resolution):
     module = loud(reference.Attention(48, resolution=resolution))
-    height, width = layers._pair(resolution)
+    height, width = layers.pair(resolution)
     x = draw((2, height * width, 48))
     layer = built(kef.Attention(48, resolution=resolution), x.shape)
     np.testing.assert_allclose(run(put(layer, module), x), torch_run(module, x), rtol=0, atol=1e-5)
