@@ -118,7 +118,6 @@ def test_two_devices(setting):
     assert_same_losses(setting, "devices")
 
 
-@pytest.mark.parametrize("setting", ["tensorflow"], indirect=True)
 def test_two_processes_one_killed(setting):
     """The one that is left cannot go on; both started again go on from the last checkpoint, and nothing is lost."""
     left, killed = setting.start_two("processes", kill_at=2)

@@ -1,8 +1,8 @@
 """Where a training step runs: one device, or all of this machine's, or several processes', by the backends' engines.
 
-JAX: `keras.distribution.DataParallel`. TensorFlow: `tf.distribute.MirroredStrategy`, or `MultiWorkerMirroredStrategy`
-where TF_CONFIG tells of several processes. The model is not told: the statistics of BatchNorm are over the whole batch
-on both, as on one device.
+JAX: `keras.distribution.DataParallel`, over the processes that Keras' KERAS_DISTRIBUTION_* variables name. TensorFlow:
+`tf.distribute.MirroredStrategy`, or `MultiWorkerMirroredStrategy` where TF_CONFIG tells of several processes. The model
+is not told: the statistics of BatchNorm are over the whole batch on both, as on one device.
 """
 
 import json
@@ -44,15 +44,13 @@ class JaxDevices(Devices):
     """All devices that JAX sees, in all processes."""
 
     def __init__(self):
-        if os.environ.get(JAX_PROCESSES, "1") != "1":
-            import jax
+        import jax
 
-            if not jax.distributed.is_initialized():
-                keras.distribution.initialize()
+        if os.environ.get(JAX_PROCESSES, "1") != "1" and not jax.distributed.is_initialized():
+            keras.distribution.initialize()
         self._distribution = keras.distribution.DataParallel(auto_shard_dataset=False)
         self.replicas = self._distribution.num_model_replicas
-        self.processes = keras.distribution.num_processes() if hasattr(keras.distribution, "num_processes") else 1
-        self.process = self._distribution.data_shard_id
+        self.processes, self.process = jax.process_count(), jax.process_index()
 
     def scope(self):
         return self._distribution.scope()
