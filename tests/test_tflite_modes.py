@@ -271,12 +271,11 @@ def test_dynamic_has_integer_weights_and_float_activations(exported):
         assert "FLOAT32" in types
 
 
-def test_float16_says_that_it_may_be_computed_so(exported, small_exported):
-    file = flatbuffer_utils.read_model(exported("float16").path)
-    (entry,) = [entry for entry in file.metadata if entry.name == b"reduced_precision_support"]
-    assert bytes(file.buffers[entry.buffer].data).startswith(b"fp16accfp16")
-    other = flatbuffer_utils.read_model(small_exported("weight_only").path)
-    assert b"reduced_precision_support" not in [entry.name for entry in other.metadata]
+@pytest.mark.parametrize("mode", QUANTIZED)
+def test_file_says_whether_it_may_be_computed_in_float16(small_exported, mode):
+    file = flatbuffer_utils.read_model(small_exported(mode).path)
+    found = [bytes(file.buffers[e.buffer].data) for e in file.metadata if e.name == b"reduced_precision_support"]
+    assert found == ([b"fp16accfp16"] if mode in ("float16", "dynamic") else [])
 
 
 # Types of input and output.

@@ -100,8 +100,9 @@ class TensorFlowBuilder:
         centred = x - tf.reduce_mean(x, -1, keepdims=True)
         channels = x.shape[-1]
         if self._kernels.matmul_variance:
-            squares = tf.reshape(centred * centred, (-1, channels))
-            variance = tf.matmul(squares, _constant(np.full((channels, 1), 1 / channels)))
+            # Divided before they are squared: float16 ends at 65504, which the square of 256 exceeds.
+            squares = tf.reshape(centred * (centred * _constant(1 / channels)), (-1, channels))
+            variance = tf.matmul(squares, _constant(np.ones((channels, 1))))
             variance = tf.reshape(variance, (*x.shape[:-1], 1))
         else:
             variance = tf.reduce_mean(centred * centred, -1, keepdims=True)

@@ -55,9 +55,10 @@ def export_tflite(
         path: the file to write, `.tflite`; or an existing folder, in which it is called by the model's name, input size
             and mode, e.g. `efficientformer_l1_224_float32.tflite`.
         quantize: "none" (float32), "float16" (weights, and arithmetic where the CPU or GPU can), "dynamic" (int8
-            weights, activations quantized while running), "weight_only" (int8 weights, float32 arithmetic), "int8"
-            (fastest on phones' CPUs: all but LayerNorm and attention's products in int8), "int8_integer" (no float
-            operation inside, for NPUs and DSPs) or "int16x8" (int16 activations, int8 weights).
+            weights, activations quantized while running; the rest as in "float16"), "weight_only" (int8 weights,
+            float32 arithmetic), "int8" (fastest on phones' CPUs: all but LayerNorm and attention's products in int8),
+            "int8_integer" (no float operation inside, for NPUs and DSPs) or "int16x8" (int16 activations, int8
+            weights).
         calibration: raw RGB images: a folder, searched recursively, or arrays (height, width, 3) in 0..255; at most 128
             are taken. "int8", "int8_integer" and "int16x8" measure their ranges on them and cannot do without; all
             modes are compared with Keras on them, or on four seeded images where there are none.
@@ -102,7 +103,8 @@ def export_tflite(
             content = with_names(content, network.outputs)
             inputs = exporting.network_inputs(images, network)
             content = quantize_file(content, mode, io, inputs, batch_size, learnt_ranges | _known_ranges(network))
-        partial.write_bytes(with_metadata(content, network.outputs, _card(network, mode, label_names)))
+        card = _card(network, mode, label_names)
+        partial.write_bytes(with_metadata(content, network.outputs, card, mode.float16_arithmetic))
         del content  # or the check would need as much memory again
         exported = LiteRTModel(partial)
         found = exported.predict(exporting.network_inputs(images, network))
@@ -207,11 +209,9 @@ def _convert(network: FusedNetwork, mode: Mode, batch_size: int) -> bytes:
         return list(network.build(StepScopes(TensorFlowBuilder(image, kernels))).values())
 
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], function)
-    if mode.float16:
+    if mode.float16_weights:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
-        # Metadata by which XNNPACK knows that it may compute in float16 too, twice as fast where the CPU can.
-        converter.target_spec._experimental_supported_accumulation_type = tf.float16
     return converter.convert()
 
 

@@ -38,7 +38,8 @@ class Mode:
         name: in file names.
         limit: the largest `Difference.relative` at which a file is written.
         kernels: arguments of `tensorflow_builder.Kernels`.
-        float16: whether weights are stored, and on CPUs that can also computed, in float16.
+        float16_weights: whether weights are stored in float16.
+        float16_arithmetic: whether CPUs that can may compute in float16.
         recipe: adds the quantization to an ai-edge-quantizer `RecipeManager`; None leaves the file as it is.
         calibrated: whether ranges of activations are measured, so that images are needed.
         io_types: the types that input and output may have.
@@ -47,7 +48,8 @@ class Mode:
     name: str
     limit: float
     kernels: dict[str, bool]
-    float16: bool = False
+    float16_weights: bool = False
+    float16_arithmetic: bool = False
     recipe: Callable[[Any], None] | None = None
     calibrated: bool = False
     io_types: tuple[str, ...] = ("float32",)
@@ -79,11 +81,12 @@ def _int16x8(recipe):
     recipe.add_static_config(".*", "*", 16, 8)
 
 
+FLOAT16 = {"matmul_variance": True, "row_padding": True}
 INTEGER = {"depthwise_pooling": True}
 MODES = {
     "none": Mode("float32", 1e-5, {}),
-    "float16": Mode("float16", 0.02, {"matmul_variance": True, "row_padding": True}, float16=True),
-    "dynamic": Mode("dynamic", 0.5, {"row_padding": True}, recipe=_dynamic),
+    "float16": Mode("float16", 0.02, FLOAT16, float16_weights=True, float16_arithmetic=True),
+    "dynamic": Mode("dynamic", 0.5, {"row_padding": True}, float16_arithmetic=True, recipe=_dynamic),
     "weight_only": Mode("weight_only", 0.2, {}, recipe=_weight_only),
     "int8": Mode("int8", 0.5, INTEGER, recipe=_int8, calibrated=True, io_types=IO_TYPES),
     "int8_integer": Mode("int8_integer", 0.5, INTEGER, recipe=_int8_integer, calibrated=True, io_types=IO_TYPES),
