@@ -38,6 +38,9 @@ def test_finetune_and_evaluate(folder):
     config = json.loads((folder / "run" / "config.json").read_text())["config"]
     assert (config["epochs"], config["batch_size"], config["flip"], config["learning_rate"]) == (1, 4, False, 1e-3)
     assert "validation top-1" in command(*run, "--resume").stdout
+    # Not a terminal: no bars, but a line for each epoch.
+    shown = command(*run[:4], "--output", folder / "logged", *options).stdout
+    assert shown.count("val_accuracy") == 1
 
     evaluation = ["evaluate", folder / "images", "--model", folder / "run" / "best.keras"]
     found = json.loads(command(*evaluation, "--json").stdout)

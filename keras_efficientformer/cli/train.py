@@ -70,7 +70,7 @@ def finetune(
         teacher=_open_teacher(teacher),
         config=settings,
         resume=resume,
-        verbose=not as_json and errors.is_terminal,
+        verbose=0 if as_json else 1 if errors.is_terminal else 2,
         track=partial(track, description="Checking images"),
     )
     print(json.dumps(report.to_dict(), indent=2)) if as_json else console.print(_finetune_table(report, output))
@@ -78,7 +78,7 @@ def finetune(
 
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="A subfolder of images for each class; or ImageNet's val files.")],
-    model: Annotated[str, typer.Option(help="l1, l3, l7, a .keras, checkpoint, .tflite or .mlpackage file.")] = "l1",
+    model: Annotated[str, typer.Option(help="l1 ... v2_l, a .keras, checkpoint, .tflite or .mlpackage file.")] = "l1",
     labels: Annotated[Path | None, typer.Option(help="Text file with one class name in each line.")] = None,
     ground_truth: Annotated[Path | None, typer.Option(help="Classes of ImageNet's ILSVRC2012_val_*.JPEG.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the images, for Keras models and checkpoints.")] = None,

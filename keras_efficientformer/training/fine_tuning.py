@@ -98,7 +98,7 @@ def finetune(
     config: FineTuneConfig | None = None,
     resume: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
-    verbose: bool = True,
+    verbose: int = 1,
     track: Callable = iter,
 ) -> FineTuneReport:
     """Fine-tunes an EfficientFormer on images of your classes.
@@ -109,7 +109,7 @@ def finetune(
 
     Args:
         model: a `keras.Model` of this package, which stays as it is; the path of one or of a checkpoint; or "l1",
-            "l3", "l7". Where several processes train together, a path or a name.
+            "l3", "l7", "v2_s0", "v2_s1", "v2_s2", "v2_l". Where several processes train together, a path or a name.
         data: a folder with a subfolder of images for each class, or with `train` and perhaps `val`; or a
             `keras.utils.PyDataset`, `tf.data.Dataset`, PyTorch `DataLoader` or other sized iterable of
             (images, labels): raw RGB (batch, height, width, 3) in 0..255 and integers (batch,) or rows of
@@ -125,7 +125,7 @@ def finetune(
         config: the settings; None means the defaults.
         resume: go on with the run that is in `output`, with the same arguments.
         callbacks: Keras callbacks for the training model, e.g. your own logging. They should not change it.
-        verbose: whether to show progress bars.
+        verbose: as in Keras' `fit`: 0 shows nothing, 1 progress bars, 2 a line for each epoch.
         track: wraps the check of all images, e.g. `rich.progress.track`.
 
     Returns:
@@ -321,11 +321,11 @@ class _Run:
         self.student.stop_training = False
         callbacks = keras.callbacks.CallbackList(
             callbacks,
-            add_progbar=self.verbose and self.devices.process == 0,
+            add_progbar=self.verbose > 0 and self.devices.process == 0,
             model=self.student,
             epochs=self.config.epochs,
             steps=self.data.training.steps,
-            verbose=1,
+            verbose=int(self.verbose),
         )
         callbacks.on_train_begin()
         if self.config.patience is not None:
