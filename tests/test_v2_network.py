@@ -102,7 +102,7 @@ def test_tflite(tmp_path, mode):
     assert not {"GATHER", "SHAPE", "PACK", "EXPAND_DIMS"} & report.operations.keys()
     assert not [operation for operation in report.operations if operation.startswith(("Flex", "CUSTOM"))]
     assert report.operations["RESIZE_BILINEAR"] == 1
-    if mode in ("none", "float16", "weight_only"):
+    if mode in ("none", "float16", "dynamic", "weight_only"):
         assert report.partitions == 1
     if mode == "none":
         assert report.differences[0].max < TOLERANCE

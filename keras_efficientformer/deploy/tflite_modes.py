@@ -57,6 +57,8 @@ class Mode:
 
 def _dynamic(recipe):
     recipe.add_dynamic_config(".*", "*", 8)
+    # XNNPACK has no such kernel: each would be a hole in its graph.
+    recipe.add_weight_only_config(".*", "DEPTHWISE_CONV_2D", 8)
 
 
 def _weight_only(recipe):
