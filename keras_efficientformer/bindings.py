@@ -10,10 +10,10 @@ import numpy as np
 from keras_efficientformer.variants import Architecture, ArchitectureV2
 
 HEADS = ("head", "head_dist")
+BODY_LAYERS = ("stem", "stage1", "stage2", "stage3", "stage4", "norm")
 # A shorter list of names would hide the pattern, a longer one the message.
 NAMES_SHOWN = 10
 
-_LAYER_NAMES = ("stem", "stage1", "stage2", "stage3", "stage4", "norm")
 _TO_KERAS = {"conv": (2, 3, 1, 0), "depthwise": (2, 3, 0, 1), "dense": (1, 0)}
 _TO_TORCH = {"conv": (3, 2, 0, 1), "depthwise": (2, 3, 0, 1), "dense": (1, 0)}
 
@@ -88,9 +88,9 @@ def layers_of(model):
         ValueError: the model is none.
     """
     layers = {layer.name: layer for layer in getattr(model, "layers", ())}
-    if any(name not in layers for name in _LAYER_NAMES):
+    if any(name not in layers for name in BODY_LAYERS):
         raise ValueError(
-            f"{model!r} is not an EfficientFormer of this package: expected the layers {', '.join(_LAYER_NAMES)}, "
+            f"{model!r} is not an EfficientFormer of this package: expected the layers {', '.join(BODY_LAYERS)}, "
             f"found {listing(list(layers))}. If it is a part of the model, pass that part."
         )
     return layers

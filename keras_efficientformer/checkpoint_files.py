@@ -122,17 +122,20 @@ def finished_file(path, overwrite=False):
     Raises:
         FileExistsError: `path` exists and `overwrite` is False.
         FileNotFoundError: the folder of `path` does not exist.
+        IsADirectoryError: `path` is a folder and no Core ML package.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists. Choose another name, or say that it may be overwritten.")
+    if path.is_dir() and not (path / "Manifest.json").exists():
+        raise IsADirectoryError(f"{path} is a folder, and no Core ML package that could be replaced.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"The folder {path.parent} does not exist. Make it first, or choose another.")
     # In the same folder, so that the last step is a rename; under the same suffix, which decides the format.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
         partial = Path(folder) / path.name
         yield partial
-        if path.is_dir():  # a package: no folder replaces another that is not empty
+        if path.exists() and partial.is_dir():  # a package: no folder replaces another that is not empty
             os.replace(path, Path(folder) / "replaced")
         os.replace(partial, path)
 

@@ -4,8 +4,10 @@ A Keras model, a checkpoint of any dialect, a .tflite file and a Core ML package
 `evaluate` need not know what they are talking to.
 """
 
+import contextlib
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,6 +74,8 @@ class KerasClassifier:
 class FileClassifier:
     """A .tflite file or a Core ML package; its sidecar has the labels and says whether the file normalises by itself.
 
+    Without one, labels are those in a .tflite file itself, and it is taken to normalise, as exports do by default.
+
     Args:
         model: the opened file: `input_shape`, and `predict` that gives {output name: scores}.
         path: the file's path, beside which its sidecar stands.
@@ -80,15 +84,34 @@ class FileClassifier:
     def __init__(self, model: Any, path: str | os.PathLike):
         self._model = model
         self.size = tuple(model.input_shape[:2])
-        sidecar = Path(path).with_suffix(".json")
-        report = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
-        self.labels = report.get("labels")
+        report = _read_report(Path(path).with_suffix(".json"))
+        self.labels = report.get("labels") or _embedded_labels(path)
         self._preprocessing = report.get("preprocessing", True)
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         outputs = self._model.predict(pixels if self._preprocessing else preprocess_input(pixels))
         # A Core ML classifier also names the class; files with feature maps have those first.
         return next(outputs[name] for name in SCORES if name in outputs)
+
+
+def _read_report(sidecar):
+    """What an export wrote beside its file; nothing where there is none, or another program's JSON."""
+    if not sidecar.exists():
+        return {}
+    with contextlib.suppress(ValueError):
+        report = json.loads(sidecar.read_text(encoding="utf-8"))
+        if isinstance(report, dict):
+            return report
+    return {}
+
+
+def _embedded_labels(path):
+    from keras_efficientformer.deploy.tflite_metadata import LABELS_FILE
+
+    if not (os.path.isfile(path) and zipfile.is_zipfile(path)):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(LABELS_FILE).decode().split("\n") if LABELS_FILE in archive.namelist() else None
 
 
 def open_classifier(source: str | os.PathLike, input_shape: tuple[int, int, int] | None = None) -> Classifier:

@@ -11,6 +11,7 @@ import io
 import math
 import operator
 import os
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -225,6 +226,21 @@ def imagenet_labels() -> tuple[tuple[str, str], ...]:
     path = importlib.resources.files(__package__) / "data" / "imagenet_labels.txt"
     lines = path.read_text(encoding="utf-8").splitlines()
     return tuple((wordnet_id, name) for wordnet_id, name in (line.split(" ") for line in lines))
+
+
+def read_labels(path: str | os.PathLike) -> tuple[str, ...]:
+    """Class names from a UTF-8 text file with one in each line.
+
+    Raises:
+        ValueError: the file is not UTF-8.
+        OSError: it cannot be read.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")  # Windows' editors put a mark before the first name
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} should hold class names as UTF-8 text, one in each line: {error}") from error
+    # Not `splitlines`, which also splits at characters that may stand in a name.
+    return tuple(text.rstrip("\n").split("\n"))
 
 
 def decode_predictions(preds, top=5, labels=None) -> list[list[tuple[str, str, float]]]:

@@ -10,6 +10,9 @@ from keras import ops
 
 from keras_efficientformer.normalization import batch_norm, layer_norm
 
+# Said to every layer inside: Keras' global default may change after a model was made.
+CHANNELS_LAST = "channels_last"
+
 register = keras.saving.register_keras_serializable(package="keras_efficientformer")
 
 
@@ -18,6 +21,11 @@ def linear(units, name, dtype=None):
     # One initializer for each layer: Keras draws the same numbers again from one that is shared.
     initializer = keras.initializers.TruncatedNormal(stddev=0.02)
     return keras.layers.Dense(units, kernel_initializer=initializer, name=name, dtype=dtype)
+
+
+def conv2d(*args, **kwargs):
+    """A `keras.layers.Conv2D` of feature maps with their channels last."""
+    return keras.layers.Conv2D(*args, data_format=CHANNELS_LAST, **kwargs)
 
 
 def require_channels(layer, input_shape, rank, channels):
@@ -142,8 +150,8 @@ class PaddedConv(keras.layers.Layer):
         super().__init__(**kwargs)
         require_positive(dim=dim)
         self.dim = dim
-        self.pad = keras.layers.ZeroPadding2D(1, name="pad", dtype=self.dtype_policy)
-        self.conv = keras.layers.Conv2D(dim, 3, strides=2, name="conv", dtype=self.dtype_policy)
+        self.pad = keras.layers.ZeroPadding2D(1, data_format=CHANNELS_LAST, name="pad", dtype=self.dtype_policy)
+        self.conv = conv2d(dim, 3, strides=2, name="conv", dtype=self.dtype_policy)
         self.norm = batch_norm("norm", self.dtype_policy)
 
     def build(self, input_shape):
@@ -226,7 +234,7 @@ class Pooling(SameShape):
         self.pool_size = pool_size
 
     def call(self, x):
-        return ops.average_pool(x, self.pool_size, strides=1, padding="same") - x
+        return ops.average_pool(x, self.pool_size, strides=1, padding="same", data_format=CHANNELS_LAST) - x
 
     def get_config(self):
         return {**super().get_config(), "pool_size": self.pool_size}
@@ -248,9 +256,9 @@ class ConvMlp(SameShape):
         require_positive(dim=dim, hidden_dim=hidden_dim)
         self.dim = dim
         self.hidden_dim = hidden_dim
-        self.fc1 = keras.layers.Conv2D(hidden_dim, 1, name="fc1", dtype=self.dtype_policy)
+        self.fc1 = conv2d(hidden_dim, 1, name="fc1", dtype=self.dtype_policy)
         self.norm1 = batch_norm("norm1", self.dtype_policy)
-        self.fc2 = keras.layers.Conv2D(dim, 1, name="fc2", dtype=self.dtype_policy)
+        self.fc2 = conv2d(dim, 1, name="fc2", dtype=self.dtype_policy)
         self.norm2 = batch_norm("norm2", self.dtype_policy)
 
     def build(self, input_shape):

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_efficientformer.layers import (
+    CHANNELS_LAST,
     BiasedAttention,
     LayerScale,
     SameShape,
@@ -73,9 +74,10 @@ class ConvNorm(keras.layers.Layer):
         self.kernel_size = kernel_size
         self.strides = strides
         self.depthwise = depthwise
-        self.pad = keras.layers.ZeroPadding2D(kernel_size // 2, name="pad", dtype=self.dtype_policy)
+        settings = {"data_format": CHANNELS_LAST, "dtype": self.dtype_policy}
+        self.pad = keras.layers.ZeroPadding2D(kernel_size // 2, name="pad", **settings)
         kind, sizes = (keras.layers.DepthwiseConv2D, ()) if depthwise else (keras.layers.Conv2D, (dim,))
-        self.conv = kind(*sizes, kernel_size, strides=strides, name="conv", dtype=self.dtype_policy)
+        self.conv = kind(*sizes, kernel_size, strides=strides, name="conv", **settings)
         self.bn = batch_norm("bn", self.dtype_policy)
 
     def build(self, input_shape):
@@ -281,7 +283,7 @@ class AttentionV2(_Attention):
         x = _from_heads(ops.matmul(weights, _to_heads(value, self.num_heads)), self.grid)
         x = x + self.v_local(value, training=training)
         if self.stride_conv is not None:
-            x = ops.image.resize(x, self.resolution, interpolation="bilinear", data_format="channels_last")
+            x = ops.image.resize(x, self.resolution, interpolation="bilinear", data_format=CHANNELS_LAST)
         return self.proj(keras.activations.gelu(x), training=training)
 
     def compute_output_shape(self, input_shape):
@@ -307,8 +309,9 @@ class LocalGlobalQuery(keras.layers.Layer):
         require_positive(dim=dim, out_dim=out_dim)
         self.dim = dim
         self.out_dim = out_dim
-        self.pad = keras.layers.ZeroPadding2D(1, name="pad", dtype=self.dtype_policy)
-        self.local = keras.layers.DepthwiseConv2D(3, strides=STRIDE, name="local", dtype=self.dtype_policy)
+        settings = {"data_format": CHANNELS_LAST, "dtype": self.dtype_policy}
+        self.pad = keras.layers.ZeroPadding2D(1, name="pad", **settings)
+        self.local = keras.layers.DepthwiseConv2D(3, strides=STRIDE, name="local", **settings)
         self.proj = ConvNorm(out_dim, name="proj", dtype=self.dtype_policy)
 
     def build(self, input_shape):

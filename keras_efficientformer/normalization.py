@@ -49,7 +49,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return ops.cast(outputs, self.compute_dtype)
 
     def _average(self, moving, value):
-        moving.assign(moving * self.momentum + value * (1.0 - self.momentum))
+        moving.assign(moving * self.momentum + ops.cast(value, moving.dtype) * (1.0 - self.momentum))
 
 
 def batch_norm(name, dtype):

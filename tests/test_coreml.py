@@ -266,6 +266,18 @@ def test_labels_are_unique(tmp_path):
     assert CoreMLModel(report.path).labels == report.labels
 
 
+def test_labels_that_look_like_numbered_ones(build, tmp_path):
+    labels = ["a", "a", "a (0)", *"bcdefgh"]
+    report = export_coreml(build(), tmp_path, labels=labels)
+    assert len(set(report.labels)) == 10
+    assert CoreMLModel(report.path).labels == report.labels
+
+
+def test_a_file_is_replaced_by_a_package(build, tmp_path):
+    (tmp_path / "m.mlpackage").write_text("a file")
+    assert Path(export_coreml(build(), tmp_path / "m.mlpackage", overwrite=True).path).is_dir()
+
+
 # Compression.
 
 
@@ -362,7 +374,9 @@ def test_refusals_leave_nothing(model, tmp_path, arguments, error, words):
     assert contents(tmp_path) == []
 
 
-@pytest.mark.parametrize("other", [None, "model", keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])])
+@pytest.mark.parametrize(
+    "other", [None, "model", keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), keras.Sequential()]
+)
 def test_not_an_efficientformer(tmp_path, other):
     with pytest.raises((ValueError, TypeError), match="EfficientFormer"):
         export_coreml(other, tmp_path)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from keras_efficientformer.deploy.images import find_images, read_images, seeded_images
@@ -105,6 +106,35 @@ def test_unfit_arrays(images, words):
     with pytest.raises(
         ValueError, match=r"Images of the shape \(40, 56, 3\), values in 0\.\.255, are needed.*" + words
     ):
+        read_images(images, SHAPE, limit=10)
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        lambda images: [images[:1], images[1:]],
+        lambda images: [(images[:2], [0, 1]), (images[2:], [2])],
+        lambda images: list(zip(images, range(3), strict=True)),
+        lambda images: [[image[None]] for image in images],
+        lambda images: tf.data.Dataset.from_tensor_slices((images, range(3))).batch(2),
+    ],
+    ids=["batches", "labelled batches", "labelled", "TFLite's representative dataset", "tf.data"],
+)
+def test_read_datasets(arrange):
+    assert colours(read_images(arrange(constant_images(0, 30, 60)), SHAPE, limit=10)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("scale", [lambda x: x / 255, lambda x: x / 127.5 - 1, lambda x: x * 3.0, lambda x: x * np.nan])
+def test_images_that_are_not_raw(scale):
+    with pytest.raises(
+        ValueError, match=r"values in 0\.\.255, are needed, neither scaled nor normalised. Received: val"
+    ):
+        read_images(scale(constant_images(0, 255)), SHAPE, limit=10)
+
+
+@pytest.mark.parametrize("images", [3, None])
+def test_images_that_are_nothing_of_the_kind(images):
+    with pytest.raises(TypeError, match=r"Images are a folder, an array or an iterable of arrays\. Received"):
         read_images(images, SHAPE, limit=10)
 
 

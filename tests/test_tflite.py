@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import exports
+import keras
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -27,6 +28,7 @@ from PIL import Image
 import keras_efficientformer as kef
 from keras_efficientformer import conversion
 from keras_efficientformer.deploy import ExportError, export_tflite
+from keras_efficientformer.deploy.exporting import label_names
 from keras_efficientformer.deploy.images import seeded_images
 from keras_efficientformer.deploy.litert import LiteRTModel
 from keras_efficientformer.deploy.report import compare
@@ -411,6 +413,9 @@ def test_calibration_images_are_limited(model, tmp_path):
         ({"batch_size": 0}, ValueError, "`batch_size` should be an integer >= 1. Received: batch_size=0"),
         ({"batch_size": 1.5}, ValueError, "`batch_size` should be an integer >= 1"),
         ({"labels": ["cat", "dog"]}, ValueError, "10 classes and there are 2 labels"),
+        ({"batch_size": True}, ValueError, "`batch_size` should be an integer >= 1"),
+        ({"labels": ["two\nlines", *"bcdefghij"]}, ValueError, r"single lines of text. Received: 'two\\nlines'"),
+        ({"labels": range(10)}, ValueError, "single lines of text. Received: 0, 1"),
         ({"labels": "missing.txt"}, FileNotFoundError, "missing.txt"),
         ({"calibration": "missing folder"}, FileNotFoundError, "missing folder is not a folder of images"),
         ({"calibration": []}, ValueError, r"\(64, 64, 3\).*Received: none"),
@@ -423,6 +428,40 @@ def test_refusals_leave_nothing(model, tmp_path, arguments, error, words):
     with pytest.raises(error, match=words):
         export_tflite(model, tmp_path / "model.tflite", **arguments)
     assert contents(tmp_path) == []
+
+
+def test_labels_from_windows(tmp_path):
+    file = tmp_path / "labels.txt"
+    file.write_bytes("\ufeffcat\r\nno\u2028break\r\n\r\n".encode())
+    assert label_names(file, 2) == ("cat", "no\u2028break")
+    file.write_bytes("Müll".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"labels\.txt should hold class names as UTF-8 text"):
+        label_names(file, 1)
+
+
+def test_labels_without_a_classifier():
+    with pytest.raises(ValueError, match="no classifier that 2 labels could be for"):
+        label_names(["cat", "dog"], None)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_models_of_lower_precision(tmp_path, policy):
+    """The file is compared with what the model stands for, not with its roundings."""
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = kef.EfficientFormer((1, 1, 1, 2), (8, 16, 24, 32), 1, input_shape=(64, 64, 3), classes=10)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for number, variable in enumerate(model.trainable_variables):
+        variable.assign(np.random.default_rng(number).normal(0, 0.2, variable.shape))
+    assert export_tflite(model, tmp_path).differences[0].max < 1e-5
+
+
+def test_a_folder_is_not_replaced(model, tmp_path):
+    (tmp_path / "model.tflite" / "mine").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match=r"model\.tflite is a folder, and no Core ML package"):
+        export_tflite(model, tmp_path / "model.tflite", overwrite=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["model.tflite", "mine"]
 
 
 def test_empty_calibration_folder(model, tmp_path):

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from keras_efficientformer.classifiers import open_classifier
 from keras_efficientformer.cli.shared import Json, Labels, Size, image_shape, output, track
 from keras_efficientformer.deploy.images import find_images
-from keras_efficientformer.imagenet import decode_predictions, load_image, resize_and_crop
+from keras_efficientformer.imagenet import decode_predictions, load_image, read_labels, resize_and_crop
 
 BATCH_SIZE = 32
 
@@ -28,7 +28,7 @@ def predict(
     """Classify photographs."""
     files = [file for path in images for file in (find_images(path) if path.is_dir() else [path])]
     network = open_classifier(model, image_shape(size))
-    names = labels.read_text(encoding="utf-8").splitlines() if labels else network.labels
+    names = list(read_labels(labels)) if labels else network.labels
     results: dict[str, Any] = {}
     for start in track(range(0, len(files), BATCH_SIZE), "Classifying"):
         batch = files[start : start + BATCH_SIZE]

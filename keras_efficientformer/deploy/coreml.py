@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 
+from keras_efficientformer.bindings import layers_of
 from keras_efficientformer.checkpoint_files import finished_file
 from keras_efficientformer.deploy import exporting
 from keras_efficientformer.deploy.coreml_modes import (
@@ -99,9 +100,8 @@ def export_coreml(
     names = _unique(exporting.label_names(labels, network.classes))
     mode = mode_name(precision, compress)
     file = exporting.file_path(path, network, mode, ".mlpackage")
-    limit = max_difference
-    if limit is None:
-        limit = PRECISIONS[precision] if compress == "none" else COMPRESSIONS[compress].limit
+    limit = PRECISIONS[precision] if compress == "none" else COMPRESSIONS[compress].limit
+    limit = limit if max_difference is None else float(max_difference)
 
     with finished_file(file, overwrite) as partial, finished_file(file.with_suffix(".json"), overwrite) as sidecar:
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for each of a dozen passes
@@ -153,12 +153,14 @@ def _unique(names):
     """Class names as keys of a dictionary, which Core ML's probabilities are: ImageNet has two kinds of crane."""
     if names is None or len(set(names)) == len(names):
         return names
-    return tuple(f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names))
+    found = tuple(f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names))
+    return _unique(found)  # where one of them was another class's name
 
 
 def takes_rgb(model: Any) -> bool:
     """Whether ImageNet's normalisation is for this model's images."""
-    return isinstance(model, keras.Model) and model.inputs[0].shape[-1] == len(MEAN)
+    layers_of(model)  # or it may have no inputs
+    return model.inputs[0].shape[-1] == len(MEAN)
 
 
 def _convert(

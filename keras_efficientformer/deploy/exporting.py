@@ -3,16 +3,18 @@
 import contextlib
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_efficientformer.bindings import listing
 from keras_efficientformer.conversion import source_of
 from keras_efficientformer.deploy.recording import FusedNetwork
 from keras_efficientformer.deploy.report import Difference, compare
-from keras_efficientformer.imagenet import MEAN, imagenet_labels, preprocess_input
+from keras_efficientformer.imagenet import MEAN, imagenet_labels, preprocess_input, read_labels
 
 AUTHOR = "keras-efficientformer"
 LICENSE = "Apache-2.0"
@@ -42,20 +44,24 @@ def require(target: str, extra: str, *modules: str) -> None:
             ) from error
 
 
-def label_names(labels: str | os.PathLike | list[str] | None, classes: int | None) -> tuple[str, ...] | None:
+def label_names(labels: str | os.PathLike | Sequence[str] | None, classes: int | None) -> tuple[str, ...] | None:
     """Class names from a list or a text file with one in each line; None means ImageNet's for 1000 classes, else none.
 
     Raises:
-        ValueError: their number is not that of the classes.
+        ValueError: their number is not that of the classes, or one is no single line of text.
         OSError: the file cannot be read.
     """
     if labels is None:
         return tuple(name for _, name in imagenet_labels()) if classes == len(imagenet_labels()) else None
-    if isinstance(labels, str | os.PathLike):
-        labels = Path(labels).read_text(encoding="utf-8").splitlines()
-    if len(labels) != classes:
-        raise ValueError(f"The model has {classes} classes and there are {len(labels)} labels: one for each is needed.")
-    return tuple(labels)
+    names = read_labels(labels) if isinstance(labels, str | os.PathLike) else tuple(labels)
+    if classes is None:
+        raise ValueError(f"The model has no classifier that {len(names)} labels could be for: leave them out.")
+    if len(names) != classes:
+        raise ValueError(f"The model has {classes} classes and there are {len(names)} labels: one for each is needed.")
+    unfit = [name for name in names if not isinstance(name, str) or "\n" in name or "\r" in name]
+    if unfit:  # files hold them one in a line
+        raise ValueError(f"Labels should be single lines of text. Received: {listing(list(map(repr, unfit)))}")
+    return tuple(map(str, names))
 
 
 def file_path(path: str | os.PathLike, network: FusedNetwork, mode: str, suffix: str) -> Path:
@@ -88,7 +94,24 @@ def differences(
     stages = [name for name in network.outputs if name in STAGES]
     if stages:  # else the model itself, which need not be traced again for every export
         model = keras.Model(model.inputs, [*(model.get_layer(name).output for name in stages), *model.outputs])
-    return compare_outputs(model.predict(normalised(images), verbose=0), network, found)
+    return compare_outputs(_in_float32(model).predict(normalised(images), verbose=0), network, found)
+
+
+def _in_float32(model):
+    """The model, or where it computes in another precision a copy that does not: what it stands for is compared."""
+    if {layer.compute_dtype for layer in model.layers} == {"float32"}:
+        return model
+    copy = keras.Model.from_config(_with_float32_policies(model.get_config()))
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _with_float32_policies(config):
+    if isinstance(config, list | tuple):
+        return type(config)(map(_with_float32_policies, config))
+    if not isinstance(config, dict):
+        return config
+    return {name: "float32" if name == "dtype" else _with_float32_policies(value) for name, value in config.items()}
 
 
 def compare_outputs(expected: Any, network: FusedNetwork, found: dict[str, np.ndarray]) -> tuple[Difference, ...]:

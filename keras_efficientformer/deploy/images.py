@@ -1,5 +1,6 @@
 """The images an export is measured on: the user's, from a folder or arrays, or seeded ones."""
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def read_images(
 
     Args:
         images: a folder, searched recursively, whose files are resized and cropped as for evaluation; or an array
-            (number, height, width, channels) or iterable of (height, width, channels), values in 0..255.
+            (number, height, width, channels), or an iterable of images (height, width, channels) or of batches of them,
+            such as a `tf.data.Dataset`, with labels or without. Values in 0..255.
         input_shape: (height, width, channels).
         limit: how many to take at most, evenly spread over a folder's files, else the first.
 
@@ -61,16 +63,42 @@ def read_images(
         float32 array (number, height, width, channels), values in 0..255.
 
     Raises:
-        FileNotFoundError, ValueError: there are none, or one is unreadable (`imagenet.ImageError`) or of another shape.
+        FileNotFoundError, ValueError: there are none, or one is unreadable (`imagenet.ImageError`), of another shape
+            or of other values.
+        TypeError: neither a folder nor iterable.
     """
     if isinstance(images, str | Path):
         files = find_images(images)
         files = [
             files[index] for index in np.unique(np.linspace(0, len(files) - 1, min(limit, len(files))).astype(int))
         ]
-        images = (resize_and_crop(load_image(path), input_shape[:2]) for path in files)
-    arrays = [np.asarray(image, "float32") for image, _ in zip(images, range(limit), strict=False)]
+        arrays = [resize_and_crop(load_image(path), input_shape[:2]).astype("float32") for path in files]
+    elif not isinstance(images, Iterable):
+        raise TypeError(f"Images are a folder, an array or an iterable of arrays. Received: {images!r}")
+    else:
+        arrays = list(itertools.islice(_single_images(images), limit))
     if not arrays or any(array.shape != input_shape for array in arrays):
         shapes = sorted({array.shape for array in arrays}) or "none"
         raise ValueError(f"Images of the shape {input_shape}, values in 0..255, are needed. Received: {shapes}")
-    return np.stack(arrays)
+    found = np.stack(arrays)
+    if not isinstance(images, str | Path):
+        _check_values(found)
+    return found
+
+
+def _single_images(images):
+    """Images (height, width, channels), one by one, of an iterable of them or of batches, labels left out."""
+    for item in images:
+        with_labels = isinstance(item, tuple | list) and np.ndim(item[0]) >= 3
+        array = np.asarray(item[0] if with_labels else item, "float32")
+        yield from array if array.ndim == 4 else [array]
+
+
+def _check_values(images):
+    lowest, highest = float(images.min()), float(images.max())
+    # Pictures that are black but for a value of one are none; those that somebody has scaled or normalised are many.
+    if not (lowest >= 0 and 1 < highest <= 255):
+        raise ValueError(
+            f"Raw RGB images, values in 0..255, are needed, neither scaled nor normalised. Received: values in "
+            f"{lowest:g}..{highest:g}"
+        )

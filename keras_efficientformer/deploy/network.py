@@ -10,7 +10,7 @@ is changed.
 import keras
 import numpy as np
 
-from keras_efficientformer.bindings import is_v2, layers_of
+from keras_efficientformer.bindings import BODY_LAYERS, HEADS, is_v2, layers_of, listing
 from keras_efficientformer.deploy import network_v2
 from keras_efficientformer.deploy.folding import array, dense, fold_into, fold_norm, scale_and_offset
 from keras_efficientformer.deploy.recording import FusedNetwork, Recorder
@@ -21,6 +21,9 @@ PAPER, PAPER_V2 = "EfficientFormer (arXiv 2206.01191)", "EfficientFormerV2 (arXi
 
 # Activations of the last layer: what they are called in a builder, and how the output is named.
 ACTIVATIONS = {"linear": (None, "logits"), "softmax": ("softmax", "probabilities"), "sigmoid": ("sigmoid", "scores")}
+
+# With what models end, with a classifier and without.
+CLASSIFIER_ENDS, FEATURE_ENDS = {"predictions", "predictions_dist"}, {"norm", "avg_pool", "max_pool"}
 
 # Deferring the pooling mixer is exact, but multiplies activations: outside these bounds a stage computes it plainly.
 MIN_KEPT = 0.1
@@ -36,10 +39,12 @@ def fuse(model: keras.Model, include_preprocessing: bool = True, feature_maps: b
         feature_maps: whether the outputs of the stages are outputs of the network too, before the model's own.
 
     Raises:
-        ValueError: the model is no EfficientFormer, has weights that are not finite, ends in an activation other than
-            none, softmax or sigmoid, or takes images of other than three channels where preprocessing is included.
+        ValueError: the model is no EfficientFormer or more than one, has weights that are not finite, ends in an
+            activation other than none, softmax or sigmoid, or takes images of other than three channels where
+            preprocessing is included.
     """
     layers = layers_of(model)
+    _check_whole(model, layers)
     _check_finite(model)
     input_shape = tuple(model.inputs[0].shape[1:])
     if include_preprocessing and input_shape[2] != len(MEAN):
@@ -58,6 +63,23 @@ def fuse(model: keras.Model, include_preprocessing: bool = True, feature_maps: b
         classes=int(layers["head"].units) if "head" in layers else None,
         steps=tuple(recorder.steps),
     )
+
+
+def _check_whole(model, layers):
+    """Raises ValueError where the model computes more than its EfficientFormer, or ends in the middle of it."""
+    own = {*BODY_LAYERS, *HEADS, "head_average", *CLASSIFIER_ENDS, *FEATURE_ENDS}
+    foreign = [
+        layer.name for layer in model.layers if not (layer.name in own or isinstance(layer, keras.layers.InputLayer))
+    ]
+    ends = CLASSIFIER_ENDS if "head" in layers else FEATURE_ENDS
+    others = [name for name in model.output_names if name not in ends]
+    if foreign or others:
+        found = f"the layers {listing(foreign)}" if foreign else f"the outputs {listing(others)}"
+        raise ValueError(
+            f"{model!r} is not an EfficientFormer of this package alone: found {found}, which the exported network "
+            "would not have. Pass the EfficientFormer itself, made with your `classes`, `classifier_activation` and "
+            "`head`; normalisation is part of every export."
+        )
 
 
 def _describe(b, model, layers, input_shape, include_preprocessing, feature_maps):

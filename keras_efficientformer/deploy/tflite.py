@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from numbers import Integral
 
 import keras
 import numpy as np
@@ -59,9 +60,10 @@ def export_tflite(
             float32 arithmetic), "int8" (fastest on phones' CPUs: all but LayerNorm and attention's products in int8),
             "int8_integer" (no float operation inside, for NPUs and DSPs) or "int16x8" (int16 activations, int8
             weights).
-        calibration: raw RGB images: a folder, searched recursively, or arrays (height, width, 3) in 0..255; at most 128
-            are taken. "int8", "int8_integer" and "int16x8" measure their ranges on them and cannot do without; all
-            modes are compared with Keras on them, or on four seeded images where there are none.
+        calibration: raw RGB images, values in 0..255: a folder, searched recursively, an array (number, height, width,
+            3), or a dataset or other iterable of images or batches, labels left out; at most 128 are taken. "int8",
+            "int8_integer" and "int16x8" measure their ranges on them and cannot do without; all modes are compared with
+            Keras on them, or on four seeded images where there are none.
         labels: class names, or a text file with one in each line; None means ImageNet's for 1000 classes, else none.
         include_preprocessing: whether the input is raw RGB, float32 in 0..255, normalised inside; else it is what
             `preprocess_input` returns.
@@ -85,12 +87,12 @@ def export_tflite(
     started = time.perf_counter()
     ranges = _trained_ranges(model)
     mode = _mode(quantize, io, calibration, ranges)
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"`batch_size` should be an integer >= 1. Received: batch_size={batch_size}")
     exporting.require(
         "TFLite", "tflite", "tensorflow", "ai_edge_litert", *(["ai_edge_quantizer"] if mode.recipe else [])
     )
-    limit = mode.limit if max_difference is None else max_difference
+    limit = mode.limit if max_difference is None else float(max_difference)
     model, network = _network(model, include_preprocessing, mode)
     label_names = exporting.label_names(labels, network.classes)
     file = exporting.file_path(path, network, mode.name, ".tflite")
