@@ -114,6 +114,17 @@ def test_unreadable_image(model, tmp_path):
     report = evaluate(model, folder, skip_bad=True)
     assert report.images == 35
     assert len(report.skipped) == 1
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"None of the 36 images can be read.*000\.png"):
+        evaluate(model, folder, skip_bad=True)
+
+
+def test_parts_of_a_split(model, tmp_path):
+    for part in ("train", "val"):
+        training_images.make_folder(tmp_path / part, {"green": 1, "red": 1})
+    with pytest.raises(ValueError, match="Found: train, val, which are the parts of a split"):
+        evaluate(model, tmp_path)
 
 
 def test_ranks():
@@ -155,12 +166,12 @@ def write_csv(folder):
 
 def write_ids(folder):
     path = folder / "imagenet_2012_validation_synset_labels.txt"
-    path.write_text("\n".join(imagenet_labels()[c][0] for c in CLASSES) + "\n")
+    path.write_text("\n".join(imagenet_labels()[c][0] for c in CLASSES) + "\n\n")
 
 
 def write_caffe(folder):
     path = folder.parent / "val.txt"
-    path.write_text("\n".join(f"ILSVRC2012_val_{n:08}.JPEG {c}" for n, c in enumerate(CLASSES, 1)))
+    path.write_text("\n".join(f"val/ILSVRC2012_val_{n:08}.JPEG {c}" for n, c in enumerate(CLASSES, 1)) + "\n\n")
 
 
 def write_development_kit(folder):

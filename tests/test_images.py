@@ -49,6 +49,14 @@ def test_find_images(folder):
     assert find_images(str(folder)) == find_images(folder)
 
 
+def test_hidden_files_are_left_out(folder):
+    before = find_images(folder)
+    (folder / ".ipynb_checkpoints").mkdir()
+    for name in ("._a.png", ".ipynb_checkpoints/a.png"):
+        (folder / name).write_bytes(b"")
+    assert find_images(folder) == before
+
+
 def test_find_images_errors(folder):
     with pytest.raises(FileNotFoundError, match="missing is not a folder of images"):
         find_images(folder / "missing")

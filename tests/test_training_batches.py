@@ -182,9 +182,54 @@ def test_loader_is_told_the_epoch():
     assert loader.epoch == 5
 
 
+def test_epochs_of_a_py_dataset():
+    """Its hooks are called as by Keras; where a run goes on, those of the epochs before come first."""
+
+    class Shuffled(Dataset):
+        calls = ""
+
+        def on_epoch_begin(self):
+            self.calls += "b"
+
+        def on_epoch_end(self):
+            self.calls += "e"
+
+    unbroken, resumed = Shuffled(), Shuffled()
+    batches = LoaderBatches(unbroken, 3, SIZE)
+    for epoch, calls in enumerate(("b", "beb", "bebeb")):
+        found = batches.epoch(epoch)
+        next(found)
+        assert unbroken.calls == calls
+        assert len(list(found)) == 2
+    assert unbroken.calls == "bebebe"
+    next(LoaderBatches(resumed, 3, SIZE).epoch(2, 1))
+    assert resumed.calls == "bebeb"
+
+
+def test_endless_loader():
+    """No batch is taken beyond the length that it tells."""
+
+    class Endless:
+        def __len__(self):
+            return 2
+
+        def __iter__(self):
+            yield from [(RAW[:4], TARGETS[:4])] * 2
+            raise AssertionError
+
+    assert len(list(LoaderBatches(Endless(), 3, SIZE).epoch(0))) == 2
+
+
+def test_column_of_labels():
+    (batch,) = LoaderBatches([(RAW[:4], TARGETS[:4, None])], 3, SIZE).epoch(0)
+    np.testing.assert_array_equal(batch.labels, one_hot(TARGETS[:4], 3))
+
+
 @pytest.mark.parametrize(
     ("batch", "words"),
     [
+        ((RAW[:4], TARGETS[:4], np.ones(4)), "two parts.*class_weight.*Received: 3 parts"),
+        ({"image": RAW[:4], "label": TARGETS[:4]}, "two parts.*Received: dict"),
         ((np.zeros((4, 3, 32, 32)), TARGETS[:4]), r"\(batch, 32, 32, 3\), channels last.*Received: \(4, 3, 32, 32\)"),
         ((RAW[:4], np.zeros((4, 5))), r"labels of shape \(batch,\) or \(batch, 3\).*Received: \(4, 5\)"),
         ((RAW[:4], np.array([0, 1, 2, 3])), r"range \[0, 3\).*0 to 3"),
@@ -198,6 +243,8 @@ def test_loader_of_something_else(batch, words):
 def test_loader_without_length():
     with pytest.raises(ValueError, match="does not know how many batches"):
         LoaderBatches(iter([]), 3, SIZE)
+    with pytest.raises(ValueError, match="has no batches"):
+        LoaderBatches([], 3, SIZE)
 
 
 def test_held_out(folder):
@@ -208,6 +255,33 @@ def test_held_out(folder):
     assert sorted([*training.files, *held_out.files]) == list(list_images(folder)[1].files)
     assert read_folder(folder, None, 0.25, 0)[2].files == held_out.files
     assert read_folder(folder, None, 0.25, 1)[2].files != held_out.files
+
+
+def test_hidden_files(tmp_path):
+    """What systems and tools leave beside images."""
+    folder = training_images.make_folder(tmp_path / ".data" / "images", {"blue": 2, "red": 2})
+    (folder / "red" / "._000.png").write_bytes(b"Mac OS X")
+    (folder / "red" / ".ipynb_checkpoints").mkdir()
+    (folder / "red" / ".ipynb_checkpoints" / "x.png").write_bytes(b"")
+    assert len(list_images(folder)[1]) == 4
+
+
+@pytest.mark.parametrize("parts", [("Train", "Val"), ("training", "validation", "test"), ("TRAIN", "test")])
+def test_split(parts, tmp_path):
+    for part, count in zip(parts, (4, 3, 2), strict=False):
+        training_images.make_folder(tmp_path / part, {"blue": count, "red": count})
+    names, training, held_out, _ = read_folder(tmp_path, None, 0.25, 0)
+    assert (names, len(training), len(held_out)) == (["blue", "red"], 8, 6)
+    with pytest.raises(ValueError, match="parts of a split: choose one of them"):
+        list_images(tmp_path)
+
+
+def test_class_called_train(tmp_path):
+    training_images.make_folder(tmp_path, {"bus": 4, "car": 4, "train": 4})
+    assert read_folder(tmp_path, None, 0.25, 0)[0] == ["bus", "car", "train"]
+    training_images.make_folder(tmp_path / "train", {"blue": 2, "red": 2})
+    with pytest.raises(ValueError, match="beside it bus, car: expected nothing but val, valid, validation, test"):
+        read_folder(tmp_path, None, 0.25, 0)
 
 
 def test_validation_in_the_order_of_labels(folder):

@@ -21,6 +21,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
     training_images.make_folder(folder / "images", dict.fromkeys(training_images.COLOURS, 5))
     training_images.make_model().save(folder / "model.keras")
+    training_images.make_model(3, input_shape=(48, 64, 3)).save(folder / "teacher.keras")
     return folder
 
 
@@ -39,7 +40,8 @@ def test_finetune_and_evaluate(folder):
     assert (config["epochs"], config["batch_size"], config["flip"], config["learning_rate"]) == (1, 4, False, 1e-3)
     assert "validation top-1" in command(*run, "--resume").stdout
     # Not a terminal: no bars, but a line for each epoch.
-    shown = command(*run[:4], "--output", folder / "logged", *options).stdout
+    distilled = ["--teacher", folder / "teacher.keras", "--output", folder / "distilled"]  # of another size
+    shown = command(*run[:4], *distilled, *options).stdout
     assert shown.count("val_accuracy") == 1
 
     evaluation = ["evaluate", folder / "images", "--model", folder / "run" / "best.keras"]

@@ -44,6 +44,39 @@ finetune(model, folder, output, config=FineTuneConfig(**config), callbacks=[Kill
 """
 
 
+SECOND_RUN = """
+import sys
+
+import keras, numpy as np
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+from keras_efficientformer.training import FineTuneConfig, TrainingError, finetune
+
+model, output = sys.argv[1:]
+config = FineTuneConfig(epochs=1, freeze_epochs=1, batch_size=4, devices="all")
+
+
+def run(classes, *batches):
+    loader = [(np.zeros((images, 40, 40, 3)), np.zeros(images, int)) for images in batches]
+    finetune(model, loader, f"{output}/{classes}", labels=list("abcde")[:classes], config=config, verbose=False)
+
+
+run(3, 4)
+run(5, 4)
+try:
+    run(2, 4, 3)
+except TrainingError as error:
+    assert "step 2 of epoch 1 has 3 images, which cannot be divided evenly among 2 devices" in str(error), error
+else:
+    raise AssertionError("three images on two devices")
+"""
+
+
 class Setting:
     """A folder of images, a model's file, and runs on them."""
 
@@ -53,6 +86,11 @@ class Setting:
         training_images.make_model().save(folder / "model.keras")
 
     def start(self, output, processes_devices="one", devices=1, kill_at=0, **environment):
+        config = json.dumps({**CONFIG, "devices": processes_devices})
+        arguments = [self.folder / "images", self.folder / "model.keras", self.folder / output, config]
+        return self.start_program(PROGRAM, devices, [*arguments, devices, kill_at], **environment)
+
+    def start_program(self, program, devices, arguments, **environment):
         environment = {
             **os.environ,
             "KERAS_BACKEND": self.backend,
@@ -62,9 +100,7 @@ class Setting:
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             **environment,
         }
-        config = json.dumps({**CONFIG, "devices": processes_devices})
-        arguments = [self.folder / "images", self.folder / "model.keras", self.folder / output, config]
-        command = [sys.executable, "-c", PROGRAM, *map(str, arguments), str(devices), str(kill_at)]
+        command = [sys.executable, "-c", program, *map(str, arguments)]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def start_two(self, output, kill_at=0):
@@ -116,6 +152,11 @@ def assert_same_losses(setting, output):
 def test_two_devices(setting):
     finish(setting.start("devices", "all", devices=2))
     assert_same_losses(setting, "devices")
+
+
+def test_second_run(setting):
+    """In the same process, with another head; and a batch that cannot be divided is refused."""
+    finish(setting.start_program(SECOND_RUN, 2, [setting.folder / "model.keras", setting.folder / "runs"]))
 
 
 def test_two_processes_one_killed(setting):

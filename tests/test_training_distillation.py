@@ -66,10 +66,17 @@ def test_scores_as_teacher(folder):
     np.testing.assert_array_equal(found.labels(batch(rows)), one_hot(scores.argmax(1)[rows], 3))
 
 
-@pytest.mark.parametrize("images", [10, None])
-def test_scores_of_other_images(images):
-    with pytest.raises(ValueError, match=rf"shape \({images}, 3\).*list_images.*Received: \(24, 3\)"):
-        open_teacher(np.zeros((24, 3)), 3, images)
+@pytest.mark.parametrize(
+    ("teacher", "images", "words"),
+    [
+        (np.zeros((24, 3)), 10, r"shape \(10, 3\).*list_images.*Received: \(24, 3\)"),
+        (np.zeros((24, 3)), None, "need a folder"),
+        ([[0.0, 1.0, 0.0]], 1, "NumPy array of scores. Received: list"),
+    ],
+)
+def test_scores_of_something_else(teacher, images, words):
+    with pytest.raises(ValueError, match=words):
+        open_teacher(teacher, 3, images)
 
 
 def test_teacher_of_other_classes():

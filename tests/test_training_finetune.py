@@ -1,6 +1,7 @@
 """Fine-tuning: what a run does, what it leaves, and how it refuses. `test_training_resume` kills it."""
 
 import json
+import re
 import resource
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from PIL import Image
 
 from keras_efficientformer import conversion
 from keras_efficientformer.training import FineTuneConfig, TrainingError, evaluate, finetune
+from keras_efficientformer.training.config import EXPECTED
+from keras_efficientformer.training.plots import plot_confusion
 from keras_efficientformer.training.student import Network, averaged_weights, compile_student
 from keras_efficientformer.training.training_state import read_state
 
@@ -106,12 +109,17 @@ def test_early_stop(folder, model, tmp_path):
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision(precision, folder, model, tmp_path):
+    """The best model is in float32, whatever Keras' policy is, which stays."""
     config = FineTuneConfig(epochs=1, freeze_epochs=0, batch_size=8, precision=precision)
-    report = finetune(model, folder, tmp_path / "run", config=config, verbose=False)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        report = finetune(model, folder, tmp_path / "run", config=config, verbose=False)
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    finally:
+        keras.config.set_dtype_policy("float32")
     assert np.isfinite(report.history[0]["loss"])
     best = keras.saving.load_model(report.model, compile=False)
     assert {layer.dtype_policy.name for layer in best.layers} == {"float32"}
-    assert keras.config.dtype_policy().name == "float32"
 
 
 def compiled(**settings):
@@ -211,6 +219,50 @@ def test_not_a_number(model, tmp_path, bad, message):
     assert all(np.isfinite(value).all() for value in values)
 
 
+class Diverging(keras.callbacks.Callback):
+    """Sets the head's kernel and the factors before it in the last step of the second epoch."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == (1, 3):
+            for variable in (self.model.get_layer("norm").gamma, self.model.get_layer("head").kernel):
+                variable.assign(np.full(variable.shape, self.value))
+
+
+@pytest.mark.parametrize(
+    ("value", "validation", "message"),
+    [
+        (np.nan, None, "Weights are not finite"),
+        (1e38, Loader(), "Answers to validation images are not finite"),
+    ],
+)
+def test_diverging(model, tmp_path, value, validation, message):
+    """Nothing of it gets into the best model or the checkpoint; the error says which files there are."""
+    config = FineTuneConfig(epochs=2, freeze_epochs=2, batch_size=8)
+    with pytest.raises(TrainingError, match=rf"{message} after step 4 of epoch 2.*checkpoint\.npz and .*best\.keras"):
+        finetune(
+            model,
+            Loader(),
+            tmp_path / "run",
+            validation=validation,
+            labels=COLOURS,
+            config=config,
+            callbacks=[Diverging(value)],
+            verbose=False,
+        )
+    best = state_dict(tmp_path / "run" / "best.keras")
+    values, state = read_state(tmp_path / "run" / "checkpoint.npz")
+    assert all(np.isfinite(value).all() for value in [*best.values(), *values])
+    assert state["progress"]["epoch"] == 1
+    np.testing.assert_array_less(np.abs(best["head.weight"]), 1)
+
+
 class FullDisk(keras.callbacks.Callback):
     """From the third step on this process can write no file of more than a few kilobytes."""
 
@@ -230,7 +282,8 @@ def test_full_disk(model, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert read_state(output / "checkpoint.npz")[1]["progress"]["step"] == 2
     assert not list(output.glob(".partial-*"))
-    report = finetune(model, Loader(), output, labels=COLOURS, config=config, resume=True, verbose=False)
+    labels = np.array(COLOURS)
+    report = finetune(model, Loader(), output, labels=labels, config=config, resume=True, verbose=False)
     assert len(report.history) == 2
     assert report.scores is None
 
@@ -302,34 +355,81 @@ def test_run_in_the_folder(finished, folder, model):
 
 
 def test_other_settings(finished, folder, model):
+    """The run's own files stay as they are."""
     output, _ = finished
+    before = (output / "config.json").read_bytes()
     config = FineTuneConfig(epochs=8, batch_size=4, learning_rate=5e-3, class_weight="balanced", tensorboard=True)
     refused(model, folder, output, ValueError, "batch_size was 8, is 4", resume=True, config=config)
+    assert (output / "config.json").read_bytes() == before
+
+
+def test_run_among_the_images(model, folder):
+    refused(model, folder, folder / "run", ValueError, "in the images' folder", "Choose one outside")
+    refused(model, Loader(), folder / "run", ValueError, "in the images' folder", labels=COLOURS, validation=folder)
 
 
 def test_loader_without_labels(model, tmp_path):
     refused(model, Loader(), tmp_path / "run", ValueError, "pass `labels`")
 
 
-OUT_OF_RANGE = {
-    "epochs": 0,
-    "batch_size": 0,
-    "freeze_epochs": 99,
-    "learning_rate": 0,
-    "min_crop": 1.5,
-    "ema": 1.0,
-    "precision": "int8",
-    "devices": "two",
-    "class_weight": "some",
-    "validation_split": 1,
-    "cutmix": 2,
-}
+def test_loader_without_validation(model, tmp_path):
+    config = FineTuneConfig(patience=2)
+    refused(model, Loader(), tmp_path / "run", ValueError, "pass `validation`", labels=COLOURS, config=config)
 
 
-@pytest.mark.parametrize(("setting", "value"), OUT_OF_RANGE.items())
-def test_settings_out_of_range(setting, value):
-    with pytest.raises(ValueError, match=rf"`{setting}` should be .* Received: {setting}={value!r}"):
+def test_loader_and_unreadable_validation(model, tmp_path):
+    validation = training_images.make_folder(tmp_path / "images", dict.fromkeys(COLOURS, 2))
+    (validation / "red" / "001.png").write_bytes(b"")
+    arguments = {"labels": COLOURS, "validation": validation}
+    refused(model, Loader(), tmp_path / "run", ValueError, "1 of 6 images", "red/001.png", **arguments)
+    config = FineTuneConfig(epochs=1, skip_bad=True)
+    report = finetune(model, Loader(), tmp_path / "run", config=config, verbose=False, **arguments)
+    assert [Path(path).name for path in report.skipped] == ["001.png"]
+
+
+def test_names_with_dollars(tmp_path):
+    """They are no formulas."""
+    plot_confusion(np.eye(2, dtype=int), ["a$_$b", "pay $^ now $"], tmp_path / "confusion.png")
+    assert min(Image.open(tmp_path / "confusion.png").size) > 300
+
+
+UNFIT = [
+    ("epochs", 0),
+    ("epochs", "3"),
+    ("epochs", True),
+    ("batch_size", 2.5),
+    ("freeze_epochs", 99),
+    ("learning_rate", 0),
+    ("learning_rate", "1e-3"),
+    ("learning_rate", float("inf")),
+    ("weight_decay", None),
+    ("clip_norm", 0),
+    ("min_crop", 1.5),
+    ("ema", 1.0),
+    ("mixup", float("nan")),
+    ("flip", "yes"),
+    ("size", 0),
+    ("size", "64"),
+    ("size", (64,)),
+    ("precision", "int8"),
+    ("devices", "two"),
+    ("class_weight", "some"),
+    ("validation_split", 1),
+    ("cutmix", 2),
+    ("patience", -1),
+    ("seed", -1),
+]
+
+
+@pytest.mark.parametrize(("setting", "value"), UNFIT)
+def test_unfit_settings(setting, value):
+    with pytest.raises(ValueError, match=rf"`{setting}` should be .* Received: {setting}={re.escape(repr(value))}"):
         FineTuneConfig(**{setting: value})
+
+
+def test_every_setting_is_checked():
+    assert EXPECTED.keys() == FineTuneConfig().to_dict().keys()
+    assert FineTuneConfig(size=(64, 48), patience=0, clip_norm=None, warmup_epochs=2).to_dict()["size"] == [64, 48]
 
 
 def test_settings_from_a_file(tmp_path):
@@ -342,6 +442,7 @@ def test_settings_from_a_file(tmp_path):
     path.write_text("epochs = ")
     with pytest.raises(ValueError, match="not a TOML file"):
         FineTuneConfig.from_file(path)
-    path.write_text("epochs = 7")
-    with pytest.raises(ValueError, match=r"no table \[finetune\]"):
-        FineTuneConfig.from_file(path)
+    for text in ("epochs = 7", "finetune = 7"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"no table \[finetune\]"):
+            FineTuneConfig.from_file(path)

@@ -29,4 +29,4 @@ def make_folder(folder, counts=None, **options):
 def make_model(classes=5, **arguments):
     """A tiny EfficientFormer, the same in every process."""
     keras.utils.set_random_seed(7)
-    return kef.EfficientFormer(**TINY, classes=classes, **arguments)
+    return kef.EfficientFormer(**{**TINY, **arguments}, classes=classes)

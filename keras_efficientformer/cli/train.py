@@ -11,6 +11,7 @@ from rich.table import Table
 from keras_efficientformer.cli.shared import Json, choice, errors, track
 from keras_efficientformer.cli.shared import output as console
 from keras_efficientformer.deploy.report import facts_table
+from keras_efficientformer.imagenet import read_labels
 from keras_efficientformer.training import EvaluationReport, FineTuneConfig, FineTuneReport
 from keras_efficientformer.training import evaluate as evaluate_model
 from keras_efficientformer.training import finetune as finetune_model
@@ -91,7 +92,7 @@ def evaluate(
     report = evaluate_model(
         model,
         folder,
-        labels=labels.read_text(encoding="utf-8").splitlines() if labels else None,
+        labels=read_labels(labels) if labels else None,
         ground_truth=ground_truth,
         input_shape=(size, size, 3) if size else None,
         crop_fraction=crop,
@@ -106,8 +107,10 @@ def _open_teacher(source: str | None) -> Any:
     if source is None:
         return None
     from keras_efficientformer.classifiers import open_classifier
+    from keras_efficientformer.training.teachers import resizing
 
-    return open_classifier(source).predict
+    classifier = open_classifier(source)
+    return resizing(classifier.predict, classifier.size)
 
 
 def _finetune_table(report: FineTuneReport, output: Path) -> Table:

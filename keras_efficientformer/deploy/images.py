@@ -41,10 +41,21 @@ def find_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder of images.")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = image_files(folder)
     if not files:
         raise ValueError(f"{folder} holds no images: expected files ending in {', '.join(SUFFIXES)}.")
     return files
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Files of images in a folder and the folders below it, by their names; hidden ones are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
 
 
 def read_images(

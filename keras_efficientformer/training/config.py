@@ -2,15 +2,93 @@
 
 import dataclasses
 import importlib.resources
+import math
 import os
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 CLASS_WEIGHTS = ("none", "balanced")
 DEVICES = ("one", "all")
+
+
+class Expected(NamedTuple):
+    """What a setting should be: in words, and whether a value is that."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def _is_integer(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _integer(lowest):
+    return Expected(f"an integer >= {lowest}", lambda value: _is_integer(value) and value >= lowest)
+
+
+def _number(words, fits):
+    def is_one(value):
+        return (isinstance(value, float) or _is_integer(value)) and math.isfinite(value) and fits(value)
+
+    return Expected(f"a number {words}", is_one)
+
+
+def _optional(expected):
+    return Expected(f"{expected.words}, or None", lambda value: value is None or expected.fits(value))
+
+
+def _one_of(choices):
+    return Expected(f"one of {', '.join(choices)}", lambda value: value in choices)
+
+
+def _is_size(value):
+    sides = value if isinstance(value, tuple | list) and len(value) == 2 else [value]
+    return all(_is_integer(side) and side >= 1 for side in sides)
+
+
+SIZE = Expected("an integer >= 1 or two of them, (height, width)", _is_size)
+SWITCH = Expected("True or False", lambda value: isinstance(value, bool))
+POSITIVE = _number("above 0", lambda value: value > 0)
+NOT_NEGATIVE = _number("that is at least 0", lambda value: value >= 0)
+SHARE = _number("in the range [0, 1]", lambda value: 0 <= value <= 1)
+POSITIVE_SHARE = _number("in the range (0, 1]", lambda value: 0 < value <= 1)
+SHARE_BELOW_1 = _number("in the range [0, 1)", lambda value: 0 <= value < 1)
+
+EXPECTED = {
+    "epochs": _integer(1),
+    "freeze_epochs": _integer(0),
+    "batch_size": _integer(1),
+    "learning_rate": POSITIVE,
+    "final_learning_rate": NOT_NEGATIVE,
+    "warmup_epochs": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "clip_norm": _optional(POSITIVE),
+    "label_smoothing": SHARE_BELOW_1,
+    "ema": SHARE_BELOW_1,
+    "drop_path": SHARE_BELOW_1,
+    "class_weight": _one_of(CLASS_WEIGHTS),
+    "distillation": SHARE,
+    "keep_head": SWITCH,
+    "size": _optional(SIZE),
+    "min_crop": POSITIVE_SHARE,
+    "crop_fraction": POSITIVE_SHARE,
+    "flip": SWITCH,
+    "rand_augment": SHARE,
+    "mixup": NOT_NEGATIVE,
+    "cutmix": SHARE,
+    "precision": _one_of(PRECISIONS),
+    "validation_split": _number("in the range (0, 1)", lambda value: 0 < value < 1),
+    "patience": _optional(_integer(0)),
+    "save_every": _integer(1),
+    "skip_bad": SWITCH,
+    "tensorboard": SWITCH,
+    "seed": _integer(0),
+    "devices": _one_of(DEVICES),
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +123,8 @@ class FineTuneConfig:
         cutmix: alpha of `keras.layers.CutMix` in [0, 1]; 0 means none.
         precision: "float32", "mixed_bfloat16" or "mixed_float16" (with dynamic loss scaling).
         validation_split: share of each class that is held out where there is no val folder, in (0, 1).
-        patience: epochs without a better validation accuracy after which training stops; None means never.
+        patience: epochs without a better validation accuracy after which training stops, an integer >= 0; None means
+            never.
         save_every: steps between two checkpoints, an integer >= 1; the end of an epoch always has one.
         skip_bad: leave unreadable images out, instead of refusing to start.
         tensorboard: write logs for TensorBoard into the run's folder.
@@ -54,7 +133,7 @@ class FineTuneConfig:
             (TensorFlow) or KERAS_DISTRIBUTION_* (JAX) in the environment tell of.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is of another type, or out of its range.
     """
 
     epochs: int = 20
@@ -88,20 +167,9 @@ class FineTuneConfig:
     devices: str = "one"
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "save_every"):
-            self._require(name, getattr(self, name) >= 1, "an integer >= 1")
-        self._require("freeze_epochs", 0 <= self.freeze_epochs <= self.epochs, "between 0 and epochs")
-        for name in ("learning_rate", "crop_fraction", "min_crop"):
-            self._require(name, getattr(self, name) > 0, "above 0")
-        for name in ("crop_fraction", "min_crop", "rand_augment", "cutmix", "distillation"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "in the range [0, 1]")
-        for name in ("warmup_epochs", "weight_decay", "mixup", "final_learning_rate"):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("label_smoothing", "ema", "drop_path"):
-            self._require(name, 0 <= getattr(self, name) < 1, "in the range [0, 1)")
-        self._require("validation_split", 0 < self.validation_split < 1, "in the range (0, 1)")
-        for name, choices in (("precision", PRECISIONS), ("class_weight", CLASS_WEIGHTS), ("devices", DEVICES)):
-            self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+        for name, (words, fits) in EXPECTED.items():
+            self._require(name, fits(getattr(self, name)), words)
+        self._require("freeze_epochs", self.freeze_epochs <= self.epochs, "an integer between 0 and epochs")
 
     def _require(self, name, fits, expected):
         if not fits:
@@ -120,17 +188,17 @@ class FineTuneConfig:
             **changes: settings that replace the file's.
 
         Raises:
-            ValueError: the file is no TOML, has no such table, or names a setting that there is not.
+            ValueError: the file is no TOML, has no such table, names a setting that there is not, or one does not fit.
             OSError: the file cannot be read.
         """
         recipes = importlib.resources.files("keras_efficientformer") / "data"
         file = recipes / "recipe_imagenet.toml" if str(path) == "imagenet" else Path(path)
         try:
-            settings = tomllib.loads(file.read_text(encoding="utf-8"))["finetune"]
-        except tomllib.TOMLDecodeError as error:
+            settings = tomllib.loads(file.read_text(encoding="utf-8")).get("finetune")
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a TOML file: {error}.") from error
-        except KeyError as error:
-            raise ValueError(f"{path} has no table [finetune], which a training recipe has.") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"{path} has no table [finetune], which a training recipe has.")
         unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"{path} has settings that there are not: {', '.join(unknown)}.")

@@ -5,6 +5,7 @@ JAX: `keras.distribution.DataParallel`, over the processes that Keras' KERAS_DIS
 is not told: the statistics of BatchNorm are over the whole batch on both, as on one device.
 """
 
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -60,16 +61,11 @@ class TensorFlowDevices(Devices):
     """All logical devices that TensorFlow sees, or the processes of TF_CONFIG."""
 
     def __init__(self):
-        import tensorflow as tf
-
-        workers = json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {}).get("worker", [])
+        self._strategy = _strategy()
+        workers = _workers()
         if len(workers) > 1:
-            self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
             self.processes = len(workers)
             self.process = self._strategy.cluster_resolver.task_id
-        else:
-            kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-            self._strategy = tf.distribute.MirroredStrategy([d.name for d in tf.config.list_logical_devices(kind)])
         self.replicas = self._strategy.num_replicas_in_sync
         self._compiled_for = None
 
@@ -116,6 +112,23 @@ class TensorFlowDevices(Devices):
             return tf.convert_to_tensor(parts[context.replica_id_in_sync_group % len(parts)])
 
         return self._strategy.experimental_distribute_values_from_function(part)
+
+
+def _workers():
+    return json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {}).get("worker", [])
+
+
+@functools.cache
+def _strategy():
+    """The strategy of this process. A second one would number its collectives as the first did, and TensorFlow aborts
+    those whose shapes differ from what the number stood for (2.21: "Shape mismatch in the collective instance").
+    """
+    import tensorflow as tf
+
+    if len(_workers()) > 1:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices(kind)])
 
 
 def open_devices(devices: str, batch_size: int) -> Devices:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_efficientformer.classifiers import Classifier, KerasClassifier, open_classifier
-from keras_efficientformer.imagenet import imagenet_labels
+from keras_efficientformer.imagenet import imagenet_labels, read_labels
 from keras_efficientformer.training.batches import ValidationImages, prefetched
 from keras_efficientformer.training.image_folder import ImageSet, list_images, without_unreadable
 from keras_efficientformer.training.imagenet_layout import is_flat, read_flat
@@ -92,7 +92,7 @@ def evaluate(
         An `EvaluationReport`.
 
     Raises:
-        ValueError: an image cannot be read, or the folder's classes are not the model's.
+        ValueError: an image cannot be read, or with `skip_bad` none; or the folder's classes are not the model's.
         OSError: a file or folder is missing.
         ImportError: something that the file needs is not installed.
     """
@@ -102,7 +102,7 @@ def evaluate(
     if labels is None:
         labels = classifier.labels
     if labels is None and beside is not None and beside.is_file():
-        labels = beside.read_text(encoding="utf-8").splitlines()
+        labels = read_labels(beside)
 
     classes = _number_of_classes(classifier)
     names, images = _read_images(folder, classes, labels, ground_truth)

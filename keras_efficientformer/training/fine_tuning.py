@@ -36,13 +36,14 @@ from keras_efficientformer.training.batches import (
 from keras_efficientformer.training.config import FineTuneConfig
 from keras_efficientformer.training.devices import Devices, open_devices
 from keras_efficientformer.training.image_folder import read_folder, read_validation, without_unreadable
-from keras_efficientformer.training.scores import Scores, score
+from keras_efficientformer.training.scores import NotFiniteError, Scores, score
 from keras_efficientformer.training.student import Network, averaged_weights, compile_student, set_trainable
 from keras_efficientformer.training.teachers import Teacher, open_teacher
 from keras_efficientformer.training.training_state import (
     FILE,
     Progress,
     TrainingError,
+    all_finite,
     assign,
     read_state,
     remove_unfinished,
@@ -53,6 +54,7 @@ __all__ = ["FineTuneReport", "TrainingError", "finetune"]
 
 BEST = "best.keras"
 MONITOR = "val_accuracy"
+REMEDY = "Lower learning_rate, set clip_norm, or use float32"
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,11 @@ def finetune(
     Args:
         model: a `keras.Model` of this package, which stays as it is; the path of one or of a checkpoint; or "l1",
             "l3", "l7", "v2_s0", "v2_s1", "v2_s2", "v2_l". Where several processes train together, a path or a name.
-        data: a folder with a subfolder of images for each class, or with `train` and perhaps `val`; or a
+        data: a folder with a subfolder of images for each class, or with `train` and perhaps `val` alone; or a
             `keras.utils.PyDataset`, `tf.data.Dataset`, PyTorch `DataLoader` or other sized iterable of
             (images, labels): raw RGB (batch, height, width, 3) in 0..255 and integers (batch,) or rows of
             probabilities (batch, classes).
-        output: the run's folder, which is made; all processes must see it.
+        output: the run's folder, which is made, outside of the images' folders; all processes must see it.
         validation: a folder or loader to choose the best model by; None means `val` beside `train`, or else a share of
             each class held out, or, with a loader, nothing: then the last epoch's model is the best.
         labels: the class names, which a loader needs.
@@ -132,8 +134,8 @@ def finetune(
         A `FineTuneReport`.
 
     Raises:
-        ValueError: an argument, the folder or an image is unfit; or training came to a loss that is not finite
-            (`TrainingError`): the last good checkpoint and best.keras stay.
+        ValueError: an argument, the folder or an image is unfit; or training came to a loss, weights or answers that
+            are not finite (`TrainingError`): the last good checkpoint and best.keras stay.
         FileExistsError: `output` holds a run and `resume` is False.
         OSError: a file cannot be read or written; the checkpoint before stays.
         ImportError: matplotlib, or what `model` needs, is not installed.
@@ -143,18 +145,20 @@ def finetune(
     output = Path(output)
     devices = open_devices(config.devices, config.batch_size)  # before anything is computed
     _check_output(output, resume)
+    _check_outside(output, data, validation)
     keras.utils.set_random_seed(config.seed)
 
     source = Network.of(model if isinstance(model, keras.Model) else open_model(model), config)
     data = _open_data(data, validation, labels, config, source.size, devices, track)
     teacher = open_teacher(teacher, len(data.labels), data.listed)
     run = _Run(config, output, devices, data, source, teacher, callbacks, verbose)
+    restored = run.restore() if resume else None
     if devices.process == 0:
         output.mkdir(parents=True, exist_ok=True)
         remove_unfinished(output)
         _write_text(output / "labels.txt", "".join(f"{label}\n" for label in data.labels))
         _write_json(output / "config.json", {"config": config.to_dict(), "versions": _versions()})
-    run.train(resume)
+    run.train(restored)
     return run.report()
 
 
@@ -184,7 +188,8 @@ class _Run:
         self.progress = Progress()
         # What users get: another model than the one that is trained, in float32 and outside of all strategies.
         head = "average" if teacher else source.head
-        self.deployed = source.build(len(data.labels), head=head, activation="softmax")
+        with _dtype_policy("float32"):
+            self.deployed = source.build(len(data.labels), head=head, activation="softmax")
         with devices.scope(), _dtype_policy(config.precision):
             head = "both" if teacher else source.head
             self.student = source.build(len(data.labels), head=head, drop_path=config.drop_path)
@@ -192,8 +197,8 @@ class _Run:
             devices.prepare(self.student)
         self.class_weights = _class_weights(config.class_weight, data)
 
-    def train(self, resume):
-        values, saved_phase = self._restore() if resume and self.checkpoint.exists() else (None, None)
+    def train(self, restored):
+        values, saved_phase = restored or (None, None)
         frozen = self.config.freeze_epochs
         callbacks = self._callbacks()
         for phase, end in enumerate((frozen, self.config.epochs)):
@@ -222,6 +227,7 @@ class _Run:
         callbacks.on_epoch_begin(epoch)
         for images, targets, weights in prefetched(self._batches(epoch, progress.step)):
             self._require_finite("The images' sum is", "Check the loader", np.sum(images))
+            self._require_divisible(len(images))
             callbacks.on_train_batch_begin(progress.step)
             with self.devices.scope():
                 found = self.devices.step(self.student, (images, targets, weights))
@@ -231,6 +237,7 @@ class _Run:
                 self._save(phase)
         if progress.step < steps:
             raise TrainingError(f"The loader ended after {progress.step} of its {steps} batches in epoch {epoch + 1}.")
+        self._require_finite_weights()
         with self.devices.scope():
             rate = float(keras.ops.convert_to_numpy(self.student.optimizer.learning_rate))
         row = {"learning_rate": rate, **logs, **self._validate()}
@@ -264,15 +271,35 @@ class _Run:
 
     def _require_finite(self, what, remedy, number):
         if not math.isfinite(number):
-            place = f"step {self.progress.step + 1} of epoch {self.progress.epoch + 1}"
+            raise self._error(f"{what} {number} at {self._coming_step()}", remedy)
+
+    def _require_divisible(self, images):
+        devices = self.devices.replicas // self.devices.processes
+        if images % devices:
             raise TrainingError(
-                f"{what} {number} at {place}. {remedy}; the last good checkpoint is {self.checkpoint}, the best model "
-                f"{self.output / BEST}, as far as the run got."
+                f"The loader's batch at {self._coming_step()} has {images} images, which cannot be divided evenly "
+                f"among {devices} devices. Leave such a batch out (drop_remainder, drop_last), or use devices='one'."
             )
+
+    def _require_finite_weights(self):
+        if not all_finite(self._variables()):
+            raise self._error(f"Weights are not finite after {self._last_step()}", REMEDY)
+
+    def _error(self, found, remedy):
+        kept = " and ".join(str(path) for path in (self.checkpoint, self.output / BEST) if path.exists())
+        before = f"what was saved before, {kept}, is as it was" if kept else "nothing was saved before"
+        return TrainingError(f"{found}. {remedy}; {before}.")
+
+    def _coming_step(self):
+        return f"step {self.progress.step + 1} of epoch {self.progress.epoch + 1}"
+
+    def _last_step(self):
+        epoch, step = self.progress.epoch, self.progress.step
+        return f"step {step} of epoch {epoch + 1}" if step else f"the last step of epoch {epoch}"
 
     def _count(self, found):
         progress = self.progress
-        self._require_finite("The loss is", "Lower learning_rate, set clip_norm, or use float32", found["loss"])
+        self._require_finite("The loss is", REMEDY, found["loss"])
         accuracy = next(value for name, value in found.items() if name.endswith("accuracy"))
         progress.step += 1
         for name, value in (("loss", found["loss"]), ("accuracy", accuracy)):
@@ -285,21 +312,29 @@ class _Run:
         self.deployed.set_weights(weights)
         if self.data.validation is None:
             return {}
-        scores = score(self.deployed, self.data.validation)
+        try:
+            scores = score(self.deployed, self.data.validation, self.progress.epoch)
+        except NotFiniteError as error:
+            raise self._error(
+                f"Answers to validation images are not finite after {self._last_step()}", REMEDY
+            ) from error
         return {"val_loss": scores.loss, "val_accuracy": scores.top1, "val_top5": scores.top5}
 
     def _variables(self):
         return [*self.student.variables, *self.student.optimizer.variables]
 
     def _save(self, phase):
+        self._require_finite_weights()
         if self.devices.process:
             return
         progress = dataclasses.asdict(self.progress)
         state = {"config": self.config.to_dict(), "data": self.data.fingerprint, "phase": phase, "progress": progress}
-        where = f"step {self.progress.step} of epoch {self.progress.epoch + 1}"
-        write_state(self.checkpoint, self._variables(), state, where)
+        write_state(self.checkpoint, self._variables(), state, self._last_step())
 
-    def _restore(self):
+    def restore(self):
+        """Values and phase of the checkpoint, or None where there is none yet."""
+        if not self.checkpoint.exists():
+            return None
         values, state = read_state(self.checkpoint)
         for name, found in (("config", self.config.to_dict()), ("data", self.data.fingerprint)):
             differing = [key for key, value in found.items() if value != state[name].get(key)]
@@ -338,7 +373,7 @@ class _Run:
         scores = None
         if self.data.validation is not None:
             best = keras.saving.load_model(self.output / BEST, compile=False)
-            scores = score(best, self.data.validation)
+            scores = score(best, self.data.validation, len(history))
         labels = self.data.labels
         report = FineTuneReport(
             self.output / BEST, labels, best_epoch(history), scores, tuple(history), self.data.skipped
@@ -360,7 +395,7 @@ def best_epoch(history: Sequence[dict[str, float]]) -> int:
 
 def _open_data(data, validation, labels, config, size, devices, track) -> _Data:
     if not isinstance(data, str | Path):
-        return _open_loaders(data, validation, labels, config, size)
+        return _open_loaders(data, validation, labels, config, size, track)
     if labels is not None:
         raise ValueError("`labels` are the names of the subfolders where the data are a folder. Leave them out.")
     if not isinstance(validation, str | Path | None):
@@ -378,15 +413,19 @@ def _open_data(data, validation, labels, config, size, devices, track) -> _Data:
     )
 
 
-def _open_loaders(data, validation, labels, config, size):
-    if not labels:
+def _open_loaders(data, validation, labels, config, size, track):
+    names = () if labels is None else tuple(str(label) for label in labels)
+    if not names:
         raise ValueError("A loader does not say what its classes are called: pass `labels`, their names in order.")
+    if validation is None and config.patience is not None:
+        raise ValueError("`patience` needs images to validate on: pass `validation`, or leave patience out.")
+    held_out, skipped = None, {}
     if isinstance(validation, str | Path):
-        images = read_validation(validation, labels)
-        held_out = ValidationImages(images, len(labels), size, config.crop_fraction, config.batch_size)
-    else:
-        held_out = None if validation is None else LoaderBatches(validation, len(labels), size)
-    return _Data(tuple(labels), LoaderBatches(data, len(labels), size), held_out)
+        images, skipped = without_unreadable(read_validation(validation, names), names, config.skip_bad, track)
+        held_out = ValidationImages(images, len(names), size, config.crop_fraction, config.batch_size)
+    elif validation is not None:
+        held_out = LoaderBatches(validation, len(names), size)
+    return _Data(names, LoaderBatches(data, len(names), size), held_out, skipped=skipped)
 
 
 def _class_weights(kind, data):
@@ -404,6 +443,15 @@ def _check_output(output, resume):
         raise NotADirectoryError(f"{output} is a file: the run needs a folder.")
     if any((output / name).exists() for name in (FILE, BEST, "config.json")):
         raise FileExistsError(f"{output} holds a run. Go on with it (--resume, resume=True), or choose another folder.")
+
+
+def _check_outside(output, *folders):
+    for folder in folders:
+        if isinstance(folder, str | Path) and output.resolve().is_relative_to(Path(folder).resolve()):
+            raise ValueError(
+                f"The run's folder {output} is in the images' folder {folder}, where it would be taken for a class. "
+                "Choose one outside."
+            )
 
 
 @contextmanager

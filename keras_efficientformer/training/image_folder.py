@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_efficientformer.deploy.images import SUFFIXES
+from keras_efficientformer.deploy.images import SUFFIXES, image_files
 from keras_efficientformer.imagenet import ImageError, load_image
 
-TRAIN = "train"
+# Names of the folders of a split, in whatever case; where there are several for validation, the first.
+TRAINING_NAMES = ("train", "training")
 VALIDATION_NAMES = ("val", "valid", "validation", "test")
 # More would hide the message; the report of a run lists all.
 FILES_SHOWN = 20
@@ -46,19 +47,22 @@ def list_images(folder: str | os.PathLike) -> tuple[list[str], ImageSet]:
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: it has fewer than two classes, or a class without images, which the message names.
+        ValueError: it has fewer than two classes, a class without images, which the message names, or the parts of a
+            split (train, val) in the place of classes.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder of images.")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = _subfolders(folder)
+    found = ", ".join(path.name for path in classes) or "none"
     if len(classes) < 2:
-        found = ", ".join(path.name for path in classes) or "none"
         raise ValueError(f"{folder} should have a subfolder of images for each class, two at least. Found: {found}.")
-    found_files = [
-        sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        for folder in classes
-    ]
+    if _is_split(classes):
+        raise ValueError(
+            f"{folder} should have a subfolder of images for each class. Found: {found}, which are the parts of a "
+            f"split: choose one of them, e.g. {classes[-1]}."
+        )
+    found_files = [image_files(path) for path in classes]
     empty = [str(path) for path, files in zip(classes, found_files, strict=True) if not files]
     if empty:
         raise ValueError(
@@ -70,14 +74,39 @@ def list_images(folder: str | os.PathLike) -> tuple[list[str], ImageSet]:
     return [path.name for path in classes], ImageSet(files, targets, np.arange(len(files)))
 
 
+def _subfolders(folder):
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _is_split(subfolders):
+    return all(path.name.lower() in TRAINING_NAMES + VALIDATION_NAMES for path in subfolders)
+
+
+def _split(folder):
+    """The folders for training and validation, None for each that there is not."""
+    subfolders = _subfolders(folder)
+    training = [path for path in subfolders if path.name.lower() in TRAINING_NAMES]
+    if not training or (not _is_split(subfolders) and not any(_subfolders(path) for path in training)):
+        return None, None
+    if len(training) > 1 or not _is_split(subfolders):
+        others = ", ".join(path.name for path in subfolders if path != training[0])
+        raise ValueError(
+            f"{folder} holds {training[0].name}, which has subfolders as for training images, and beside it {others}: "
+            f"expected nothing but {', '.join(VALIDATION_NAMES)} there. Move the others away, or give {training[0]} "
+            "as the folder."
+        )
+    by_name = {path.name.lower(): path for path in subfolders}
+    return training[0], next((by_name[name] for name in VALIDATION_NAMES if name in by_name), None)
+
+
 def read_folder(
     folder: str | os.PathLike, validation: str | os.PathLike | None, validation_split: float, seed: int
 ) -> tuple[list[str], ImageSet, ImageSet, int]:
     """Class names, training images, validation images, and how many images the folder of the first has.
 
     Args:
-        folder: a subfolder for each class; or `train` with those, and beside it perhaps `val` (or valid, validation,
-            test).
+        folder: a subfolder for each class; or `train` (or training) with those, and beside it nothing or `val` (or
+            valid, validation, test); in whatever case.
         validation: another folder of the same classes, or None: the one beside `train`, or else a share of each class
             that is held out.
         validation_split: that share.
@@ -85,14 +114,13 @@ def read_folder(
 
     Raises:
         FileNotFoundError: a folder does not exist.
-        ValueError: as `list_images`; classes of the two folders differ; or a class has only one image to split.
+        ValueError: as `list_images`; there are other folders beside `train`; classes of the two folders differ; or a
+            class has only one image to split.
     """
     folder = Path(folder)
-    if (folder / TRAIN).is_dir():
-        beside = (folder / name for name in VALIDATION_NAMES)
-        validation = validation or next((path for path in beside if path.is_dir()), None)
-        folder = folder / TRAIN
-    names, images = list_images(folder)
+    training, beside = _split(folder) if folder.is_dir() else (None, None)
+    validation = validation or beside
+    names, images = list_images(training or folder)
     if validation is None:
         return names, *_hold_out(names, images, validation_split, seed), len(images)
     return names, images, read_validation(validation, names), len(images)
@@ -168,7 +196,7 @@ def without_unreadable(
         The set, and {path: reason} of what was left out.
 
     Raises:
-        ValueError: images cannot be read, all of them named; or a class has no other.
+        ValueError: images cannot be read, all of them named; or none is left, of all or of a class.
     """
     bad = unreadable(images.files, track)
     if bad and not skip:
@@ -178,6 +206,8 @@ def without_unreadable(
             f"{len(bad)} of {len(images)} images cannot be read:\n{listing}{more}\n"
             "Mend or remove them, or leave them out with --skip-bad (skip_bad=True)."
         )
+    if len(bad) == len(images):
+        raise ValueError(f"None of the {len(images)} images can be read; the first: {bad[images.files[0]]}")
     kept = images.take(np.flatnonzero([file not in bad for file in images.files]))
     emptied = [name for target, name in enumerate(names) if target not in kept.targets]
     if emptied:

@@ -60,7 +60,7 @@ def read_flat(folder: Path, truth: Path | None) -> tuple[tuple[Path, ...], np.nd
 
 def _read_truth(path):
     """{number of the image: class}."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").rstrip().splitlines()
     if path.suffix == ".csv":
         rows = [(row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(lines)]
     elif all(len(line.split()) == 2 for line in lines):
@@ -73,7 +73,7 @@ def _read_truth(path):
     places = {wordnet_id: place for place, (wordnet_id, _) in enumerate(imagenet_labels())}
     classes = {}
     for image, name in rows:
-        number = IMAGE.match(image)
+        number = IMAGE.search(image)  # the name may have its folder before it
         place = int(name) if name.isdecimal() else places.get(name)
         if number is None or place is None or place >= len(places):
             raise ValueError(f"{path} should hold image names and ImageNet's classes. Found: {image} {name}")

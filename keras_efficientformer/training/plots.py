@@ -49,7 +49,8 @@ def plot_confusion(confusion: np.ndarray, labels: Sequence[str], path: Path) -> 
     figure.colorbar(image, ax=axes, label="share of the class' images")
     axes.set(xlabel="answered", ylabel="is")
     if len(labels) <= CLASSES_NAMED:
-        axes.set_xticks(range(len(labels)), labels, rotation=90)
-        axes.set_yticks(range(len(labels)), labels)
+        # A name may hold dollar signs, between which matplotlib expects a formula.
+        axes.set_xticks(range(len(labels)), labels, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(labels)), labels, parse_math=False)
     with finished_file(path, overwrite=True) as partial:
         figure.savefig(partial, dpi=120)

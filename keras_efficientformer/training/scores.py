@@ -13,6 +13,10 @@ from keras_efficientformer.training.batches import Batches, prefetched
 SMALLEST = np.finfo("float32").tiny
 
 
+class NotFiniteError(ValueError):
+    """A classifier answers with values that are not finite."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """Results over a set of images.
@@ -49,10 +53,10 @@ def count(answers: np.ndarray, targets: np.ndarray, probabilities: bool) -> Scor
         probabilities: whether they are.
 
     Raises:
-        ValueError: an answer is not finite.
+        NotFiniteError: an answer is not finite.
     """
     if not np.isfinite(answers).all():
-        raise ValueError("The model answers with values that are not finite: its weights or its file are damaged.")
+        raise NotFiniteError("The model answers with values that are not finite: its weights or its file are damaged.")
     images, classes = answers.shape
     own = answers[np.arange(images), targets][:, None]
     earlier = np.arange(classes) < targets[:, None]
@@ -63,15 +67,16 @@ def count(answers: np.ndarray, targets: np.ndarray, probabilities: bool) -> Scor
     return Scores(loss, float((ranks < 1).mean()), float((ranks < 5).mean()), confusion)
 
 
-def score(model: keras.Model, batches: Batches) -> Scores:
-    """Scores of a Keras model with softmax, for normalised images, on batches of raw ones.
+def score(model: keras.Model, batches: Batches, epoch: int) -> Scores:
+    """Scores of a Keras model with softmax, for normalised images, on an epoch's batches of raw ones.
 
     Raises:
-        ValueError: there are no batches, or the model's answers are not finite.
+        ValueError: there are no batches.
+        NotFiniteError: the model's answers are not finite.
     """
     probabilities, targets = [], []
     size = 0
-    for batch in prefetched(batches.epoch(0)):
+    for batch in prefetched(batches.epoch(epoch)):
         size = max(size, len(batch.images))
         # One shape for all batches: another one would be compiled anew.
         images = np.zeros((size, *batch.images.shape[1:]), "float32")

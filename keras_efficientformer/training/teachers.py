@@ -38,12 +38,18 @@ def open_teacher(teacher: Any, classes: int, images: int | None) -> Teacher | No
         images: how many images the folder has, or None where the data come from a loader.
 
     Raises:
-        ValueError: it does not know as many classes, or scores have another shape than (images, classes).
+        ValueError: it is none of these, does not know as many classes, or scores have another shape than
+            (images, classes).
     """
     if teacher is None:
         return None
     if isinstance(teacher, np.ndarray):
         return Teacher(_lookup(teacher, classes, images), fixed=True)
+    if not callable(teacher):
+        raise ValueError(
+            "A teacher should be a keras.Model, a function of raw images, or a NumPy array of scores. "
+            f"Received: {type(teacher).__name__}"
+        )
     ask = _ask_model(teacher) if isinstance(teacher, keras.Model) else teacher
 
     def labels(batch):
@@ -59,6 +65,11 @@ def open_teacher(teacher: Any, classes: int, images: int | None) -> Teacher | No
 
 
 def _lookup(scores, classes, images):
+    if images is None:
+        raise ValueError(
+            "Precomputed teacher scores need a folder: a loader does not say which images it gives. Pass a model or a "
+            "function as the teacher."
+        )
     if scores.shape != (images, classes):
         raise ValueError(
             f"Precomputed teacher scores should have the shape ({images}, {classes}): a row for each image of the "
@@ -69,12 +80,24 @@ def _lookup(scores, classes, images):
 
 
 def _ask_model(model):
-    height, width = model.inputs[0].shape[1:3]
-
     def ask(images):
-        if height and images.shape[1:3] != (height, width):
-            images = keras.ops.convert_to_numpy(keras.ops.image.resize(images, (height, width), antialias=True))
         scores = model.predict_on_batch(preprocess_input(images))
         return scores[0] if isinstance(scores, list) else scores
 
-    return ask
+    return resizing(ask, model.inputs[0].shape[1:3])
+
+
+def resizing(ask: Callable[[np.ndarray], np.ndarray], size: tuple[int | None, int | None]) -> Callable:
+    """The same function of images (batch, height, width, 3), for images of any size.
+
+    Args:
+        ask: the function.
+        size: (height, width) that it takes, or (None, None) where it takes any.
+    """
+
+    def ask_resized(images):
+        if None not in size and images.shape[1:3] != tuple(size):
+            images = keras.ops.convert_to_numpy(keras.ops.image.resize(images, size, antialias=True))
+        return ask(images)
+
+    return ask_resized

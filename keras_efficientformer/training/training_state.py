@@ -54,15 +54,9 @@ def write_state(path: Path, variables: Iterable[Any], state: dict[str, Any], whe
         where: the step, for messages.
 
     Raises:
-        TrainingError: a value is not finite: such a state is not worth keeping.
         OSError: the disk is full, or another reason not to write; the old file is as it was.
     """
     arrays = {f"{index:05d}": keras.ops.convert_to_numpy(variable) for index, variable in enumerate(variables)}
-    if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise TrainingError(
-            f"Weights are not finite after {where}. Lower learning_rate, set clip_norm, or use float32; "
-            f"{path} and best.keras hold the state before."
-        )
     try:
         with finished_file(path, overwrite=True) as partial, partial.open("wb") as file:
             np.savez(file, allow_pickle=False, **{STATE: np.array(json.dumps(state))}, **arrays)
@@ -73,6 +67,11 @@ def write_state(path: Path, variables: Iterable[Any], state: dict[str, Any], whe
         raise OSError(
             error.errno, f"The checkpoint after {where} was not written ({error.strerror}); {kept}"
         ) from error
+
+
+def all_finite(variables: Iterable[Any]) -> bool:
+    """Whether no value of the variables is infinite or not a number."""
+    return all(np.isfinite(keras.ops.convert_to_numpy(variable)).all() for variable in variables)
 
 
 def read_state(path: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
