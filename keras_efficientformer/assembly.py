@@ -133,8 +133,8 @@ def assemble(
         include_top: this and the rest are the arguments of the families' functions.
     """
     _check_arguments(weights, include_top, pooling, classes, head, drop_path_rate)
-    state_dict = _read_weights(architecture, weights, include_top, classes, classifier_activation)
     image = _image_input(input_tensor, input_shape)
+    state_dict = _read_weights(architecture, weights, include_top, classes, classifier_activation, image.shape[-1])
 
     x = backbone(image, architecture, drop_path_rate)
     if include_top:
@@ -160,6 +160,7 @@ def check_depths_and_widths(depths, widths):
 def _classifier(x, classes, activation, head):
     """Features (batch, h, w, channels) -> probabilities or logits (batch, classes), or two of them."""
     x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    classes = int(classes)  # Keras refuses NumPy's integers
     logits = [linear(classes, "head")(x)]
     if head != "single":
         logits.append(linear(classes, "head_dist")(x))
@@ -195,7 +196,7 @@ def _image_input(input_tensor, input_shape):
     return input_tensor
 
 
-def _read_weights(architecture, weights, include_top, classes, activation):
+def _read_weights(architecture, weights, include_top, classes, activation, channels):
     """The state dict that `weights` names, or None. Read before the model is built, so that mistakes cost no wait."""
     if weights is None:
         return None
@@ -211,9 +212,11 @@ def _read_weights(architecture, weights, include_top, classes, activation):
         )
     if include_top and keras.activations.get(activation) not in (keras.activations.softmax, keras.activations.linear):
         raise ValueError(
-            f"When using pretrained weights, `classifier_activation` can only be `None` or 'softmax'. "
-            f"Received: classifier_activation={activation}"
+            "Only `None` and `softmax` activations are allowed for the `classifier_activation` argument when using "
+            f"pretrained weights, with `include_top=True`; Received: classifier_activation={activation}"
         )
+    if channels != 3:
+        raise ValueError(f"The input must have 3 channels for `weights={weights!r}`; Received: channels={channels}")
     return conversion.read_checkpoint(pretrained.download(variant, weights))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_efficientformer.variants import Architecture, ArchitectureV2
+from keras_efficientformer.variants import Architecture, ArchitectureV2, mlp_ratio
 
 HEADS = ("head", "head_dist")
 BODY_LAYERS = ("stem", "stage1", "stage2", "stage3", "stage4", "norm")
@@ -72,7 +72,7 @@ def architecture_of(model) -> Architecture | ArchitectureV2:
     if not is_v2(model):
         return Architecture(depths, widths, stages[3].num_meta3d)
     # As a checkpoint tells them: of the channels that there are.
-    ratios = tuple(tuple(block.mlp.hidden_dim / block.dim for block in stage.blocks) for stage in stages)
+    ratios = tuple(tuple(mlp_ratio(block.mlp.hidden_dim, block.dim) for block in stage.blocks) for stage in stages)
     return ArchitectureV2(depths, widths, max(stage.num_attention for stage in stages), ratios)
 
 

@@ -5,7 +5,10 @@ Arrays keep the dtype they have in the file. Only the safe readers are used: saf
 """
 
 import argparse
+import json
 import os
+import re
+import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -20,7 +23,13 @@ SUFFIXES = (".safetensors", *PYTORCH_SUFFIXES, *KERAS_SUFFIXES)
 # snap-research's, which comes from DeiT's, evaluates "model" and published what that gives, not "model_ema".
 WRAPPERS = ("state_dict_ema", "state_dict", "model", "model_ema", "ema", "module")
 # What DistributedDataParallel, torch.compile and Lightning put before every name.
-PREFIXES = ("module.", "_orig_mod.", "model.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "ema.")
+# What torch's AveragedModel counts beside its tensors.
+COUNTERS = ("n_averaged",)
+
+
+# How torch names what its safe unpickler does not load.
+UNSAFE = re.compile(r"unsupported (?:global|class):?(?: GLOBAL)? ([\w.]+)", re.IGNORECASE)
 
 
 class CheckpointError(ValueError):
@@ -59,6 +68,7 @@ def read_tensors(path) -> Checkpoint:
     path = Path(path)
     suffix = suffix_of(path)
     if suffix is None:
+        path.open("rb").close()  # a missing file or a folder is none of another kind
         raise CheckpointError(
             f"{path} is not a kind of checkpoint that can be read: found the suffix {path.suffix!r}, "
             f"expected one of {', '.join(SUFFIXES)}. Rename the file if it is one of these."
@@ -93,14 +103,15 @@ def write_tensors(path, tensors, overwrite=False, wrapper=None):
         ImportError: torch is needed and not installed.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
+    suffix = suffix_of(path)
+    if suffix == ".safetensors":
         from safetensors.numpy import save_file
 
         with finished_file(path, overwrite) as partial:
             # transformers and timm refuse a file that does not say which framework's layout it has.
             save_file(tensors, partial, metadata={"format": "pt"})
         return
-    if path.suffix not in PYTORCH_SUFFIXES:
+    if suffix not in PYTORCH_SUFFIXES:
         expected = ", ".join((".safetensors", *PYTORCH_SUFFIXES))
         raise CheckpointError(f"{path} cannot be written as a PyTorch checkpoint: expected one of {expected}.")
     torch = _import_torch(path)
@@ -161,17 +172,17 @@ def _read_pytorch(path):
         with torch.serialization.safe_globals(plain):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling a foreign file can raise anything at all
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+        if unsafe := UNSAFE.search(str(error)):
             raise CheckpointError(
-                f"{path} was refused: it holds more than tensors, and loading it could run code ({_first(error)}). "
+                f"{path} was refused: it holds more than tensors, and loading it could run code ({unsafe[1]}). "
                 "Save `model.state_dict()` alone, best as .safetensors, in the program that made the file."
             ) from error
-        raise _damaged(path, "PyTorch", error) from error
+        raise _damaged(path, "PyTorch", _without_advice(error)) from error
     content, wrappers = _unwrap(content)
     tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
     for name, tensor in tensors.items():
         try:
-            tensors[name] = _to_numpy(torch, tensor)
+            tensors[name] = to_numpy(tensor)
         except (TypeError, RuntimeError) as error:  # quantized, sparse, float8, without values
             raise _unknown_kind(path, f"{name}: {_first(error)}") from error
     return tensors, wrappers
@@ -201,14 +212,19 @@ def _unwrap(content):
 
 def _strip_prefixes(tensors):
     stripped = []
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in COUNTERS}
     while prefix := next((p for p in PREFIXES if tensors and all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         stripped.append(prefix)
     return tensors, stripped
 
 
-def _to_numpy(torch, tensor):
-    tensor = tensor.detach()
+def to_numpy(value):
+    """A PyTorch tensor as an array of its own dtype, bfloat16 as `ml_dtypes.bfloat16`; anything else as it is."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
+        return value
+    tensor = value.detach().cpu()
     if tensor.dtype != torch.bfloat16:
         return tensor.numpy()
     import ml_dtypes
@@ -216,14 +232,24 @@ def _to_numpy(torch, tensor):
     return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
 
 
+def keras_layers(path) -> list[tuple[str, str]]:
+    """(class, name) of the layers of a `.keras` file that `read_tensors` has read."""
+    with zipfile.ZipFile(path) as archive:
+        config = json.loads(archive.read("config.json"))
+    return [(layer["class_name"], layer["config"]["name"]) for layer in config["config"].get("layers", ())]
+
+
 def _read_hdf5(path):
     import h5py
+    import ml_dtypes
 
     tensors = {}
 
     def collect(name, item):
         if isinstance(item, h5py.Dataset):
-            tensors[name] = item[()]
+            # HDF5 has no bfloat16: Keras stores two bytes and says so.
+            value, kind = item[()], item.attrs.get("dtype")
+            tensors[name] = value.view(ml_dtypes.bfloat16) if kind == "bfloat16" else value
 
     try:
         if suffix_of(path) == ".keras":
@@ -249,6 +275,16 @@ def _damaged(path, kind, error):
         f"{path} cannot be read as a {kind} checkpoint: {_first(error)}. It is truncated, damaged or something else; "
         "compare its size and sha256 with its source's and bring it again."
     )
+
+
+def _without_advice(error):
+    """What torch found, without its advice to load the file unsafely."""
+    if "TorchScript" in str(error):
+        return "it is a TorchScript archive, no state dict"
+    if "weights_only" not in str(error):
+        return error if isinstance(error, RuntimeError) else f"{type(error).__name__} {error}"
+    found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+    return f"torch found {found[1]}" if found else type(error).__name__
 
 
 def _first(error):

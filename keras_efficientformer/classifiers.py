@@ -8,25 +8,33 @@ import contextlib
 import json
 import os
 import zipfile
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Protocol
 
 import keras
 import numpy as np
 
+from keras_efficientformer import conversion
+from keras_efficientformer.assembly import POOLINGS
+from keras_efficientformer.bindings import HEADS
+from keras_efficientformer.checkpoint_files import suffix_of
 from keras_efficientformer.efficientformer import (
+    EfficientFormer,
     EfficientFormerL1,
     EfficientFormerL3,
     EfficientFormerL7,
     from_checkpoint,
 )
 from keras_efficientformer.efficientformer_v2 import (
+    EfficientFormerV2,
     EfficientFormerV2L,
     EfficientFormerV2S0,
     EfficientFormerV2S1,
     EfficientFormerV2S2,
 )
 from keras_efficientformer.imagenet import preprocess_input
+from keras_efficientformer.variants import Architecture
 
 # What exported files call the scores of the classes.
 SCORES = ("probabilities", "classLabel_probs", "logits", "scores")
@@ -150,6 +158,24 @@ def open_model(
     variant, _, weights = str(source).partition(":")
     if variant in PUBLISHED:
         return PUBLISHED[variant](weights=weights or "imagenet", input_shape=input_shape)
-    if Path(source).suffix == ".keras" and input_shape is None:
-        return keras.saving.load_model(source, compile=False)
+    if suffix_of(source) == ".keras":
+        model = keras.saving.load_model(source, compile=False)
+        return model if input_shape in (None, model.inputs[0].shape[1:]) else _at_size(model, input_shape)
+    if suffix_of(source) is None and not os.path.exists(source):
+        raise FileNotFoundError(f"{source} is neither a file nor one of the names {', '.join(PUBLISHED)}.")
     return from_checkpoint(source, input_shape=input_shape, progress=progress)
+
+
+def _at_size(model, input_shape):
+    """The same model for images of another size."""
+    architecture, layers = conversion.architecture_of(model), {layer.name: layer for layer in model.layers}
+    pooling = model.output_names[0].removesuffix("_pool")
+    top: dict[str, Any] = {"include_top": False, "pooling": pooling if pooling in POOLINGS else None}
+    if HEADS[0] in layers:
+        head = "both" if len(model.outputs) == 2 else "average" if HEADS[1] in layers else "single"
+        activation = layers["predictions"].activation
+        top = {"classes": layers[HEADS[0]].units, "classifier_activation": activation, "head": head}
+    network: Any = EfficientFormer if isinstance(architecture, Architecture) else EfficientFormerV2
+    resized = network(*astuple(architecture), input_shape=input_shape, name=model.name, **top)
+    conversion.load_state_dict(resized, conversion.to_state_dict(model))
+    return resized

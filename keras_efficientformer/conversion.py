@@ -4,12 +4,21 @@ A model's variables are listed once, under timm's names (`bindings`); `dialects`
 checks come before the first assignment, so a load that fails leaves the model as it was.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from keras_efficientformer.bindings import HEADS, architecture_of, bindings, listing, to_keras_layout, to_torch_layout
-from keras_efficientformer.checkpoint_files import Checkpoint, CheckpointError, read_tensors, suffix_of, write_tensors
+from keras_efficientformer.checkpoint_files import (
+    Checkpoint,
+    CheckpointError,
+    keras_layers,
+    read_tensors,
+    suffix_of,
+    to_numpy,
+    write_tensors,
+)
 from keras_efficientformer.dialects import (
     ALL_DIALECTS,
     DIALECTS_V2,
@@ -27,6 +36,7 @@ from keras_efficientformer.variants import (
     Architecture,
     ArchitectureV2,
     class_name,
+    mlp_ratio,
     variant_name,
 )
 
@@ -47,6 +57,8 @@ __all__ = [
 # Not weights: recomputed from the input's size, and counted by PyTorch's BatchNorm for an average we do not use.
 IGNORED_SUFFIXES = (".attention_bias_idxs", ".num_batches_tracked")
 HEAD, HEAD_DIST = HEADS
+# Keras' layers that a model of this package has at its top level, and what they are called there.
+NAMED_LAYERS = {"Dense": HEADS, "BatchNormalization": ("norm",), "LayerNormalization": ("norm",)}
 
 
 @dataclass(frozen=True)
@@ -116,9 +128,21 @@ def read_checkpoint(path) -> Checkpoint:
         ImportError: torch is needed and not installed.
     """
     checkpoint = read_tensors(path)
+    if suffix_of(path) == ".keras":
+        _check_own_layers(path)
     if suffix_of(path) in (".keras", ".weights.h5"):
         return Checkpoint(to_timm_names(checkpoint), path)
     return checkpoint
+
+
+def _check_own_layers(path):
+    """Raises CheckpointError for layers of the user's own: weights files tell them by class and order alone."""
+    foreign = [name for kind, name in keras_layers(path) if kind in NAMED_LAYERS and name not in NAMED_LAYERS[kind]]
+    if foreign:
+        raise CheckpointError(
+            f"{path} holds an EfficientFormer with layers of your own: {listing(foreign)}. Load it with "
+            "keras.saving.load_model, and save the EfficientFormer alone."
+        )
 
 
 def write_checkpoint(path, state_dict, overwrite=False):
@@ -145,13 +169,14 @@ def infer_variant(state_dict) -> CheckpointInfo:
     """What the names and shapes of a state dict say about its model.
 
     Args:
-        state_dict: {tensor name: array} of either family in any of its dialects, depths and widths free.
+        state_dict: {tensor name: array or PyTorch tensor} of either family in any of its dialects, depths and widths
+            free.
 
     Raises:
         CheckpointError: the names are those of none of the dialects, or tensors that tell the shape are missing.
     """
     source = _source(state_dict)
-    tensors = strip_prefix(state_dict)
+    tensors = _arrays(state_dict, source)
     dialect = find_dialect(tensors)
     if dialect is None:
         expected = ", ".join(f"{dialect.mark} ({_title(dialect)})" for dialect in ALL_DIALECTS)
@@ -183,7 +208,7 @@ def load_state_dict(model, state_dict, progress=iter) -> LoadReport:
 
     Args:
         model: an EfficientFormer (`keras.Model`).
-        state_dict: {tensor name: array of a floating-point dtype}, as `read_checkpoint` returns it.
+        state_dict: {tensor name: array of a floating-point dtype}, as `read_checkpoint` returns it, or PyTorch's own.
         progress: wraps the iteration over the model's variables, e.g. `rich.progress.track`.
 
     Returns:
@@ -199,7 +224,7 @@ def load_state_dict(model, state_dict, progress=iter) -> LoadReport:
     info = infer_variant(state_dict)
     _check_architecture(info, architecture_of(model), source)
     dialect = dialects_of(info.architecture)[info.dialect]
-    tensors = strip_prefix(state_dict)
+    tensors = _arrays(state_dict, source)
     names = _tensor_names(info.architecture, dialect)
 
     wanted = {names[binding.name]: binding for binding in model_bindings}
@@ -275,6 +300,20 @@ def _source(state_dict):
     return getattr(state_dict, "source", "the state dict")
 
 
+def _arrays(state_dict, source):
+    """{name: NumPy array} without transformers' outer prefix, of arrays or of PyTorch's tensors."""
+    if not isinstance(state_dict, Mapping):
+        raise CheckpointError(
+            f"{source} should be a state dict, {{tensor name: array}}: found a {type(state_dict).__name__}. "
+            "`read_checkpoint` makes one of a file."
+        )
+    tensors = strip_prefix({name: to_numpy(value) for name, value in state_dict.items()})
+    unfit = [f"{name}: {type(tensor).__name__}" for name, tensor in tensors.items() if not hasattr(tensor, "ndim")]
+    if unfit:
+        raise CheckpointError(f"{source} should hold arrays alone: found {listing(unfit)}.")
+    return tensors
+
+
 def _title(dialect):
     return f"{dialect.name}, EfficientFormerV2" if dialect in DIALECTS_V2.values() else dialect.name
 
@@ -306,7 +345,7 @@ def _infer_architecture_v2(tensors, dialect, source):
     ratios = []
     for stage, depth in enumerate(depths):
         expanding = [names[f"stages.{stage}.blocks.{block}.mlp.fc1.conv.weight"] for block in range(depth)]
-        ratios.append(tuple(len(kernel) / len(kernels[stage]) for kernel in _kernels(tensors, expanding, source)))
+        ratios.append(tuple(mlp_ratio(len(k), len(kernels[stage])) for k in _kernels(tensors, expanding, source)))
     return ArchitectureV2(depths, tuple(len(kernel) for kernel in kernels), num_attention, tuple(ratios))
 
 
@@ -370,8 +409,11 @@ def _check_architecture(info, expected, source):
         table, free = VARIANTS_V2, "EfficientFormerV2(...)"
     known = " or ".join(map(class_name, table))
     advice = f"Use {class_name(info.variant)}" if info.variant else f"Use {known} or {free}"
+    found, wanted = _describe(info.architecture), _describe(expected)
+    if found == wanted:
+        found, wanted = (f"MLP ratios {architecture.mlp_ratios}" for architecture in (info.architecture, expected))
     raise CheckpointError(
-        f"{source} is of another model: found {_describe(info.architecture)}, expected {_describe(expected)}. "
+        f"{source} is of another model: found {found}, expected {wanted}. "
         f"{advice} for it; if it should be the expected one, tensors are missing from the file."
     )
 

@@ -1,5 +1,6 @@
 """The table of published variants: one row each, from which models, checkpoints and exports take their shape."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -40,6 +41,12 @@ class ArchitectureV2:
 
     def __str__(self):
         return f"depths {self.depths}, widths {self.widths}, {self.num_attention} attention blocks in a stage"
+
+
+def mlp_ratio(hidden: int, dim: int) -> float:
+    """The ratio of which `int(dim * ratio)` is `hidden`: rounding down, hidden / dim is not always one."""
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 VARIANTS: dict[str, Architecture] = {

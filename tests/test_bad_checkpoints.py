@@ -52,7 +52,7 @@ def refused(model, source, *words):
     """One message, in one line, with the file's name and all these words; every bit of the model stays."""
     before = model.get_weights()
     with pytest.raises(CheckpointError) as caught:
-        yield
+        yield caught
     message = str(caught.value)
     for word in (str(source), *words):
         assert word in message
@@ -154,6 +154,21 @@ def test_not_permitted(tmp_path):
         conversion.read_checkpoint(path)
 
 
+def test_layers_of_ones_own_are_refused(model, tmp_path):
+    path = tmp_path / "mine.keras"
+    part = build()
+    keras.Model(part.input, keras.layers.Dense(3, name="mine")(part.output)).save(path)
+    with refused(model, path, "layers of your own: mine", "save the EfficientFormer alone"):
+        load(model, path)
+
+
+def test_missing_files_are_missing_whatever_their_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="l9"):
+        conversion.read_checkpoint(tmp_path / "l9")
+    with pytest.raises(IsADirectoryError):
+        conversion.read_checkpoint(tmp_path)
+
+
 def test_constructors_refuse_too(tmp_path):
     path = save_good(tmp_path, ".safetensors")
     os.truncate(path, 1000)
@@ -195,12 +210,23 @@ def test_malicious_pickle(model, tmp_path, suffix, payload, how):
         path.write_bytes(pickle.dumps({"payload": payload(marker)}))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
-    with refused(model, path):
+    with refused(model, path) as refusal:
         load(model, path)
+    assert "weights_only" not in str(refusal.value)  # torch's own advice is to load it unsafely
+    if how == "torch":
+        assert "loading it could run code" in str(refusal.value)
     assert not marker.exists()
     with contextlib.suppress(Exception):  # the payload itself works: an unsafe reader would have run it
         torch.load(path, weights_only=False) if how != "pickle" else pickle.loads(path.read_bytes())
     assert marker.exists()
+
+
+@pickles
+def test_torchscript_is_called_by_its_name(model, tmp_path, suffix):
+    path = tmp_path / f"checkpoint{suffix}"
+    torch.jit.script(torch.nn.Linear(2, 2)).save(path)
+    with refused(model, path, "it is a TorchScript archive"):
+        load(model, path)
 
 
 @pickles

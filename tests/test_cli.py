@@ -311,6 +311,39 @@ def test_predict_with_two_heads(command, tensors, photographs, tmp_path):
         np.testing.assert_allclose([row[2] for row in rows], np.sort(expected)[::-1][:5], atol=1e-5)
 
 
+def test_predict_of_logits_prints_no_percentages(command, tensors, photographs, tmp_path):
+    model = small_model(tensors, classifier_activation=None)
+    model.get_layer("head").bias.assign(np.full(10, 40.0))
+    model.save(tmp_path / "logits.keras")
+    assert "%" not in command("predict", photographs / "a.png", "--model", tmp_path / "logits.keras").out
+
+
+def test_predict_refuses_what_gives_no_scores(command, tensors, photographs, tmp_path):
+    model = small_model(tensors)
+    model.get_layer("head").bias.assign(np.full(10, np.nan))
+    model.save(tmp_path / "nan.keras")
+    arguments = ["predict", photographs / "a.png", "--model"]
+    assert "scores that are not finite" in command(*arguments, tmp_path / "nan.keras", expect=1).err
+    small_model(tensors, include_top=False).save(tmp_path / "features.keras")
+    assert "has no classifier" in command(*arguments, tmp_path / "features.keras", expect=1).err
+    assert "neither a file nor one of the names l1" in command(*arguments, "l9", expect=1).err
+
+
+def test_convert_to_another_size_keeps_heads_and_activation(command, tensors, tmp_path):
+    small_model(tensors, head="both", classifier_activation=None).save(tmp_path / "a.keras")
+    command("convert", tmp_path / "a.keras", tmp_path / "b.keras", "--size", "96x64")
+    model = keras.saving.load_model(tmp_path / "b.keras")
+    assert (model.input_shape, len(model.outputs)) == ((None, 96, 64, 3), 2)
+    assert model.get_layer("predictions").activation is keras.activations.linear
+
+
+def small_model(tensors, **arguments):
+    arguments = {"input_shape": SHAPE, "classes": 10, **arguments}
+    model = kef.EfficientFormer((1, 1, 1, 2), (8, 16, 24, 32), 1, **arguments)
+    conversion.load_state_dict(model, tensors)
+    return model
+
+
 def column(table, number):
     """The cells of a printed table's column, put together again where they were folded."""
     return "".join(line.split("│")[number].strip() for line in table.splitlines() if "│" in line)

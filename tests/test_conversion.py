@@ -358,6 +358,37 @@ def test_other_precisions(small, tmp_path, dtype, suffix):
     equal(weights_only(conversion.to_state_dict(model)), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_state_dicts_of_pytorch(small, small_tensors, dtype):
+    """What `model.state_dict()` is: tensors, on whatever device and of whatever precision."""
+    state_dict = {n: t.to(dtype) if t.is_floating_point() else t for n, t in small.state_dict().items()}
+    model = build_small()
+    conversion.load_state_dict(model, state_dict)
+    assert conversion.infer_variant(state_dict).classes == 10
+    for name, tensor in conversion.to_state_dict(model).items():
+        np.testing.assert_allclose(tensor, small_tensors[name], rtol=1e-2 if dtype == torch.bfloat16 else 0)
+
+
+@pytest.mark.parametrize("state_dict", [None, "model.pth", [1], {"stem.conv1.weight": [1.0]}], ids=str)
+def test_what_is_no_state_dict(state_dict):
+    for function in (conversion.infer_variant, lambda it: conversion.load_state_dict(build_small(), it)):
+        with pytest.raises(conversion.CheckpointError, match="the state dict should"):
+            function(state_dict)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+def test_keras_files_in_bfloat16(tmp_path, suffix):
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        model = build_small()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    (model.save if suffix == ".keras" else model.save_weights)(tmp_path / f"model{suffix}")
+    loaded = build_small(weights=tmp_path / f"model{suffix}")
+    for one, other in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, np.asarray(other, "float32"))
+
+
 @pytest.mark.parametrize(
     ("wrap", "wrappers"),
     [
@@ -365,12 +396,28 @@ def test_other_precisions(small, tmp_path, dtype, suffix):
         (lambda good, bad: {"model": good, "model_ema": bad, "epoch": 3}, ("model",)),
         (lambda good, bad: {"model_ema": {"module": good, "decay": 0.9}}, ("model_ema", "module")),
         (lambda good, bad: {"state_dict": good, "state_dict_ema": None}, ("state_dict",)),
+        (lambda good, bad: {f"ema.module.{name}": value for name, value in good.items()}, ("ema.", "module.")),
+        (
+            lambda good, bad: {"n_averaged": torch.tensor(3), **{f"module.{n}": value for n, value in good.items()}},
+            ("module.",),
+        ),
         (lambda good, bad: {"state_dict": prefixed("model.", good)}, ("state_dict", "model.")),
         (lambda good, bad: {"model": prefixed("module.", good), "scaler": {"scale": 2.0}}, ("model", "module.")),
         (lambda good, bad: prefixed("_orig_mod.module.", good), ("_orig_mod.", "module.")),
         (lambda good, bad: good, ()),
     ],
-    ids=["timm-ema", "snap-ema", "nested-ema", "no-ema", "lightning", "distributed", "compiled", "bare"],
+    ids=[
+        "timm-ema",
+        "snap-ema",
+        "nested-ema",
+        "no-ema",
+        "ema-module",
+        "averaged-model",
+        "lightning",
+        "distributed",
+        "compiled",
+        "bare",
+    ],
 )
 def test_wrappers(small_tensors, tmp_path, wrap, wrappers):
     other = {name: np.zeros_like(tensor) for name, tensor in small_tensors.items()}

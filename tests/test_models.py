@@ -141,8 +141,11 @@ BAD_ARGUMENTS = {
     ),
     "activation-of-imagenet": (
         {"weights": "imagenet", "classifier_activation": "relu"},
-        r"`classifier_activation` can only be `None` or 'softmax'\. Received: classifier_activation=relu",
+        r"Only `None` and `softmax` .* `classifier_activation` argument when using pretrained .*activation=relu",
     ),
+    # No download is worth these.
+    "small-of-imagenet": ({"weights": "imagenet", "input_shape": (16, 16, 3)}, "at least 32x32"),
+    "grey-of-imagenet": ({"weights": "imagenet", "input_shape": (224, 224, 1)}, "must have 3 channels"),
     "unknown-activation": ({"classifier_activation": "sotfmax"}, "sotfmax"),
     "tensor-and-shape": (
         {"input_tensor": keras.Input((64, 64, 3)), "input_shape": (96, 64, 3)},
@@ -151,6 +154,22 @@ BAD_ARGUMENTS = {
     "small-tensor": ({"input_tensor": keras.Input((16, 64, 3))}, "at least 32x32"),
     "tensor-of-any-size": ({"input_tensor": keras.Input((None, None, 3))}, "three integers"),
 }
+
+
+def test_classes_of_numpy():
+    assert kef.EfficientFormer(**SMALL, input_shape=(64, 64, 3), classes=np.int64(7)).output_shape == (None, 7)
+
+
+def test_global_channels_first_later_changes_nothing(loud, tmp_path):
+    model, images = loud(), timm_reference.images(64, 64)
+    expected = model.predict(images, verbose=0)
+    model.save(tmp_path / "model.keras")
+    keras.config.set_image_data_format("channels_first")
+    try:
+        for same in (model, keras.saving.load_model(tmp_path / "model.keras")):
+            np.testing.assert_allclose(same(images), expected, atol=1e-6)
+    finally:
+        keras.config.set_image_data_format("channels_last")
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)

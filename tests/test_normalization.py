@@ -57,6 +57,13 @@ def test_mixed_precision_keeps_float32_averages(dtype):
         np.testing.assert_allclose(one, other, rtol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_low_precision_throughout(dtype):
+    ours, theirs = (train(built(cls, dtype)) for cls in (BatchNormalization, keras.layers.BatchNormalization))
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(np.float32(one), np.float32(other), rtol=5e-2, atol=5e-2)
+
+
 def test_fused_kernel_is_used_in_training_alone():
     assert "FusedBatchNormV3" in operations(built(BatchNormalization))
     frozen = built(BatchNormalization)

@@ -169,6 +169,16 @@ def test_keras_files(tensors, tmp_path, suffix):
     kef.EfficientFormerV2(**SMALL, input_shape=(96, 64, 3), weights=path)
 
 
+def test_ratios_that_are_rounded_down(tmp_path):
+    """29 * 1.1 channels are 31, of which 31 / 29 gives 30."""
+    model = kef.EfficientFormerV2(
+        (1, 1, 1, 1), (8, 16, 29, 8), 1, ((4,), (4,), (1.1,), (4,)), weights=None, classes=3, input_shape=(64, 64, 3)
+    )
+    conversion.write_checkpoint(tmp_path / "v2.safetensors", conversion.to_state_dict(model))
+    same = kef.from_checkpoint(tmp_path / "v2.safetensors")
+    assert conversion.architecture_of(same) == conversion.architecture_of(model)
+
+
 def test_free_shapes(tmp_path):
     shape = {
         "depths": (0, 2, 1, 3),

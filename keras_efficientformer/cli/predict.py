@@ -33,15 +33,21 @@ def predict(
     for start in track(range(0, len(files), BATCH_SIZE), "Classifying"):
         batch = files[start : start + BATCH_SIZE]
         pixels = np.stack([resize_and_crop(load_image(file), network.size, crop) for file in batch])
-        decoded = _decode(network.predict(pixels.astype("float32")), top, names)
-        results |= zip(map(str, batch), decoded, strict=True)
+        scores = network.predict(pixels.astype("float32"))
+        if scores.ndim != 2:
+            raise ValueError(f"{model} has no classifier: its output is of the shape {list(scores.shape[1:])}.")
+        if not np.isfinite(scores).all():
+            raise ValueError(f"{model} answers with scores that are not finite: its weights are damaged.")
+        results |= zip(map(str, batch), _decode(scores, top, names), strict=True)
     if as_json:
         print(json.dumps({file: [list(row) for row in rows] for file, rows in results.items()}, indent=2))
         return
     table = Table(Column("image", overflow="fold"), "class", "score")
+    are_logits = any(not 0 <= score <= 1 for rows in results.values() for *_, score in rows)
     for file, rows in results.items():
         for index, (_, name, score) in enumerate(rows):
-            table.add_row(file if index == 0 else "", name, f"{score:.1%}", end_section=index == len(rows) - 1)
+            shown = f"{score:.3f}" if are_logits else f"{score:.1%}"
+            table.add_row(file if index == 0 else "", name, shown, end_section=index == len(rows) - 1)
     output.print(table)
 
 
