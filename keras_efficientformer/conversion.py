@@ -137,8 +137,9 @@ def read_checkpoint(path) -> Checkpoint:
 
 def _check_own_layers(path):
     """Raises CheckpointError for layers of the user's own: weights files tell them by class and order alone."""
-    foreign = [name for kind, name in keras_layers(path) if kind in NAMED_LAYERS and name not in NAMED_LAYERS[kind]]
-    if foreign:
+    layers = keras_layers(path)
+    foreign = [name for kind, name in layers if kind in NAMED_LAYERS and name not in NAMED_LAYERS[kind]]
+    if foreign and "stem" in [name for _, name in layers]:
         raise CheckpointError(
             f"{path} holds an EfficientFormer with layers of your own: {listing(foreign)}. Load it with "
             "keras.saving.load_model, and save the EfficientFormer alone."

@@ -441,7 +441,7 @@ def _check_output(output, resume):
         return
     if not output.is_dir():
         raise NotADirectoryError(f"{output} is a file: the run needs a folder.")
-    if any((output / name).exists() for name in (FILE, BEST, "config.json")):
+    if any((output / name).exists() for name in (FILE, BEST)):  # else it ended before it had anything to keep
         raise FileExistsError(f"{output} holds a run. Go on with it (--resume, resume=True), or choose another folder.")
 
 
