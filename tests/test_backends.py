@@ -93,6 +93,7 @@ def run(request, tmp_path_factory, loud_l1, loud_state_dict):
         "factors": np.random.default_rng(0).standard_normal((2, 10)).astype("float32"),
     }
     np.savez(folder / "inputs.npz", **inputs)
+    keras.utils.set_random_seed(0)  # by chance, drop path leaves a branch out for both images
     model = kef.EfficientFormer(**SMALL, weights=folder / "small.safetensors", drop_path_rate=0.1)
     model.save(folder / "tensorflow.keras")
 

@@ -408,9 +408,12 @@ def test_overwrite(model, exported, tmp_path):
     (path / "mine").write_text("mine")
     with pytest.raises(FileExistsError, match=r"m\.mlpackage exists"):
         export_coreml(model, path)
+    with pytest.raises(IsADirectoryError, match=r"m\.mlpackage is a folder, and no Core ML package"):
+        export_coreml(model, path, overwrite=True)
+    (path / "mine").rename(path / "Manifest.json")
     with pytest.raises(ExportError):
         export_coreml(model, path, overwrite=True, max_difference=0)
-    assert contents(path) == ["mine"]
+    assert contents(path) == ["Manifest.json"]
     export_coreml(model, path, overwrite=True)
     assert contents(path) == contents(exported[0])
     assert contents(tmp_path) == ["m.json", "m.mlpackage"]

@@ -137,7 +137,7 @@ def test_the_hurt_layer_is_named_first(build, tmp_path, file, arguments):
 )
 def test_other_networks(tmp_path, arguments, settings):
     model = small_network(**arguments)
-    for mode, bound in (("none", 5e-6), ("int8", 0.1)):
+    for mode, bound in (("none", 5e-6), ("int8", 0.12)):
         path = tmp_path / f"{mode}.tflite"
         export_tflite(model, path, quantize=mode, calibration=images_for(model), max_difference=math.inf, **settings)
         found = layer_errors(path, model, images_for(model))
@@ -149,6 +149,7 @@ def images_for(model):
 
 
 def small_network(**arguments):
+    keras.utils.set_random_seed(0)
     arguments = {"depths": (1, 1, 1, 2), "widths": (8, 16, 24, 32), "num_meta3d": 1, "classes": 10} | arguments
     model = kef.EfficientFormer(**{"input_shape": (64, 64, 3)} | arguments)
     model.get_layer("norm").gamma.assign(np.linspace(0.5, 1.5, 32))  # of a fresh one no step is left in the file
