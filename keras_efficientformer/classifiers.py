@@ -4,11 +4,9 @@ A Keras model, a checkpoint of any dialect, a .tflite file and a Core ML package
 `evaluate` need not know what they are talking to.
 """
 
-import contextlib
 import json
 import os
 import zipfile
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,21 +18,19 @@ from keras_efficientformer.assembly import POOLINGS
 from keras_efficientformer.bindings import HEADS
 from keras_efficientformer.checkpoint_files import suffix_of
 from keras_efficientformer.efficientformer import (
-    EfficientFormer,
     EfficientFormerL1,
     EfficientFormerL3,
     EfficientFormerL7,
     from_checkpoint,
+    network_of,
 )
 from keras_efficientformer.efficientformer_v2 import (
-    EfficientFormerV2,
     EfficientFormerV2L,
     EfficientFormerV2S0,
     EfficientFormerV2S1,
     EfficientFormerV2S2,
 )
 from keras_efficientformer.imagenet import preprocess_input
-from keras_efficientformer.variants import Architecture
 
 # What exported files call the scores of the classes.
 SCORES = ("probabilities", "classLabel_probs", "logits", "scores")
@@ -103,14 +99,19 @@ class FileClassifier:
 
 
 def _read_report(sidecar):
-    """What an export wrote beside its file; nothing where there is none, or another program's JSON."""
+    """What an export wrote beside its file; nothing where there is none."""
     if not sidecar.exists():
         return {}
-    with contextlib.suppress(ValueError):
+    try:
         report = json.loads(sidecar.read_text(encoding="utf-8"))
-        if isinstance(report, dict):
-            return report
-    return {}
+    except ValueError:
+        report = None
+    if not isinstance(report, dict):
+        raise ValueError(
+            f"{sidecar} is not the report that an export writes beside its file, which says how the file takes images. "
+            "Bring the report again, or move this one away."
+        )
+    return report
 
 
 def _embedded_labels(path):
@@ -175,7 +176,6 @@ def _at_size(model, input_shape):
         head = "both" if len(model.outputs) == 2 else "average" if HEADS[1] in layers else "single"
         activation = layers["predictions"].activation
         top = {"classes": layers[HEADS[0]].units, "classifier_activation": activation, "head": head}
-    network: Any = EfficientFormer if isinstance(architecture, Architecture) else EfficientFormerV2
-    resized = network(*astuple(architecture), input_shape=input_shape, name=model.name, **top)
+    resized = network_of(architecture)(input_shape=input_shape, name=model.name, **top)
     conversion.load_state_dict(resized, conversion.to_state_dict(model))
     return resized

@@ -1,6 +1,7 @@
 """The models: `EfficientFormer` for any depths and widths, and the published L1, L3 and L7 (arXiv 2206.01191)."""
 
 from dataclasses import astuple
+from functools import partial
 
 import numpy as np
 
@@ -55,6 +56,12 @@ def EfficientFormer(
     )
 
 
+def network_of(architecture):
+    """The function of an architecture's family that makes models of this shape; it takes the other arguments."""
+    network = EfficientFormer if isinstance(architecture, Architecture) else EfficientFormerV2
+    return partial(network, *astuple(architecture))
+
+
 def from_checkpoint(path, *, input_shape=None, classifier_activation="softmax", progress=iter):
     """The model that a checkpoint file is of: its depths, widths, classes, heads and input size are read from the file.
 
@@ -78,9 +85,7 @@ def from_checkpoint(path, *, input_shape=None, classifier_activation="softmax", 
         if info.input_size is None:
             raise ValueError(f"{path} does not say for which input size it is: pass `input_shape`.")
         input_shape = (*info.input_size, 3)
-    network = EfficientFormer if isinstance(info.architecture, Architecture) else EfficientFormerV2
-    model = network(
-        *astuple(info.architecture),
+    model = network_of(info.architecture)(
         include_top=info.heads > 0,
         input_shape=input_shape,
         classes=info.classes or 1,

@@ -272,6 +272,18 @@ def test_predict_takes_labels_from_the_sidecar(command, files, photographs):
     assert len(rows) == 5
 
 
+def test_predict_takes_labels_from_the_file_itself(command, model, photographs, tmp_path):
+    report = export_tflite(model, tmp_path / "m.tflite", labels=NAMES)
+    report_file = tmp_path / "m.json"
+    arguments = ("predict", photographs / "a.png", "--model", report.path, "--json")
+    with_report = command(*arguments).json
+    report_file.unlink()
+    assert command(*arguments).json == with_report
+    for other in ('["a", "list"]', "no JSON"):
+        report_file.write_text(other)
+        assert "m.json is not the report that an export writes" in command(*arguments, expect=1).err
+
+
 def test_predict_crop_and_size(command, files, model, photographs):
     image = photographs / "below" / "c.webp"
     arguments = ("predict", image, "--model", files["timm.safetensors"], "--json", "--top", "10")

@@ -1,6 +1,6 @@
 """The networks of a run: the one that learns, and the one that users get, made from a pretrained one."""
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -8,8 +8,7 @@ import numpy as np
 
 from keras_efficientformer import conversion
 from keras_efficientformer.bindings import HEADS
-from keras_efficientformer.efficientformer import EfficientFormer
-from keras_efficientformer.efficientformer_v2 import EfficientFormerV2
+from keras_efficientformer.efficientformer import network_of
 from keras_efficientformer.training.config import FineTuneConfig
 from keras_efficientformer.variants import Architecture, ArchitectureV2
 
@@ -63,9 +62,7 @@ class Network:
                 f"`keep_head` needs data with the model's {self.classes} classes; these have {classes}. "
                 "Leave keep_head out for a new classifier."
             )
-        network: Any = EfficientFormer if isinstance(self.architecture, Architecture) else EfficientFormerV2
-        model = network(
-            *astuple(self.architecture),
+        model = network_of(self.architecture)(
             input_shape=(*self.size, 3),
             classes=classes,
             classifier_activation=activation,
