@@ -27,7 +27,6 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "ema.")
 # What torch's AveragedModel counts beside its tensors.
 COUNTERS = ("n_averaged",)
 
-
 # How torch names what its safe unpickler does not load.
 UNSAFE = re.compile(r"unsupported (?:global|class):?(?: GLOBAL)? ([\w.]+)", re.IGNORECASE)
 

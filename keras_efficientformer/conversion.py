@@ -177,7 +177,10 @@ def infer_variant(state_dict) -> CheckpointInfo:
         CheckpointError: the names are those of none of the dialects, or tensors that tell the shape are missing.
     """
     source = _source(state_dict)
-    tensors = _arrays(state_dict, source)
+    return _infer(_arrays(state_dict, source), source)
+
+
+def _infer(tensors, source):
     dialect = find_dialect(tensors)
     if dialect is None:
         expected = ", ".join(f"{dialect.mark} ({_title(dialect)})" for dialect in ALL_DIALECTS)
@@ -222,10 +225,10 @@ def load_state_dict(model, state_dict, progress=iter) -> LoadReport:
     """
     source = _source(state_dict)
     model_bindings = bindings(model)
-    info = infer_variant(state_dict)
+    tensors = _arrays(state_dict, source)
+    info = _infer(tensors, source)
     _check_architecture(info, architecture_of(model), source)
     dialect = dialects_of(info.architecture)[info.dialect]
-    tensors = _arrays(state_dict, source)
     names = _tensor_names(info.architecture, dialect)
 
     wanted = {names[binding.name]: binding for binding in model_bindings}

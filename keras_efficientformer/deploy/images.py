@@ -83,18 +83,19 @@ def read_images(
         files = [
             files[index] for index in np.unique(np.linspace(0, len(files) - 1, min(limit, len(files))).astype(int))
         ]
-        arrays = [resize_and_crop(load_image(path), input_shape[:2]).astype("float32") for path in files]
-    elif not isinstance(images, Iterable):
+        return _stacked([resize_and_crop(load_image(path), input_shape[:2]) for path in files], input_shape)
+    if not isinstance(images, Iterable):
         raise TypeError(f"Images are a folder, an array or an iterable of arrays. Received: {images!r}")
-    else:
-        arrays = list(itertools.islice(_single_images(images), limit))
+    found = _stacked(list(itertools.islice(_single_images(images), limit)), input_shape)
+    _check_values(found)
+    return found
+
+
+def _stacked(arrays, input_shape):
     if not arrays or any(array.shape != input_shape for array in arrays):
         shapes = sorted({array.shape for array in arrays}) or "none"
         raise ValueError(f"Images of the shape {input_shape}, values in 0..255, are needed. Received: {shapes}")
-    found = np.stack(arrays)
-    if not isinstance(images, str | Path):
-        _check_values(found)
-    return found
+    return np.stack(arrays).astype("float32")
 
 
 def _single_images(images):
