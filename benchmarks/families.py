@@ -19,7 +19,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 from arm_instructions import CPU, OURS, convert_plainly
 from random_networks import random_network
 from rich.progress import track
@@ -28,18 +27,18 @@ from keras_efficientformer.deploy import export_coreml, export_tflite
 from keras_efficientformer.deploy.arm_emulator import ArmEmulator
 from keras_efficientformer.deploy.coreml_model import CoreMLModel
 from keras_efficientformer.deploy.images import seeded_images
+from keras_efficientformer.deploy.keras_builder import KerasBuilder
 from keras_efficientformer.deploy.litert import LiteRTModel
 from keras_efficientformer.deploy.mobilenet_reference import export_mobilenet_v2
 from keras_efficientformer.deploy.network import fuse
 from keras_efficientformer.deploy.report import versions_of
-from keras_efficientformer.deploy.tensorflow_builder import TensorFlowBuilder
 from keras_efficientformer.variants import VARIANTS, VARIANTS_V2
 
 MOBILENET = "mobilenet_v2"
 TOOLS = ("keras-efficientformer", "tensorflow", "ai-edge-quantizer", "coremltools")
 
 
-class CountingBuilder(TensorFlowBuilder):
+class CountingBuilder(KerasBuilder):
     """Counts the multiply-adds of products while it builds the network."""
 
     macs = 0
@@ -135,9 +134,8 @@ def write_files(network, folder):
 
 def fused_macs(model):
     network = fuse(model)
-    with tf.Graph().as_default():
-        builder = CountingBuilder(tf.zeros((1, *network.input_shape)))
-        network.build(builder)
+    builder = CountingBuilder(np.zeros((1, *network.input_shape)))
+    network.build(builder)
     return builder.macs
 
 

@@ -245,7 +245,7 @@ def files(small, tmp_path_factory):
         ({"input_shape": (96, 64, 3)}, r"has an input of .*64, 64, 3.*from \[96, 64, 3\]"),
         ({"classes": 12}, "to 12 classes"),
         ({"widths": (8, 16, 32, 32)}, "step"),
-        ({"depths": (1, 2, 1, 2)}, "network of 59 steps"),
+        ({"depths": (1, 2, 1, 2)}, "network of 54 steps"),
         ({"classifier_activation": None}, r"\(logits\)"),
     ],
     ids=["size", "classes", "widths", "depths", "activation"],

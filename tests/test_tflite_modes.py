@@ -5,6 +5,7 @@ hand, else on parts of photographs. What does not depend on the weights is teste
 with TensorFlow's own schema.
 """
 
+import collections
 import functools
 import io
 import json
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from conftest import DATA
 from exports import contents, run_litert
@@ -29,8 +29,6 @@ import keras_efficientformer as kef
 from keras_efficientformer.deploy import ExportError, export_tflite
 from keras_efficientformer.deploy.images import seeded_images
 from keras_efficientformer.deploy.litert import LiteRTModel
-from keras_efficientformer.deploy.network import fuse
-from keras_efficientformer.deploy.tensorflow_builder import Kernels, TensorFlowBuilder
 from keras_efficientformer.imagenet import load_image, preprocess_input, resize_and_crop
 
 CHECKPOINT = Path(__file__).parents[1] / "weights" / "efficientformer_l1_cifar10.safetensors"
@@ -232,7 +230,8 @@ def test_two_outputs_stay_in_order(build, tmp_path, mode):
     found, expected = run_litert(report.path, images), model.predict(preprocess_input(images), verbose=0)
     assert np.abs(expected[0] - expected[1]).max() > 0.1
     for name, values in zip(names, expected, strict=True):
-        np.testing.assert_allclose(found[name], values, atol=SMALL_LIMITS[mode])
+        np.testing.assert_allclose(found[name], values, atol=0.045)  # of 80 values the largest; measured: 0.032
+        assert np.sqrt(np.mean((found[name] - values) ** 2)) < 0.01  # measured: 0.0077
 
 
 # What is float and what integer.
@@ -257,12 +256,29 @@ def test_nothing_at_all_is_float(small_exported, io):
 def test_int8_keeps_layer_norm_and_attention_in_float(exported):
     found = operations(exported("int8").path)
     assert {kind for kind, types in found if is_float(types)} == ISLAND | {"ADD", "MUL", "SUB"}
-    norms = 3  # each: a difference, two products, and an epsilon to add
-    for kind, count in (("ADD", norms), ("MUL", 2 * norms), ("SUB", norms)):
+    norms = 3  # each: a difference, two products, and an epsilon to add; attention adds its biases
+    for kind, count in (("ADD", norms + 1), ("MUL", 2 * norms), ("SUB", norms)):
         assert sum(is_float(types) for other, types in found if other == kind) == count
     for kind in ISLAND - {"QUANTIZE", "DEQUANTIZE"}:
         assert all(is_float(types) for other, types in found if other == kind)
-    assert sum(kind in ("CONV_2D", "FULLY_CONNECTED", "DEPTHWISE_CONV_2D") for kind, _ in found) == 52
+    counts = collections.Counter(kind for kind, _ in found)
+    assert counts["CONV_2D"] + counts["FULLY_CONNECTED"] == 38
+    # Each pooling mixer: one convolution, and one for the border on each pair of sides.
+    assert (counts["DEPTHWISE_CONV_2D"], counts["CONCATENATION"]) == (14 * 3, 14 * 2)
+
+
+def test_int8_joins_borders_without_quantizing_them_anew(exported):
+    """What the pooling mixer joins has one scale: that of its input."""
+    file = flatbuffer_utils.read_model(str(exported("int8").path))
+    (graph,) = file.subgraphs
+    joined = [o for o in graph.operators if flatbuffer_utils.opcode_to_name(file, o.opcodeIndex) == "CONCATENATION"]
+    assert len(joined) == 14 * 2
+    for operator in joined:
+        parts = [graph.tensors[index].quantization for index in (*operator.inputs, *operator.outputs)]
+        assert len({(float(part.scale[0]), int(part.zeroPoint[0])) for part in parts}) == 1
+    makers = {index: o.opcodeIndex for o in graph.operators for index in o.outputs}
+    inputs = {flatbuffer_utils.opcode_to_name(file, makers[index]) for o in joined for index in o.inputs}
+    assert "QUANTIZE" not in inputs
 
 
 def test_dynamic_has_integer_weights_and_float_activations(exported):
@@ -399,57 +415,6 @@ def test_command_prints_json_alone(tmp_path):
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == json.loads((tmp_path / "m.json").read_text())
     assert json.loads(result.stdout)["mode"] == "int8"
-
-
-# Equal ways to write an operation.
-
-KERNELS = [{"depthwise_pooling": True}, {"matmul_variance": True}, {"row_padding": True}]
-EVERY_KERNEL = {name: True for choice in KERNELS for name in choice}
-
-
-def network_outputs(network, images, kernels):
-    return {name: value.numpy() for name, value in network.build(TensorFlowBuilder(images, kernels)).items()}
-
-
-@pytest.mark.parametrize("kernels", [*KERNELS, EVERY_KERNEL], ids=lambda kernels: " ".join(kernels))
-@pytest.mark.parametrize("sides", [(64, 64), (75, 47), (32, 96)], ids=str)
-def test_kernels_compute_the_same_network(build, sides, kernels):
-    network = fuse(build(input_shape=(*sides, 3)), True)
-    images = tf.constant(seeded_images((*sides, 3)))
-    plain = network_outputs(network, images, Kernels())["probabilities"]
-    assert np.ptp(plain, axis=0).max() > 0.05
-    found = network_outputs(network, images, Kernels(**kernels))["probabilities"]
-    np.testing.assert_allclose(found, plain, rtol=0, atol=1e-6)
-
-
-def builders(shape, **kernels):
-    """An image, and a plain builder and one with these kernels for it."""
-    image = tf.constant(np.random.default_rng(5).normal(1, 1, shape).astype("float32"))
-    return image, TensorFlowBuilder(image), TensorFlowBuilder(image, Kernels(**kernels))
-
-
-@pytest.mark.parametrize("size", [3, 5])
-@pytest.mark.parametrize("sides", [(1, 1), (2, 3), (4, 4), (9, 5)], ids=str)
-def test_depthwise_pooling_at_borders(sides, size):
-    x, plain, other = builders((2, *sides, 3), depthwise_pooling=True)
-    scale = np.array([0.5, -2.0, 1.0], "float32")
-    expected, found = plain.average_pool(x, size, scale), other.average_pool(x, size, scale)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(2, 6, 16), (1, 3, 5, 16)], ids=str)
-def test_matmul_variance(shape):
-    x, plain, other = builders(shape, matmul_variance=True)
-    np.testing.assert_allclose(other.layer_norm(x, 1e-5), plain.layer_norm(x, 1e-5), rtol=0, atol=2e-6)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("sides", [(1, 1), (5, 8), (8, 7)], ids=str)
-def test_row_padding(sides, stride):
-    x, plain, other = builders((2, *sides, 3), row_padding=True)
-    weights = np.random.default_rng(6).normal(0, 0.2, (3, 3, 3, 4))
-    expected, found = (b.convolution(x, weights, np.ones(4), stride) for b in (plain, other))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 def test_fresh_layer_scales_leave_sums_to_fast_kernels(small, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import test_network
 import timm_reference
 import timm_reference_v2
-from test_network import count, in_numpy, in_tensorflow, largest_difference
+from test_network import count, in_keras, in_numpy, largest_difference
 
 import keras_efficientformer as kef
 from keras_efficientformer import conversion
@@ -38,7 +38,7 @@ def small(**arguments):
     return test_network.make_loud(kef.EfficientFormerV2(**{**SMALL, **arguments}))
 
 
-@pytest.mark.parametrize("run", [in_tensorflow, in_numpy])
+@pytest.mark.parametrize("run", [in_keras, in_numpy])
 @pytest.mark.parametrize("arguments", MODELS.values(), ids=MODELS)
 def test_equals_keras(arguments, run):
     assert largest_difference(small(**arguments), run) < TOLERANCE
@@ -50,14 +50,14 @@ def test_equals_keras_for_s0():
     conversion.load_state_dict(model, tensors)
     images = test_network.raw_images(model)
     expected = test_network.keras_outputs(model, test_network.preprocess_input(images))[0]
-    found = in_tensorflow(fuse(model), images)["features"]
+    found = in_keras(fuse(model), images)["features"]
     np.testing.assert_allclose(found, expected, atol=TOLERANCE * np.abs(expected).max())
 
 
 def test_feature_maps():
     model = small()
     images = test_network.raw_images(model)
-    found = in_tensorflow(fuse(model, feature_maps=True), images)
+    found = in_keras(fuse(model, feature_maps=True), images)
     assert list(found) == ["stage1", "stage2", "stage3", "stage4", "logits"]
     outputs = [model.get_layer(name).output for name in list(found)[:4]]
     expected = test_network.keras_outputs(test_network.keras.Model(model.input, outputs), _normalised(images))
@@ -75,7 +75,7 @@ def test_everything_foldable_is_folded():
     assert count(network, "convolution") == 2 + 3 + 6 * 2 + 2 * 3 + 4
     # FFNs 6; values 2 and the strided one 1; the downsampling's query and values 2.
     assert count(network, "depthwise_convolution") == 6 + 2 + 1 + 2
-    assert count(network, "affine") == count(network, "layer_norm") == count(network, "average_pool") == 0
+    assert count(network, "affine") == count(network, "layer_norm") == count(network, "pooling_mixer") == 0
     assert (count(network, "talking_heads"), count(network, "resize"), count(network, "dense")) == (4, 1, 1)
     constants = [value for step in network.steps for value in step.arguments.values() if isinstance(value, np.ndarray)]
     assert {constant.dtype.name for constant in constants} == {"float32"}

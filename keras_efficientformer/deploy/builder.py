@@ -32,8 +32,9 @@ class Builder(Protocol):
     def gelu(self, x: Tensor) -> Tensor:
         """The exact GELU, x * Phi(x)."""
 
-    def average_pool(self, x: Tensor, size: int, scale: np.ndarray) -> Tensor:
-        """`scale` (channels,) times the stride-1 average of size x size windows, over the real pixels only."""
+    def pooling_mixer(self, x: Tensor, size: int, own: np.ndarray, pooled: np.ndarray) -> Tensor:
+        """own * x + pooled * average, both (channels,); the average is of size x size windows (size odd, stride 1),
+        over the real pixels only."""
 
     def resize(self, x: Tensor, height: int, width: int) -> Tensor:
         """A feature map of another size, bilinear; pixels are areas, whose centres are at halves."""

@@ -37,8 +37,8 @@ class MILBuilder:
     def gelu(self, x):
         return mb.gelu(x=x, mode="EXACT")
 
-    def average_pool(self, x, size, scale):
-        pooled = mb.avg_pool(
+    def pooling_mixer(self, x, size, own, pooled):
+        average = mb.avg_pool(
             x=x,
             kernel_sizes=[size, size],
             strides=[1, 1],
@@ -46,7 +46,8 @@ class MILBuilder:
             pad=[size // 2] * 4,
             exclude_padding_from_average=True,
         )
-        return mb.mul(x=pooled, y=_per_channel(scale))
+        average = mb.mul(x=average, y=_per_channel(pooled))
+        return mb.add(x=x if np.all(own == 1) else mb.mul(x=x, y=_per_channel(own)), y=average)
 
     def affine(self, x, scale, offset=None):
         x = mb.mul(x=x, y=_like(x, scale))

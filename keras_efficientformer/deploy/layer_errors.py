@@ -144,7 +144,7 @@ def layer_errors(
     """Compares an exported file with the model it was made of, tensor by tensor: names where quantization hurts.
 
     A .tflite file runs in LiteRT with every tensor kept, a .mlpackage in `CoreMLModel`, rounded to float16 as on a
-    phone; the float32 network (`deploy.network`) beside it in TensorFlow, or for a package in NumPy.
+    phone; the float32 network (`deploy.network`) beside it in Keras, or for a package in NumPy.
 
     Args:
         path: a .tflite file or .mlpackage folder that `export_tflite` or `export_coreml` made, in any mode.
@@ -155,7 +155,7 @@ def layer_errors(
         ValueError: the file is of another kind, was not made by this package, or of another model; images are
             unreadable or of another shape.
         OSError: the file is missing.
-        ImportError: LiteRT and TensorFlow, or coremltools, are not installed.
+        ImportError: LiteRT or coremltools is not installed.
     """
     path = Path(path)
     steps = _open(path, model)

@@ -141,9 +141,9 @@ def _meta4d(b, x, block, scale, new_scale):
     kept = 1.0 - ls1
     pool_size, mixer = block.token_mixer.pool_size, b.at("token_mixer")
     if np.array_equal(new_scale, scale):
-        x = b.add(b.affine(x, kept), mixer.average_pool(x, pool_size, ls1))
+        x = mixer.pooling_mixer(x, pool_size, kept, ls1)
     else:
-        x = b.add(x, mixer.average_pool(x, pool_size, ls1 / kept))
+        x = mixer.pooling_mixer(x, pool_size, np.ones_like(kept), ls1 / kept)
     mlp = block.mlp
     weights, bias = fold_norm(mlp.fc1, mlp.norm1)
     hidden = b.at("mlp.act").gelu(b.at("mlp.fc1").convolution(x, weights * new_scale[:, None], bias))

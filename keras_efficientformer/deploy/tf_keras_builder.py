@@ -15,7 +15,6 @@ import tensorflow as tf
 import tf_keras
 
 from keras_efficientformer.deploy.recording import FusedNetwork
-from keras_efficientformer.deploy.tensorflow_builder import border_factors
 
 # What layers call the weights of a step's arguments, where it is not the argument's own name.
 _VARIABLES = {"weights": "kernel", "y": "constant"}
@@ -155,8 +154,8 @@ class TfKerasBuilder:
     def gelu(self, x):
         return self._add(x, "gelu", tf_keras.layers.Activation, "gelu")
 
-    def average_pool(self, x, size, scale):
-        return self._add(x, "average_pool", AveragePool, size, weights=[scale])
+    def pooling_mixer(self, x, size, own, pooled):
+        return self._add(x, "pooling_mixer", PoolingMixer, size, not np.all(own == 1), weights=[pooled, own])
 
     def affine(self, x, scale, offset=None):
         return self._add(x, "affine", Affine, offset is not None, weights=[scale, offset])
@@ -245,32 +244,24 @@ class Image(_Layer):
 
 
 @register
-class AveragePool(_Layer):
-    """`Builder.average_pool`, as depthwise convolutions compute it. Weight: scale (channels,)."""
+class PoolingMixer(tf_keras.layers.Layer):
+    """`Builder.pooling_mixer`. Weights: pooled (channels,) and own (channels,), trainable where `trains_own`."""
 
-    points = ("padded", "factors")
-
-    def __init__(self, size, **kwargs):
+    def __init__(self, size, trains_own, **kwargs):
         super().__init__(**kwargs)
         self.size = size
+        self.trains_own = trains_own
 
     def build(self, input_shape):
-        self.scale = self.add_weight("scale", (input_shape[-1],))
-        self.border = border_factors(*input_shape[1:3], self.size).astype("float32")
-
-    @property
-    def is_plain(self):
-        """Whether every window has as many real pixels as any other, so that the converter folds the border away."""
-        return bool(np.ptp(self.border) == 0)
+        # In this order: a layer lists what is not trained last.
+        self.pooled = self.add_weight("pooled", (input_shape[-1],))
+        self.own = self.add_weight("own", (input_shape[-1],), trainable=self.trains_own)
 
     def call(self, x):
-        margin = self.size // 2
-        padded = tf.pad(x, [[0, 0], [margin, margin], [margin, margin], [0, 0]])
-        padded = tf.nn.avg_pool2d(padded, self.size, 1, "VALID") * self.scale
-        return self.padded(padded) * self.factors(tf.constant(self.border))
+        return x * self.own + tf.nn.avg_pool2d(x, self.size, 1, "SAME") * self.pooled
 
     def get_config(self):
-        return {**super().get_config(), "size": self.size}
+        return {**super().get_config(), "size": self.size, "trains_own": self.trains_own}
 
 
 @register
@@ -297,16 +288,14 @@ class Affine(_Layer):
 
 
 @register
-class AddConstant(_Layer):
+class AddConstant(tf_keras.layers.Layer):
     """Adds the weight `constant`, of a sample's shape with a batch of one before it; not trainable."""
-
-    points = ("table",)
 
     def build(self, input_shape):
         self.constant = self.add_weight("constant", (1, *input_shape[1:]), trainable=False)
 
     def call(self, x):
-        return x + self.table(self.constant)
+        return x + self.constant
 
 
 @register

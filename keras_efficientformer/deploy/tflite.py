@@ -17,11 +17,9 @@ from keras_efficientformer.deploy.litert import LiteRTModel
 from keras_efficientformer.deploy.network import fuse
 from keras_efficientformer.deploy.recording import FusedNetwork
 from keras_efficientformer.deploy.report import ExportReport, versions_of
-from keras_efficientformer.deploy.tflite_file import with_metadata, with_names
 from keras_efficientformer.deploy.tflite_metadata import ModelCard
 from keras_efficientformer.deploy.tflite_modes import INPUT, MODES, Mode
 from keras_efficientformer.deploy.tflite_modes import quantize as quantize_file
-from keras_efficientformer.deploy.tflite_steps import StepScopes, tensor_ranges
 from keras_efficientformer.imagenet import MEAN, STD
 
 CALIBRATION_LIMIT = 128
@@ -81,7 +79,7 @@ def export_tflite(
         ValueError: an argument is out of its range, labels do not match the classes, weights are not finite, the model
             is no EfficientFormer, or calibration images are needed and not there.
         OSError: the folder is missing or cannot be written to, or a file exists and `overwrite` is False.
-        ImportError: TensorFlow, LiteRT or ai-edge-quantizer is not installed.
+        ImportError: LiteRT or ai-edge-quantizer is not installed.
         ExportError: the file differs too much from the model. It is not written.
     """
     started = time.perf_counter()
@@ -89,9 +87,7 @@ def export_tflite(
     mode = _mode(quantize, io, calibration, ranges)
     if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"`batch_size` should be an integer >= 1. Received: batch_size={batch_size}")
-    exporting.require(
-        "TFLite", "tflite", "tensorflow", "ai_edge_litert", *(["ai_edge_quantizer"] if mode.recipe else [])
-    )
+    exporting.require("TFLite", "tflite", "ai_edge_litert", *(["ai_edge_quantizer"] if mode.recipe else []))
     limit = mode.limit if max_difference is None else float(max_difference)
     model, network = _network(model, include_preprocessing, mode)
     label_names = exporting.label_names(labels, network.classes)
@@ -99,15 +95,8 @@ def export_tflite(
 
     with finished_file(file, overwrite) as partial, finished_file(file.with_suffix(".json"), overwrite) as sidecar:
         images, images_from = _images(calibration, network.input_shape)
-        content = _convert(network, mode, batch_size)
-        if mode.recipe:
-            learnt_ranges = tensor_ranges(content, network, ranges) if ranges else {}
-            content = with_names(content, network.outputs)
-            inputs = exporting.network_inputs(images, network)
-            content = quantize_file(content, mode, io, inputs, batch_size, learnt_ranges | _known_ranges(network))
         card = _card(network, mode, label_names)
-        partial.write_bytes(with_metadata(content, network.outputs, card, mode.float16_arithmetic))
-        del content  # or the check would need as much memory again
+        partial.write_bytes(_content(network, mode, io, batch_size, images, ranges, card))
         exported = LiteRTModel(partial)
         found = exported.predict(exporting.network_inputs(images, network))
         differences = _differences(model, network, found, images)
@@ -197,24 +186,24 @@ def _images(calibration, input_shape):
     return images, str(calibration) if isinstance(calibration, str | os.PathLike) else "the given arrays"
 
 
-def _convert(network: FusedNetwork, mode: Mode, batch_size: int) -> bytes:
-    import tensorflow as tf
+def _content(
+    network: FusedNetwork, mode: Mode, io: str, batch_size: int, images: np.ndarray, ranges: dict, card: ModelCard
+) -> bytes:
+    """The finished file's."""
+    from keras_efficientformer.deploy import tflite_file
+    from keras_efficientformer.deploy.tflite_builder import StepScopes, TFLiteBuilder
+    from keras_efficientformer.deploy.tflite_steps import tensor_ranges
 
-    from keras_efficientformer.deploy.tensorflow_builder import Kernels, TensorFlowBuilder
-
-    kernels = Kernels(**mode.kernels)
-
-    specification = tf.TensorSpec((batch_size, *network.input_shape), tf.float32, name=INPUT)
-
-    @tf.function(input_signature=[specification], autograph=False)
-    def function(image):
-        return list(network.build(StepScopes(TensorFlowBuilder(image, kernels))).values())
-
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], function)
-    if mode.float16_weights:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.target_spec.supported_types = [tf.float16]
-    return converter.convert()
+    builder = TFLiteBuilder(batch_size, mode.kernels, mode.float16_weights)
+    network.build(StepScopes(builder))
+    file = builder.graph.file()
+    if mode.recipe:
+        known = tensor_ranges(file, network, ranges) | _known_ranges(network)
+        tflite_file.name_ends(file, network.outputs)
+        inputs = exporting.network_inputs(images, network)
+        content = quantize_file(tflite_file.pack(file), mode, io, inputs, batch_size, known)
+        file = tflite_file.read(content)
+    return tflite_file.finish(file, network.outputs, card, mode.float16_arithmetic)
 
 
 def _card(network, mode, labels):

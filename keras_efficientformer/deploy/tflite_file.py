@@ -1,76 +1,42 @@
-"""The inside of a .tflite file: the names, signature, metadata and labels that converters leave out."""
+"""A .tflite file as bytes and as objects of its schema; what is written on it: names, signature, metadata, labels."""
 
 from functools import partial
+from typing import Any
 
+import flatbuffers
 import numpy as np
+from ai_edge_litert.tools import flatbuffer_utils
 
+from keras_efficientformer.deploy.tflite_graph import schema, set_metadata, text
 from keras_efficientformer.deploy.tflite_metadata import METADATA_NAME, ModelCard, append_labels, metadata_buffer
 from keras_efficientformer.deploy.tflite_modes import INPUT, SIGNATURE
 
 # Of a constant's first byte; the schema's `force_align`. Some kernels read int64 and vectors in place.
 ALIGNMENT = 16
-# What metadata and alignment may add: a builder that is too small doubles itself and copies everything.
+# What everything but the constants may take: a builder that is too small doubles itself and copies everything.
 ROOM = 1 << 20
 # Metadata by which XNNPACK knows that it may compute in float16, twice as fast where the CPU can (TensorFlow's
 # reduced_precision_metadata.h): operands and sums.
 FLOAT16_ARITHMETIC = "reduced_precision_support", b"fp16accfp16"
 
 
-def with_names(content: bytes, outputs: tuple[str, ...]) -> bytes:
-    """The file with its input and outputs named and a signature; converting a function gives neither."""
-    return _edited(content, lambda file, schema: _name_ends(file, schema, outputs))
+def read(content: bytes) -> Any:
+    """A .tflite file's content as the schema's `ModelT`."""
+    return flatbuffer_utils.read_model_from_bytearray(bytearray(content))
 
 
-def with_metadata(content: bytes, outputs: tuple[str, ...], card: ModelCard, float16_arithmetic: bool) -> bytes:
-    """The file named again, which quantizing undoes, with metadata and, where the card has them, the labels."""
-
-    def edit(file, schema):
-        _name_ends(file, schema, outputs)
-        _set_entry(file, schema, METADATA_NAME, metadata_buffer(card))
-        if float16_arithmetic:
-            _set_entry(file, schema, *FLOAT16_ARITHMETIC)
-        file.description = card.description
-
-    content = _edited(content, edit)
-    return append_labels(content, card.labels) if card.labels else content
-
-
-def _set_entry(file, schema, name, content):
-    buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(content, "uint8")
-    file.buffers.append(buffer)
-    entry.name, entry.buffer = name, len(file.buffers) - 1
-    # TensorFlow's converter may have written one: "fp16accfp32" of float16 weights, which XNNPACK ignores.
-    file.metadata = [*(other for other in file.metadata or [] if other.name != name.encode()), entry]
-
-
-def _edited(content, edit):
-    """A .tflite file's content after `edit(file, schema)` has changed its object tree."""
-    import flatbuffers
-    from tensorflow.lite.tools import flatbuffer_utils
-
-    file = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    edit(file, flatbuffer_utils.schema_fb)
-    for buffer in file.buffers:
-        if buffer.data is not None:
-            buffer.Pack = partial(_pack_aligned, flatbuffer_utils.schema_fb, np.asarray(buffer.data, "uint8").tobytes())
-    builder = flatbuffers.Builder(len(content) + ROOM)
+def pack(file: Any) -> bytes:
+    """A `ModelT` as a .tflite file's content, its constants aligned."""
+    constants = [buffer for buffer in file.buffers if buffer.data is not None]
+    for buffer in constants:
+        buffer.Pack = partial(_pack_aligned, np.asarray(buffer.data, "uint8"))
+    builder = flatbuffers.Builder(sum(len(buffer.data) + ALIGNMENT for buffer in constants) + ROOM)
     builder.Finish(file.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
+    return bytes(memoryview(builder.Bytes)[builder.Head() :])
 
 
-def _pack_aligned(schema, data, builder):
-    """Packs a buffer from a multiple of 16 bytes on, as the schema asks; Python's own packer does not see to that."""
-    builder.StartVector(1, len(data), ALIGNMENT)
-    builder.head -= len(data)
-    builder.Bytes[builder.head : builder.head + len(data)] = data
-    vector = builder.EndVector()
-    schema.BufferStart(builder)
-    schema.BufferAddData(builder, vector)
-    return schema.BufferEnd(builder)
-
-
-def _name_ends(file, schema, outputs):
+def name_ends(file: Any, outputs: tuple[str, ...]) -> None:
+    """Names a file's input and outputs and gives it the signature, none of which survives quantizing."""
     graph = file.subgraphs[0]
     signature = schema.SignatureDefT()
     signature.signatureKey = SIGNATURE
@@ -84,3 +50,36 @@ def _name_ends(file, schema, outputs):
             entry.name, entry.tensorIndex = name, index
             entries.append(entry)
     file.signatureDefs = [signature]
+
+
+def finish(file: Any, outputs: tuple[str, ...], card: ModelCard, float16_arithmetic: bool) -> bytes:
+    """The finished content of a file: its ends named, with metadata and, where the card has them, the labels."""
+    name_ends(file, outputs)
+    set_metadata(file, METADATA_NAME, metadata_buffer(card))
+    if float16_arithmetic:
+        set_metadata(file, *FLOAT16_ARITHMETIC)
+    file.description = card.description
+    content = pack(file)
+    return append_labels(content, card.labels) if card.labels else content
+
+
+def operators(file: Any):
+    """(kind, operator) of everything that a file computes, in its order."""
+    for operator in file.subgraphs[0].operators:
+        yield flatbuffer_utils.opcode_to_name(file, operator.opcodeIndex), operator
+
+
+def tensor_names(file: Any) -> list[str]:
+    """The names of a file's tensors, by their numbers."""
+    return [text(tensor.name) for tensor in file.subgraphs[0].tensors]
+
+
+def _pack_aligned(data, builder):
+    """Packs a buffer from a multiple of 16 bytes on, as the schema asks; Python's own packer does not see to that."""
+    builder.StartVector(1, len(data), ALIGNMENT)
+    builder.head -= len(data)
+    builder.Bytes[builder.head : builder.head + len(data)] = memoryview(data)
+    vector = builder.EndVector()
+    schema.BufferStart(builder)
+    schema.BufferAddData(builder, vector)
+    return schema.BufferEnd(builder)

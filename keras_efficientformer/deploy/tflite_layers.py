@@ -19,6 +19,7 @@ import keras
 import numpy as np
 
 from keras_efficientformer.deploy import exporting
+from keras_efficientformer.deploy.keras_builder import KerasBuilder
 from keras_efficientformer.deploy.layer_errors import StepTensors, mismatch
 from keras_efficientformer.deploy.litert import LiteRTModel, quantized, real_values, tensor_infos
 from keras_efficientformer.deploy.network import fuse
@@ -26,8 +27,8 @@ from keras_efficientformer.deploy.tflite_steps import makers_of_outputs
 
 # Operators whose result is their first input, stored as another type or in another shape.
 PASSING = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "PAD")
-# Steps that end in another layout, and the operator that makes it: the converter may move it behind the next step,
-# and then the file has no such tensor.
+# Steps that end in another layout, and the operator that makes it: the builder may move it behind the next step, and
+# then the file has no such tensor.
 LAST_OPERATORS = {"talking_heads": "TRANSPOSE", "to_heads": "TRANSPOSE", "merge_heads": "TRANSPOSE"}
 # Of tensors that stand for real values.
 REAL = ("float32", "float16", "int8", "int16")
@@ -43,11 +44,11 @@ class TFLiteSteps:
 
     Raises:
         OSError, ValueError: the file is missing, none of `export_tflite`'s, or of another model.
-        ImportError: LiteRT or TensorFlow is not installed.
+        ImportError: LiteRT is not installed.
     """
 
     def __init__(self, path: Path, model: keras.Model):
-        exporting.require("TFLite", "tflite", "tensorflow", "ai_edge_litert")
+        exporting.require("TFLite", "tflite", "ai_edge_litert")
         checked = LiteRTModel(path)
         self._path = path
         self._interpreter = _interpreter(path)
@@ -67,11 +68,7 @@ class TFLiteSteps:
         self.stored = {number: self._types(number, makers) for number in self._results}
 
     def compare(self, images: np.ndarray) -> Iterator[StepTensors]:
-        import tensorflow as tf
-
-        from keras_efficientformer.deploy.tensorflow_builder import TensorFlowBuilder
-
-        beside = _SideBySide(TensorFlowBuilder(tf.constant(images)), self._run(images), self._check)
+        beside = _SideBySide(KerasBuilder(images), self._run(images), self._check)
         self.network.build(beside)
         return iter(beside.tensors)
 
@@ -101,7 +98,6 @@ class TFLiteSteps:
 
     def _makers(self, scopes):
         """{tensor: number of the step that makes it}."""
-        # Where the converter has merged operations, names are merged too.
         makers = {index: max(number for _, number in found) for index, found in scopes.items() if found}
         if not self.network.preprocessing:
             makers[self._input["index"]] = 0
@@ -220,7 +216,7 @@ class _SideBySide:
         size = math.prod(exact.shape[1:])
         self._check(found.shape[1] == size, f"{found.shape[1]} values of its step {number} where that has {size}")
         found = found.reshape(exact.shape)
-        self.tensors.append(StepTensors(number, exact, expected, found))
+        self.tensors.append(StepTensors(number, *map(keras.ops.convert_to_numpy, (exact, expected)), found))
         return _Pair(exact, found)
 
 

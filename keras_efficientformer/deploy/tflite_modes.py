@@ -20,14 +20,35 @@ INPUT = "image"
 
 # In "int8" these are computed in integers: all that have XNNPACK or fast LiteRT kernels. What is left in float32, less
 # than 2% of the work, is LayerNorm, the attention's products and softmax, and the last activation.
-FAST_INTEGER = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "MUL", "SUB", "GELU", "PAD", "RESHAPE")
+IN_INT8 = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "MUL", "SUB", "GELU", "PAD", "RESHAPE")
 
-# What a LayerNorm's tensors are called (`tflite_steps.StepScopes`).
+# What the tensors of these steps are called (`tflite_builder.StepScopes`).
 LAYER_NORM = r"layer_norm_\d+/"
+POOLING_MIXER = r"pooling_mixer_\d+/"
+# What the sum of attention's scores and biases is called.
+ADD_TABLE = "ADD_TABLE"
 
 # XNNPACK adds int8 tensors whose scales are no smaller than this share of the sum's. Of a smaller one (under a fresh
 # layer scale of 1e-5) nothing reaches the sum, so that a coarser scale loses nothing.
 SMALLEST_SHARE = 2.0**-9
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Which of several equal ways to write an operation a mode's kernels are fastest with (XNNPACK of LiteRT 2.3).
+
+    Attributes:
+        pooling: how the pooling mixer averages. "average": AVERAGE_POOL_2D. "depthwise": by depthwise convolutions,
+            whose zero padding is corrected at the border, because there is no int8 pooling kernel. "fused": by one
+            depthwise convolution that adds the input too, of an image with a border that leaves averages alone.
+        matmul_variance: variances as products with a vector: a sum of squares has no float16 kernel, and everything
+            after it would be float32.
+        row_padding: whole rows are padded, not pixels: for kernels that do not take the padding into the convolution.
+    """
+
+    pooling: str = "average"
+    matmul_variance: bool = False
+    row_padding: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,7 +58,7 @@ class Mode:
     Attributes:
         name: in file names.
         limit: the largest `Difference.relative` at which a file is written.
-        kernels: arguments of `tensorflow_builder.Kernels`.
+        kernels: how its graph is written.
         float16_weights: whether weights are stored in float16.
         float16_arithmetic: whether CPUs that can may compute in float16.
         recipe: adds the quantization to an ai-edge-quantizer `RecipeManager`; None leaves the file as it is.
@@ -47,7 +68,7 @@ class Mode:
 
     name: str
     limit: float
-    kernels: dict[str, bool]
+    kernels: Kernels
     float16_weights: bool = False
     float16_arithmetic: bool = False
     recipe: Callable[[Any], None] | None = None
@@ -68,11 +89,15 @@ def _weight_only(recipe):
 def _int8(recipe):
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
-    for operation in FAST_INTEGER:
+    for operation in IN_INT8:
         recipe.add_static_config(".*", operation, 8, 8)
+    for operation in ("SLICE", "CONCATENATION"):
+        recipe.add_static_config(POOLING_MIXER, operation, 8, 8)
     # It divides by the root of a variance, which int8 would round to zero where it is small.
     for operation in ("ADD", "MUL", "SUB"):
         recipe.add_quantization_config(LAYER_NORM, operation, None, AlgorithmName.NO_QUANTIZE)
+    # It lies between a product and a softmax, which are float.
+    recipe.add_quantization_config(ADD_TABLE, "ADD", None, AlgorithmName.NO_QUANTIZE)
 
 
 def _int8_integer(recipe):
@@ -83,14 +108,17 @@ def _int16x8(recipe):
     recipe.add_static_config(".*", "*", 16, 8)
 
 
-FLOAT16 = {"matmul_variance": True, "row_padding": True}
-INTEGER = {"depthwise_pooling": True}
+PLAIN = Kernels()
+FLOAT16 = Kernels(matmul_variance=True, row_padding=True)
+DYNAMIC = Kernels(row_padding=True)
+FAST_INTEGER = Kernels(pooling="fused")
+INTEGER = Kernels(pooling="depthwise")
 MODES = {
-    "none": Mode("float32", 1e-5, {}),
+    "none": Mode("float32", 1e-5, PLAIN),
     "float16": Mode("float16", 0.02, FLOAT16, float16_weights=True, float16_arithmetic=True),
-    "dynamic": Mode("dynamic", 0.5, {"row_padding": True}, float16_arithmetic=True, recipe=_dynamic),
-    "weight_only": Mode("weight_only", 0.2, {}, recipe=_weight_only),
-    "int8": Mode("int8", 0.5, INTEGER, recipe=_int8, calibrated=True, io_types=IO_TYPES),
+    "dynamic": Mode("dynamic", 0.5, DYNAMIC, float16_arithmetic=True, recipe=_dynamic),
+    "weight_only": Mode("weight_only", 0.2, PLAIN, recipe=_weight_only),
+    "int8": Mode("int8", 0.5, FAST_INTEGER, recipe=_int8, calibrated=True, io_types=IO_TYPES),
     "int8_integer": Mode("int8_integer", 0.5, INTEGER, recipe=_int8_integer, calibrated=True, io_types=IO_TYPES),
     "int16x8": Mode("int16x8", 0.2, INTEGER, recipe=_int16x8, calibrated=True),
 }
@@ -122,6 +150,8 @@ def quantize(
     from ai_edge_quantizer import quantizer
     from ai_edge_quantizer.recipe_manager import RecipeManager
 
+    from keras_efficientformer.deploy.tflite_file import read
+
     recipe = RecipeManager()
     assert mode.recipe is not None
     mode.recipe(recipe)
@@ -133,7 +163,9 @@ def quantize(
         for name in known_ranges.keys() & ranges.keys():  # outputs that stay in float32 have none
             ends = zip(("min", "max"), known_ranges[name], strict=True)
             ranges[name] = {end: np.full_like(ranges[name][end], value) for end, value in ends}
-        _widen(content, ranges)
+        file = read(content)
+        _share_with_borders(file, ranges)
+        _widen(file, ranges)
     # The quantizer reports sizes on standard output, which is where `--json` goes.
     with contextlib.redirect_stdout(sys.stderr):
         return bytes(tool.quantize(ranges).quantized_model)
@@ -151,19 +183,32 @@ def _ranges(content, recipe, images, batch_size):
     return tool.get_model_qsvs()
 
 
-def _widen(content, ranges):
-    """Widens the ranges of tensors that are too small beside the sum they go into."""
-    from tensorflow.lite.tools import flatbuffer_utils
+def _share_with_borders(file, ranges):
+    """Gives the borders that the pooling mixer joins to its input the input's range: of another one, they would have to
+    be quantized anew."""
+    from keras_efficientformer.deploy.tflite_file import operators, tensor_names
 
-    file = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    (graph,) = file.subgraphs
-    for operator in graph.operators:
-        if flatbuffer_utils.opcode_to_name(file, operator.opcodeIndex) != "ADD":
+    names, sliced_from = tensor_names(file), {}
+    for kind, operator in operators(file):
+        if kind == "SLICE":
+            sliced_from[operator.outputs[0]] = operator.inputs[0]
+        if kind == "CONCATENATION":
+            first, middle, last = operator.inputs
+            for index in (first, last, *operator.outputs):
+                ranges[names[index]] = ranges[names[middle]]
+                if index in sliced_from:
+                    ranges[names[sliced_from[index]]] = ranges[names[middle]]
+
+
+def _widen(file, ranges):
+    """Widens the ranges of tensors that are too small beside the sum they go into."""
+    from keras_efficientformer.deploy.tflite_file import operators, tensor_names
+
+    names = tensor_names(file)
+    for kind, operator in operators(file):
+        if kind != "ADD":
             continue
-        (total,), parts = (
-            [ranges.get(graph.tensors[index].name.decode()) for index in ends]
-            for ends in (operator.outputs, operator.inputs)
-        )
+        (total,), parts = ([ranges.get(names[index]) for index in ends] for ends in (operator.outputs, operator.inputs))
         for part in filter(None, parts if total else ()):
             smallest = SMALLEST_SHARE * _span(total)
             if _span(part) < smallest:

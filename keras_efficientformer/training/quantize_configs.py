@@ -7,11 +7,12 @@ and a range starts with the first batch.
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
 from keras_efficientformer.deploy.recording import FusedNetwork, Value
-from keras_efficientformer.deploy.tf_keras_builder import Affine, AveragePool, Image, register
+from keras_efficientformer.deploy.tf_keras_builder import Affine, Image, register
 from keras_efficientformer.training.tfmot import load_tfmot
 
 tfmot_keras: Any = load_tfmot().quantization.keras
@@ -26,8 +27,8 @@ DECAY = 0.99
 ENDS = ("min", "max")
 
 # The operations that are integer in the file, from their first input to their output. The others (LayerNorm, softmax,
-# attention's products, means) are float, and quantized only where an integer operation takes their result.
-INTEGER = ("image", "convolution", "relu", "gelu", "average_pool", "affine", "add", "dense")
+# attention's products and biases, means) are float, and quantized only where an integer operation takes their result.
+INTEGER = ("image", "convolution", "relu", "gelu", "pooling_mixer", "affine", "add", "dense")
 # Reshapes: what they give is what they take.
 TRANSPARENT = ("tokens", "feature_map", "output")
 
@@ -141,28 +142,37 @@ def quantization_of(layer: tf_keras.layers.Layer, output: bool) -> LayerQuantiza
     elif isinstance(layer, Affine):
         weights = {"scale": "whole"} | ({"offset": "whole"} if layer.has_offset else {})
         points = {"scaled": "learnt"} if layer.has_offset else {}
-    elif isinstance(layer, AveragePool):
-        # A filter that is the same in all its places is exact in int8.
-        points = {} if layer.is_plain else {"padded": "learnt", "factors": "whole"}
     elif isinstance(layer, Image):
         points = {"pixels": "pixels", "constant": "whole"} if layer.has_mean else {"pixels": "learnt"}
         output = layer.has_mean
-    else:
-        points = {point: "whole" if point == "table" else "learnt" for point in getattr(layer, "points", ())}
     return LayerQuantization(weights, points, output) if weights or points or output else None
 
 
 def quantized_steps(network: FusedNetwork) -> set[int]:
-    """Numbers of the steps whose result is quantized in an int8 file."""
+    """Numbers of the steps whose result is quantized in an int8 file.
+
+    Raises:
+        ValueError: a pooling mixer has other windows than 3x3, of which the file quantizes more.
+    """
+    sizes = {step.arguments["size"] for step in network.steps if step.operation == "pooling_mixer"} - {3}
+    if sizes:
+        raise ValueError(
+            f"{network.name} has pooling mixers of the sizes {sorted(sizes)}: quantization-aware training knows those "
+            "of 3x3 pixels only. Export the model with calibration images instead."
+        )
     makers = {result: number for number, step in enumerate(network.steps) for result in step.results}
-    quantized = {number for number, step in enumerate(network.steps) if step.operation in INTEGER}
+    quantized = {number for number, step in enumerate(network.steps) if _is_integer(step)}
     for step in network.steps:
         taken = {makers[value] for value in step.arguments.values() if isinstance(value, Value)}
         if step.operation == "relu":
             quantized -= taken  # it becomes a part of the convolution before it
-        elif step.operation in INTEGER:
+        elif _is_integer(step):
             quantized |= {number for number in taken if network.steps[number].operation not in TRANSPARENT}
     return quantized
+
+
+def _is_integer(step):
+    return step.operation in INTEGER and not isinstance(step.arguments.get("y"), np.ndarray)
 
 
 class Scheme(QuantizeScheme):

@@ -3,8 +3,6 @@
 It reads the steps in the order in which `deploy.network` described them.
 """
 
-from itertools import pairwise
-
 import keras
 import numpy as np
 
@@ -58,7 +56,7 @@ def _model(network):
         if step.arguments.get("stride") == 2:
             widths.append(step.arguments["weights"].shape[3])
             depths.append(0)
-        elif step.operation in ("average_pool", "scores"):
+        elif step.operation in ("pooling_mixer", "scores"):
             depths[-1] += 1
     names = {name: activation for activation, (_, name) in ACTIVATIONS.items()}
     return EfficientFormer(
@@ -93,12 +91,10 @@ def _tables(network):
 
 def _mixers(network):
     """(factor of the input, factor of its average), float64 (channels,), of every pooling mixer."""
-    mixers = []
-    for before, step in pairwise(network.steps):
-        if step.operation == "average_pool":
-            pooled = step.arguments["scale"].astype("float64")
-            own = before.arguments["scale"] if before.operation == "affine" else np.ones_like(pooled)
-            mixers.append((own, pooled))
+    mixers = [
+        tuple(arguments[name].astype("float64") for name in ("own", "pooled"))
+        for arguments in _all(network, "pooling_mixer")
+    ]
     lowest = min(((own + pooled).min() for own, pooled in mixers), default=1.0)
     if lowest <= 0:
         raise ValueError(
