@@ -8,13 +8,15 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "keras_efficientformer" / "__init__.py").read_text())[1]
 
+LITERT = ["ai-edge-litert>=2.3", "ai-edge-quantizer>=0.10", "flatbuffers", "matplotlib"]
 EXTRAS = {
     # A backend for Keras; the first three also say which one `KERAS_BACKEND` may name.
     "tensorflow": ["tensorflow>=2.21"],
     "jax": ["jax>=0.10"],
     "torch": ["torch>=2.5"],
-    # A job.
-    "tflite": ["tensorflow>=2.21", "ai-edge-litert>=2.3", "ai-edge-quantizer>=0.10", "flatbuffers", "matplotlib"],
+    # A job. TFLite files need no TensorFlow, but Keras needs a backend: with another one take "litert" and that.
+    "litert": LITERT,
+    "tflite": ["tensorflow>=2.21", *LITERT],
     "coreml": ["coremltools>=9.0", "scikit-learn", "scipy", "threadpoolctl"],
     "train": [
         "tensorflow>=2.21",

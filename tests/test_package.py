@@ -80,7 +80,7 @@ def test_wheel_says_what_it_needs(wheel):
         metadata = archive.read(name).decode().partition("\n\n")[0]
     assert "Requires-Python: >=3.11" in metadata
     extras = {line.removeprefix("Provides-Extra: ") for line in metadata.splitlines() if "Provides-Extra" in line}
-    assert extras == {"tensorflow", "jax", "torch", "tflite", "coreml", "train", "test", "all"}
+    assert extras == {"tensorflow", "jax", "torch", "litert", "tflite", "coreml", "train", "test", "all"}
     needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert not any(name in line for line in needed for name in ("tensorflow", "torch", "jax", "coremltools"))
 

@@ -259,8 +259,9 @@ def test_int8_keeps_layer_norm_and_attention_in_float(exported):
     norms = 3  # each: a difference, two products, and an epsilon to add; attention adds its biases
     for kind, count in (("ADD", norms + 1), ("MUL", 2 * norms), ("SUB", norms)):
         assert sum(is_float(types) for other, types in found if other == kind) == count
-    for kind in ISLAND - {"QUANTIZE", "DEQUANTIZE"}:
+    for kind in ISLAND - {"QUANTIZE", "DEQUANTIZE", "SLICE"}:
         assert all(is_float(types) for other, types in found if other == kind)
+    assert sum(is_float(types) for kind, types in found if kind == "SLICE") == 3  # queries, keys and values
     counts = collections.Counter(kind for kind, _ in found)
     assert counts["CONV_2D"] + counts["FULLY_CONNECTED"] == 38
     # Each pooling mixer: one convolution, and one for the border on each pair of sides.

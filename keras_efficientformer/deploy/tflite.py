@@ -24,7 +24,7 @@ from keras_efficientformer.imagenet import MEAN, STD
 
 CALIBRATION_LIMIT = 128
 PIXEL_RANGE = (0.0, 255.0)
-TOOLS = ("keras-efficientformer", "keras", "tensorflow", "ai-edge-litert", "ai-edge-quantizer", "numpy")
+TOOLS = ("keras-efficientformer", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy")
 
 
 def export_tflite(

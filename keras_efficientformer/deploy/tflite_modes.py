@@ -1,6 +1,6 @@
 """The modes of TFLite export: for each, the kernels its graph is written for, how it is quantized, and its limits.
 
-float32 and float16 are TensorFlow's converter's. The integer modes are made from the float32 file by ai-edge-quantizer,
+float32 and float16 are written as they are. The integer modes are made from the float32 file by ai-edge-quantizer,
 whose recipes choose operation by operation: that is what lets LayerNorm and attention stay in float32 in "int8", where
 LiteRT has slow reference kernels or none for them, and keeps the file's names and signature.
 """
