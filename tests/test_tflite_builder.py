@@ -13,7 +13,7 @@ from tensorflow.lite.tools import flatbuffer_utils
 from test_network import MODELS, SMALL, make_loud, public_methods, raw_images
 
 import keras_efficientformer as kef
-from keras_efficientformer.deploy import tflite_file
+from keras_efficientformer.deploy import export_tflite, tflite_file
 from keras_efficientformer.deploy.builder import Builder
 from keras_efficientformer.deploy.keras_builder import KerasBuilder
 from keras_efficientformer.deploy.network import fuse
@@ -21,6 +21,7 @@ from keras_efficientformer.deploy.pooling_filters import border_factors, fused_m
 from keras_efficientformer.deploy.tflite_builder import StepScopes, TFLiteBuilder
 from keras_efficientformer.deploy.tflite_graph import Graph
 from keras_efficientformer.deploy.tflite_modes import PLAIN, Kernels
+from keras_efficientformer.imagenet import preprocess_input
 
 KERNELS = {
     "depthwise": Kernels(pooling="depthwise"),
@@ -172,6 +173,28 @@ def test_what_is_written_twice_is_there_once():
     content = written(describe, (4, 4, 3))
     assert kinds(content) == {"PAD": 1, "CONV_2D": 2, "ADD": 2}
     assert_same(describe, (4, 4, 3), Kernels(), 1e-4)
+
+
+def test_a_convolution_is_not_taken_for_the_same_one_with_a_relu():
+    weights = np.random.default_rng(8).normal(0, 1, (1, 1, 3, 4)).astype("float32")
+
+    def describe(b, x):
+        return b.add(b.relu(b.convolution(x, weights, np.zeros(4))), b.convolution(x, weights, np.zeros(4)))
+
+    assert kinds(written(describe, (4, 4, 3))) == {"CONV_2D": 2, "ADD": 1}
+    assert_same(describe, (4, 4, 3), Kernels(), 1e-5)
+
+
+def test_heads_that_are_alike_are_two_outputs(build, tmp_path):
+    model = build(head="both")
+    for one, other in zip(model.get_layer("head").weights, model.get_layer("head_dist").weights, strict=True):
+        other.assign(one)
+    report = export_tflite(model, tmp_path / "model.tflite")
+    names = ["probabilities", "probabilities_distillation"]
+    assert [output.name for output in report.outputs] == names
+    images = raw_images(model)[:1]
+    for found in run((tmp_path / "model.tflite").read_bytes(), images):
+        np.testing.assert_allclose(found, model.predict(preprocess_input(images), verbose=0)[0], atol=1e-5)
 
 
 def test_reshapes_after_each_other_are_one():

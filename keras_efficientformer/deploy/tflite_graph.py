@@ -64,7 +64,9 @@ class Graph:
         return tensor
 
     def output(self, x: Tensor) -> None:
-        """Makes a tensor the file's next output."""
+        """Makes a tensor the file's next output; of one that is an output already, a copy, for each has one name."""
+        if x.index in self._outputs:
+            x = self.operator("RESHAPE", [x, self.constant(np.array(x.shape, "int32"))], x.shape, newShape=[*x.shape])
         self._outputs.append(x.index)
 
     def weights(self, array: np.ndarray) -> Tensor:
@@ -111,6 +113,8 @@ class Graph:
         assert (kind, operator.outputs) == ("CONV_2D", [x.index]), "a ReLU comes right after its convolution"
         operator.builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.RELU
         self._tensors[x.index].name = self._name("RELU")
+        # The same convolution without a ReLU would be another one.
+        self._made = {key: tensor for key, tensor in self._made.items() if tensor != x}
 
     def file(self) -> Any:
         """The file as the schema's `ModelT`, without what nothing reads."""
