@@ -154,6 +154,13 @@ def test_a_mixer_that_no_layer_scale_gives_is_refused(model):
         unfuse(dataclasses.replace(network, steps=tuple(steps)))
 
 
+def test_other_windows_of_the_pooling_mixer_are_refused(build):
+    model = build()
+    model.get_layer("stage2").blocks[0].token_mixer.pool_size = 5
+    with pytest.raises(ValueError, match=r"pooling mixers of the sizes \[5\].*3x3 pixels only.*calibration images"):
+        quantize_aware(model)
+
+
 def test_everything_is_a_layer_that_tfmot_can_wrap(untrained):
     kinds = {type(layer).__name__ for layer in untrained.layers}
     assert not {kind for kind in kinds if kind.startswith(("TFOp", "SlicingOp"))}
