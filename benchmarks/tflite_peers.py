@@ -71,7 +71,7 @@ def export_all(folder):
     export_tflite(model, folder / "keras_efficientformer.tflite")
     model.export(str(folder / "keras_export.tflite"), format="litert", verbose=False)
     makers = {
-        "keras_efficientformer": versions_of("keras-efficientformer", "tensorflow"),
+        "keras_efficientformer": versions_of("keras-efficientformer", "ai-edge-litert"),
         "keras_export": versions_of("keras", "tensorflow"),
     }
     for peer, requirements in track(PEERS.items(), description="peers"):

@@ -3,6 +3,7 @@
 A family brings its backbone, a function of an image, and says what its shape is (`variants`); the rest is here.
 """
 
+import contextlib
 import os
 from dataclasses import astuple
 from numbers import Integral
@@ -10,6 +11,7 @@ from numbers import Integral
 import keras
 
 from keras_efficientformer import conversion, pretrained
+from keras_efficientformer.initialization import weights_follow
 from keras_efficientformer.layers import linear
 from keras_efficientformer.variants import class_name, model_name, variant_name
 
@@ -136,7 +138,8 @@ def assemble(
     image = _image_input(input_tensor, input_shape)
     state_dict = _read_weights(architecture, weights, include_top, classes, classifier_activation, image.shape[-1])
 
-    x = backbone(image, architecture, drop_path_rate)
+    with contextlib.nullcontext() if state_dict is None else weights_follow():
+        x = backbone(image, architecture, drop_path_rate)
     if include_top:
         x = _classifier(x, classes, classifier_activation, head)
     elif pooling is not None:
@@ -161,9 +164,11 @@ def _classifier(x, classes, activation, head):
     """Features (batch, h, w, channels) -> probabilities or logits (batch, classes), or two of them."""
     x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
     classes = int(classes)  # Keras refuses NumPy's integers
-    logits = [linear(classes, "head")(x)]
+    # Drawn whatever follows: a model can be given another's weights with a classifier of its own.
+    draw = keras.initializers.TruncatedNormal
+    logits = [linear(classes, "head", initializer=draw)(x)]
     if head != "single":
-        logits.append(linear(classes, "head_dist")(x))
+        logits.append(linear(classes, "head_dist", initializer=draw)(x))
     if head == "average":
         logits = [keras.layers.Average(name="head_average")(logits)]
     # Under a mixed policy the probabilities are float32, as Keras' guide to mixed precision asks for.

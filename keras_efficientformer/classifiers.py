@@ -31,6 +31,7 @@ from keras_efficientformer.efficientformer_v2 import (
     EfficientFormerV2S2,
 )
 from keras_efficientformer.imagenet import preprocess_input
+from keras_efficientformer.initialization import weights_follow
 
 # What exported files call the scores of the classes.
 SCORES = ("probabilities", "classLabel_probs", "logits", "scores")
@@ -160,7 +161,8 @@ def open_model(
     if variant in PUBLISHED:
         return PUBLISHED[variant](weights=weights or "imagenet", input_shape=input_shape)
     if suffix_of(source) == ".keras":
-        model = keras.saving.load_model(source, compile=False)
+        with weights_follow():
+            model = keras.saving.load_model(source, compile=False)
         return model if input_shape in (None, model.inputs[0].shape[1:]) else _at_size(model, input_shape)
     if suffix_of(source) is None and not os.path.exists(source):
         raise FileNotFoundError(f"{source} is neither a file nor one of the names {', '.join(PUBLISHED)}.")
@@ -176,6 +178,7 @@ def _at_size(model, input_shape):
         head = "both" if len(model.outputs) == 2 else "average" if HEADS[1] in layers else "single"
         activation = layers["predictions"].activation
         top = {"classes": layers[HEADS[0]].units, "classifier_activation": activation, "head": head}
-    resized = network_of(architecture)(input_shape=input_shape, name=model.name, **top)
+    with weights_follow():
+        resized = network_of(architecture)(input_shape=input_shape, name=model.name, **top)
     conversion.load_state_dict(resized, conversion.to_state_dict(model))
     return resized

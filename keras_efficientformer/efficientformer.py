@@ -8,6 +8,7 @@ import numpy as np
 from keras_efficientformer import conversion
 from keras_efficientformer.assembly import assemble, check_depths_and_widths, document, entry_point
 from keras_efficientformer.efficientformer_v2 import EfficientFormerV2
+from keras_efficientformer.initialization import weights_follow
 from keras_efficientformer.layers import Stage, Stem
 from keras_efficientformer.normalization import layer_norm
 from keras_efficientformer.variants import VARIANTS, Architecture, model_name
@@ -85,14 +86,15 @@ def from_checkpoint(path, *, input_shape=None, classifier_activation="softmax", 
         if info.input_size is None:
             raise ValueError(f"{path} does not say for which input size it is: pass `input_shape`.")
         input_shape = (*info.input_size, 3)
-    model = network_of(info.architecture)(
-        include_top=info.heads > 0,
-        input_shape=input_shape,
-        classes=info.classes or 1,
-        classifier_activation=classifier_activation,
-        **({"name": model_name(info.variant)} if info.variant else {}),
-        head="average" if info.heads == 2 else "single",
-    )
+    with weights_follow():
+        model = network_of(info.architecture)(
+            include_top=info.heads > 0,
+            input_shape=input_shape,
+            classes=info.classes or 1,
+            classifier_activation=classifier_activation,
+            **({"name": model_name(info.variant)} if info.variant else {}),
+            head="average" if info.heads == 2 else "single",
+        )
     conversion.load_state_dict(model, state_dict, progress)
     return model
 

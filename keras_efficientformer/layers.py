@@ -1,13 +1,15 @@
 """The network's layers, named after the paper (arXiv 2206.01191): what a model is built from and users may build from.
 
 Attribute names (`token_mixer`, `mlp.fc1`, `ls1`, ...) are those of timm's efficientformer.py, so that a checkpoint's
-tensor names and these attributes read alike. All layers are channels-last and run on every Keras backend.
+tensor names and these attributes read alike. All layers are channels-last and run on every Keras backend. Those without
+weights are built too: where one is not, Keras' first `predict` on JAX computes the network operation by operation.
 """
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_efficientformer.initialization import GlorotUniform, TruncatedNormal
 from keras_efficientformer.normalization import batch_norm, layer_norm
 
 # Said to every layer inside: Keras' global default may change after a model was made.
@@ -16,16 +18,21 @@ CHANNELS_LAST = "channels_last"
 register = keras.saving.register_keras_serializable(package="keras_efficientformer")
 
 
-def linear(units, name, dtype=None):
+def linear(units, name, dtype=None, initializer=TruncatedNormal):
     """A dense layer as the reference initialises it: truncated normal of 0.02, zero biases."""
     # One initializer for each layer: Keras draws the same numbers again from one that is shared.
-    initializer = keras.initializers.TruncatedNormal(stddev=0.02)
-    return keras.layers.Dense(units, kernel_initializer=initializer, name=name, dtype=dtype)
+    return keras.layers.Dense(units, kernel_initializer=initializer(stddev=0.02), name=name, dtype=dtype)
 
 
 def conv2d(*args, **kwargs):
     """A `keras.layers.Conv2D` of feature maps with their channels last."""
-    return keras.layers.Conv2D(*args, data_format=CHANNELS_LAST, **kwargs)
+    return keras.layers.Conv2D(*args, kernel_initializer=GlorotUniform(), data_format=CHANNELS_LAST, **kwargs)
+
+
+def depthwise_conv2d(*args, **kwargs):
+    """A `keras.layers.DepthwiseConv2D` of feature maps with their channels last."""
+    initializer = GlorotUniform()
+    return keras.layers.DepthwiseConv2D(*args, depthwise_initializer=initializer, data_format=CHANNELS_LAST, **kwargs)
 
 
 def require_channels(layer, input_shape, rank, channels):
@@ -156,6 +163,7 @@ class PaddedConv(keras.layers.Layer):
 
     def build(self, input_shape):
         batch, height, width, channels = input_shape
+        self.pad.build(input_shape)
         self.conv.build((batch, None, None, channels))
         self.norm.build((batch, halved(height), halved(width), self.dim))
 
@@ -453,7 +461,7 @@ class Meta4D(_MetaBlock):
 
     def build(self, input_shape):
         require_channels(self, input_shape, 4, self.dim)
-        for layer in (self.ls1, self.mlp, self.ls2):
+        for layer in (self.token_mixer, self.ls1, self.drop_path1, self.mlp, self.ls2, self.drop_path2):
             layer.build(input_shape)
 
     def call(self, x, training=False):
@@ -491,7 +499,9 @@ class Meta3D(_MetaBlock):
 
     def build(self, input_shape):
         require_channels(self, input_shape, 3, self.dim)
-        for layer in (self.norm1, self.token_mixer, self.ls1, self.norm2, self.mlp, self.ls2):
+        for layer in (self.norm1, self.token_mixer, self.ls1, self.drop_path1):
+            layer.build(input_shape)
+        for layer in (self.norm2, self.mlp, self.ls2, self.drop_path2):
             layer.build(input_shape)
 
     def call(self, x, training=False):

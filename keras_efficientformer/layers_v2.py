@@ -8,12 +8,15 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_efficientformer.initialization import GlorotUniform
 from keras_efficientformer.layers import (
     CHANNELS_LAST,
     BiasedAttention,
     LayerScale,
     SameShape,
     StochasticDepth,
+    conv2d,
+    depthwise_conv2d,
     halved,
     pair,
     register,
@@ -74,14 +77,15 @@ class ConvNorm(keras.layers.Layer):
         self.kernel_size = kernel_size
         self.strides = strides
         self.depthwise = depthwise
-        settings = {"data_format": CHANNELS_LAST, "dtype": self.dtype_policy}
-        self.pad = keras.layers.ZeroPadding2D(kernel_size // 2, name="pad", **settings)
-        kind, sizes = (keras.layers.DepthwiseConv2D, ()) if depthwise else (keras.layers.Conv2D, (dim,))
-        self.conv = kind(*sizes, kernel_size, strides=strides, name="conv", **settings)
+        policy = self.dtype_policy
+        self.pad = keras.layers.ZeroPadding2D(kernel_size // 2, data_format=CHANNELS_LAST, name="pad", dtype=policy)
+        kind, sizes = (depthwise_conv2d, ()) if depthwise else (conv2d, (dim,))
+        self.conv = kind(*sizes, kernel_size, strides=strides, name="conv", dtype=policy)
         self.bn = batch_norm("bn", self.dtype_policy)
 
     def build(self, input_shape):
         batch, _, _, channels = input_shape
+        self.pad.build(input_shape)
         self.conv.build((batch, None, None, channels))
         self.bn.build(self.compute_output_shape(input_shape))
 
@@ -193,7 +197,8 @@ class TalkingHeads(SameShape):
         self.num_heads = num_heads
 
     def build(self, input_shape):
-        self.kernel = self.add_weight(shape=(1, 1, self.num_heads, self.num_heads), name="kernel")
+        shape = (1, 1, self.num_heads, self.num_heads)
+        self.kernel = self.add_weight(shape=shape, initializer=GlorotUniform(), name="kernel")
         self.bias = self.add_weight(shape=(self.num_heads,), initializer="zeros", name="bias")
 
     def call(self, x):
@@ -309,13 +314,14 @@ class LocalGlobalQuery(keras.layers.Layer):
         require_positive(dim=dim, out_dim=out_dim)
         self.dim = dim
         self.out_dim = out_dim
-        settings = {"data_format": CHANNELS_LAST, "dtype": self.dtype_policy}
-        self.pad = keras.layers.ZeroPadding2D(1, name="pad", **settings)
-        self.local = keras.layers.DepthwiseConv2D(3, strides=STRIDE, name="local", **settings)
+        policy = self.dtype_policy
+        self.pad = keras.layers.ZeroPadding2D(1, data_format=CHANNELS_LAST, name="pad", dtype=policy)
+        self.local = depthwise_conv2d(3, strides=STRIDE, name="local", dtype=policy)
         self.proj = ConvNorm(out_dim, name="proj", dtype=self.dtype_policy)
 
     def build(self, input_shape):
         batch, height, width, channels = input_shape
+        self.pad.build(input_shape)
         self.local.build((batch, None, None, channels))
         self.proj.build((batch, halved(height), halved(width), channels))
 
@@ -478,10 +484,10 @@ class BlockV2(SameShape):
     def build(self, input_shape):
         require_channels(self, input_shape, 4, self.dim)
         if self.token_mixer is not None:
-            self.token_mixer.build(input_shape)
-            self.ls1.build(input_shape)
-        self.mlp.build(input_shape)
-        self.ls2.build(input_shape)
+            for layer in (self.token_mixer, self.ls1, self.drop_path1):
+                layer.build(input_shape)
+        for layer in (self.mlp, self.ls2, self.drop_path2):
+            layer.build(input_shape)
 
     def call(self, x, training=False):
         if self.token_mixer is not None:

@@ -26,12 +26,12 @@ SHA256 = hashlib.sha256(CHECKPOINT).hexdigest()
 FILES = {REPO: {"main": {"model.safetensors": CHECKPOINT}}}
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
-# The module is loaded by its path: the package imports Keras, which takes seconds and is not needed here.
+# The package without its __init__, which imports Keras: that takes seconds and is not needed here.
 DRIVER = """
-import dataclasses, importlib.util, json, os, pathlib, sys, warnings
-spec = importlib.util.spec_from_file_location("pretrained", sys.argv[1])
-pretrained = sys.modules["pretrained"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pretrained)
+import dataclasses, json, os, pathlib, sys, types, warnings
+package = sys.modules["keras_efficientformer"] = types.ModuleType("keras_efficientformer")
+package.__path__ = [sys.argv[1]]
+from keras_efficientformer import pretrained
 name, changes, pauses = sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
 pretrained.PRETRAINED["l1", name] = dataclasses.replace(pretrained.PRETRAINED["l1", name], **changes)
 pretrained.PAUSES = pauses
@@ -49,14 +49,14 @@ kinds = ("*/blobs/*", "*/snapshots/*/*", "**/*.incomplete")
 result["left"] = [str(path) for kind in kinds for path in cache.glob(kind)]
 print(json.dumps(result))
 """
-MODULE = Path(__file__).parents[1] / "keras_efficientformer" / "pretrained.py"
+PACKAGE = Path(__file__).parents[1] / "keras_efficientformer"
 
 
 def start(endpoint, home, name="imagenet", changes=None, pauses=(0.1, 0.1), env=None, prefix=()):
     """Starts a process that loads the weights; the pauses between its attempts are short."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", **(env or {})}
-    arguments = [str(MODULE), name, json.dumps(changes or {}), json.dumps(pauses)]
+    arguments = [str(PACKAGE), name, json.dumps(changes or {}), json.dumps(pauses)]
     command = [*prefix, sys.executable, "-c", DRIVER, *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -96,7 +96,6 @@ class Setting:
             "KERAS_BACKEND": self.backend,
             "CUDA_VISIBLE_DEVICES": "",
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             **environment,
         }

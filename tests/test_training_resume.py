@@ -164,7 +164,6 @@ def test_other_backends(backend, tmp_path):
         "PYTHONPATH": os.path.dirname(__file__),
         "CUDA_VISIBLE_DEVICES": "",
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
     }
     command = [sys.executable, "-c", OTHER_BACKEND, folder, tmp_path, "{}", json.dumps(config)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)

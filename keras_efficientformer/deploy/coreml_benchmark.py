@@ -27,6 +27,7 @@ from keras_efficientformer.deploy.coreml import export_coreml
 from keras_efficientformer.deploy.exporting import require
 from keras_efficientformer.deploy.measurements import DeviceError, DeviceReport, Latency, model_and_mode
 from keras_efficientformer.deploy.report import versions_of
+from keras_efficientformer.initialization import weights_follow
 
 # Swift's names of MLComputeUnits, and coremltools'.
 UNITS = {
@@ -191,7 +192,8 @@ def logits_model(model: keras.Model) -> keras.Model:
         raise ValueError(f"{model.name} has no classifier, whose logits could be timed. Make it with include_top=True.")
     for head in heads:
         head["config"]["activation"] = "linear"
-    copy = type(model).from_config(config)
+    with weights_follow():
+        copy = type(model).from_config(config)
     copy.set_weights(model.get_weights())
     return copy
 

@@ -15,6 +15,7 @@ from keras_efficientformer.conversion import source_of
 from keras_efficientformer.deploy.recording import FusedNetwork
 from keras_efficientformer.deploy.report import Difference, compare
 from keras_efficientformer.imagenet import MEAN, imagenet_labels, preprocess_input, read_labels
+from keras_efficientformer.initialization import weights_follow
 
 AUTHOR = "keras-efficientformer"
 LICENSE = "Apache-2.0"
@@ -101,7 +102,8 @@ def _in_float32(model):
     """The model, or where it computes in another precision a copy that does not: what it stands for is compared."""
     if {layer.compute_dtype for layer in model.layers} == {"float32"}:
         return model
-    copy = keras.Model.from_config(_with_float32_policies(model.get_config()))
+    with weights_follow():
+        copy = keras.Model.from_config(_with_float32_policies(model.get_config()))
     copy.set_weights(model.get_weights())
     return copy
 

@@ -117,7 +117,7 @@ class Graph:
         self._made = {key: tensor for key, tensor in self._made.items() if tensor != x}
 
     def file(self) -> Any:
-        """The file as the schema's `ModelT`, without what nothing reads."""
+        """The file as the schema's `ModelT`, without what nothing reads. Asked for once: tensors get other numbers."""
         operators: list[tuple[str, Any]] = []
         read = set(self._outputs)
         for kind, operator in reversed(self._operators):

@@ -9,6 +9,7 @@ import numpy as np
 from keras_efficientformer import conversion
 from keras_efficientformer.bindings import HEADS
 from keras_efficientformer.efficientformer import network_of
+from keras_efficientformer.initialization import weights_follow
 from keras_efficientformer.training.config import FineTuneConfig
 from keras_efficientformer.variants import Architecture, ArchitectureV2
 
@@ -62,14 +63,15 @@ class Network:
                 f"`keep_head` needs data with the model's {self.classes} classes; these have {classes}. "
                 "Leave keep_head out for a new classifier."
             )
-        model = network_of(self.architecture)(
-            input_shape=(*self.size, 3),
-            classes=classes,
-            classifier_activation=activation,
-            name=self.name,
-            head=head,
-            drop_path_rate=drop_path,
-        )
+        with weights_follow():
+            model = network_of(self.architecture)(
+                input_shape=(*self.size, 3),
+                classes=classes,
+                classifier_activation=activation,
+                name=self.name,
+                head=head,
+                drop_path_rate=drop_path,
+            )
         fresh = conversion.to_state_dict(model)
         heads = {name: tensor for name, tensor in fresh.items() if name.partition(".")[0] in HEADS}
         conversion.load_state_dict(model, heads | self.state_dict)
