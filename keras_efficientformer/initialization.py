@@ -13,8 +13,6 @@ from keras import ops
 
 _weights_follow = contextvars.ContextVar("weights_follow", default=False)
 
-register = keras.saving.register_keras_serializable(package="keras_efficientformer")
-
 
 @contextlib.contextmanager
 def weights_follow():
@@ -33,11 +31,11 @@ class _Draw(keras.initializers.Initializer):
         return super().__call__(shape, dtype=dtype)
 
 
-@register
+@keras.saving.register_keras_serializable(package="keras_efficientformer")
 class GlorotUniform(_Draw, keras.initializers.GlorotUniform):
     """Keras' default for kernels, drawn only where no weights follow."""
 
 
-@register
+@keras.saving.register_keras_serializable(package="keras_efficientformer")
 class TruncatedNormal(_Draw, keras.initializers.TruncatedNormal):
     """The reference's start of dense layers, drawn only where no weights follow."""

@@ -24,10 +24,9 @@ from rich.table import Table
 
 from keras_efficientformer.deploy.apple_device import AppleDevice, check_team, reason_of, start_model_runner
 from keras_efficientformer.deploy.coreml import export_coreml
-from keras_efficientformer.deploy.exporting import require
+from keras_efficientformer.deploy.exporting import changed_copy, require
 from keras_efficientformer.deploy.measurements import DeviceError, DeviceReport, Latency, model_and_mode
 from keras_efficientformer.deploy.report import versions_of
-from keras_efficientformer.initialization import weights_follow
 
 # Swift's names of MLComputeUnits, and coremltools'.
 UNITS = {
@@ -192,10 +191,7 @@ def logits_model(model: keras.Model) -> keras.Model:
         raise ValueError(f"{model.name} has no classifier, whose logits could be timed. Make it with include_top=True.")
     for head in heads:
         head["config"]["activation"] = "linear"
-    with weights_follow():
-        copy = type(model).from_config(config)
-    copy.set_weights(model.get_weights())
-    return copy
+    return changed_copy(model, config)
 
 
 def _check_package(package):

@@ -102,8 +102,13 @@ def _in_float32(model):
     """The model, or where it computes in another precision a copy that does not: what it stands for is compared."""
     if {layer.compute_dtype for layer in model.layers} == {"float32"}:
         return model
+    return changed_copy(model, _with_float32_policies(model.get_config()))
+
+
+def changed_copy(model: keras.Model, config: dict[str, Any]) -> keras.Model:
+    """A model of that configuration with the weights of `model`."""
     with weights_follow():
-        copy = keras.Model.from_config(_with_float32_policies(model.get_config()))
+        copy = keras.Model.from_config(config)
     copy.set_weights(model.get_weights())
     return copy
 

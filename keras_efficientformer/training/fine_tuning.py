@@ -24,7 +24,6 @@ import numpy as np
 from keras_efficientformer.checkpoint_files import finished_file
 from keras_efficientformer.classifiers import open_model
 from keras_efficientformer.imagenet import preprocess_input
-from keras_efficientformer.initialization import weights_follow
 from keras_efficientformer.training import plots
 from keras_efficientformer.training.batches import (
     Batches,
@@ -373,9 +372,7 @@ class _Run:
         history = self.progress.history
         scores = None
         if self.data.validation is not None:
-            with weights_follow():
-                best = keras.saving.load_model(self.output / BEST, compile=False)
-            scores = score(best, self.data.validation, len(history))
+            scores = score(open_model(self.output / BEST), self.data.validation, len(history))
         labels = self.data.labels
         report = FineTuneReport(
             self.output / BEST, labels, best_epoch(history), scores, tuple(history), self.data.skipped
