@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "keras_efficientformer" / "__init__.py").read_text())[1]
+(VERSION,) = re.findall(r'__version__ = "(.+)"', (ROOT / "keras_efficientformer" / "__init__.py").read_text())
 
 LITERT = ["ai-edge-litert>=2.3", "ai-edge-quantizer>=0.10", "flatbuffers", "matplotlib"]
 EXTRAS = {
@@ -25,6 +25,7 @@ EXTRAS = {
         "setuptools; python_version >= '3.12'",  # tensorflow-model-optimization imports distutils
         "tensorboard",
         "matplotlib",
+        "scipy",  # ImageNet's meta.mat
     ],
     "test": [
         "pytest",
@@ -36,6 +37,8 @@ EXTRAS = {
         "scipy",
         "psutil",
         "build",
+        "twine",
+        "check-wheel-contents",
         "tree-sitter>=0.26",
         "tree-sitter-kotlin>=1.1",
         "tree-sitter-swift>=0.7",
@@ -75,6 +78,7 @@ setup(
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

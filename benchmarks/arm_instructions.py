@@ -4,7 +4,7 @@ Plain is what TensorFlow's converter makes of the same Keras model, frozen, with
 its own full-integer quantization after training. 224x224, random weights, one thread. tflite/arm/setup.sh sets the
 emulator up; converting L7 takes some 8 GB of memory.
 
-    python benchmarks/arm_instructions.py --output benchmarks/arm_instructions.json
+    python benchmarks/arm_instructions.py --output benchmarks/results/arm_instructions.json
 """
 
 import argparse
@@ -21,10 +21,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from keras_efficientformer.deploy import export_tflite
-from keras_efficientformer.deploy.arm_emulator import ArmEmulator
-from keras_efficientformer.deploy.images import seeded_images
-from keras_efficientformer.deploy.report import versions_of
+from keras_efficientformer.deploy.benchmark.arm_emulator import ArmEmulator
 from keras_efficientformer.imagenet import preprocess_input
+from keras_efficientformer.images import seeded_images
+from keras_efficientformer.reporting import versions_of
 from keras_efficientformer.variants import VARIANTS
 
 CPU = "cortex-a76"

@@ -3,7 +3,7 @@
 The embedded checkpoint, at its own 64x64, is exported in each mode; the saved package is run op by op, rounded to
 float16 where it says so, on the 5,000 test images, beside the Keras model.
 
-    python benchmarks/coreml_modes.py --cifar10 cifar10-images.zip --output benchmarks/coreml_modes.json
+    python benchmarks/coreml_modes.py --cifar10 cifar10-images.zip --output benchmarks/results/coreml_modes.json
 """
 
 import argparse
@@ -20,10 +20,10 @@ from tflite_modes import CHECKPOINT, read_cifar10
 
 from keras_efficientformer import from_checkpoint
 from keras_efficientformer.deploy import export_coreml
-from keras_efficientformer.deploy.coreml import CLASS_PROBABILITIES
-from keras_efficientformer.deploy.coreml_model import CoreMLModel
-from keras_efficientformer.deploy.report import versions_of
+from keras_efficientformer.deploy.coreml.exporter import CLASS_PROBABILITIES
+from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
 from keras_efficientformer.imagenet import preprocess_input
+from keras_efficientformer.reporting import versions_of
 
 MODES = {
     "float32": {"precision": "float32"},

@@ -2,7 +2,7 @@
 
 Both have the same weights, float16, for iOS 16, 224x224, an image in and logits out; ours also as a classifier.
 
-    python benchmarks/coreml_operations.py --output benchmarks/coreml_operations.json
+    python benchmarks/coreml_operations.py --output benchmarks/results/coreml_operations.json
 """
 
 import argparse
@@ -20,9 +20,9 @@ from rich.table import Table
 import keras_efficientformer as kef
 from keras_efficientformer import conversion
 from keras_efficientformer.deploy import export_coreml
-from keras_efficientformer.deploy.report import versions_of
+from keras_efficientformer.reporting import versions_of
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 import timm_reference
 import torch
 

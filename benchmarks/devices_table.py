@@ -8,8 +8,8 @@ import dataclasses
 import re
 from pathlib import Path
 
-from keras_efficientformer.checkpoint_files import finished_file
-from keras_efficientformer.deploy.measurements import DeviceReport, markdown_table, read_reports
+from keras_efficientformer.deploy.benchmark.reports import DeviceReport, markdown_table, read_reports
+from keras_efficientformer.files import finished_file
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = {ROOT / "tflite" / "README.md": ".tflite", ROOT / "coreml" / "README.md": ".mlpackage"}

@@ -42,6 +42,7 @@ def main() -> None:
     images = write_digits(folder / "digits")
     started, cpu = time.perf_counter(), time.process_time()
     report = train(images, folder / "run")
+    assert report.scores is not None  # a share of the digits is held out
     print(
         f"held-out accuracy {report.scores.top1:.2%} after {time.perf_counter() - started:.0f} s, "
         f"{time.process_time() - cpu:.0f} s of CPU time"

@@ -3,7 +3,7 @@
 Every figure is of a fresh process that makes a network with random weights at 224x224 and exports it: seconds of the
 export, its check in LiteRT included, and the peak memory of the whole process. Linux only.
 
-    python benchmarks/export_cost.py --output benchmarks/export_cost.json
+    python benchmarks/export_cost.py --output benchmarks/results/export_cost.json
 """
 
 import argparse
@@ -19,7 +19,7 @@ from rich import print as rich_print
 from rich.progress import track
 from rich.table import Table
 
-from keras_efficientformer.deploy.report import versions_of
+from keras_efficientformer.reporting import versions_of
 from keras_efficientformer.variants import VARIANTS
 
 HERE = Path(__file__).resolve().parent

@@ -5,7 +5,7 @@ converter makes .tflite files of ("plain" in arm_instructions.py); its Core ML p
 `efficientformer benchmark coreml` times. Instructions are those of one inference on one thread of a Cortex-A76 under
 qemu, which tflite/arm/setup.sh sets up.
 
-    python benchmarks/families.py --output benchmarks/families.json
+    python benchmarks/families.py --output benchmarks/results/families.json
 """
 
 import argparse
@@ -24,14 +24,14 @@ from random_networks import random_network
 from rich.progress import track
 
 from keras_efficientformer.deploy import export_coreml, export_tflite
-from keras_efficientformer.deploy.arm_emulator import ArmEmulator
-from keras_efficientformer.deploy.coreml_model import CoreMLModel
-from keras_efficientformer.deploy.images import seeded_images
-from keras_efficientformer.deploy.keras_builder import KerasBuilder
-from keras_efficientformer.deploy.litert import LiteRTModel
-from keras_efficientformer.deploy.mobilenet_reference import export_mobilenet_v2
-from keras_efficientformer.deploy.network import fuse
-from keras_efficientformer.deploy.report import versions_of
+from keras_efficientformer.deploy.benchmark.arm_emulator import ArmEmulator
+from keras_efficientformer.deploy.benchmark.mobilenet_reference import export_mobilenet_v2
+from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
+from keras_efficientformer.deploy.network.fuse import fuse
+from keras_efficientformer.deploy.network.keras_builder import KerasBuilder
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
+from keras_efficientformer.images import seeded_images
+from keras_efficientformer.reporting import versions_of
 from keras_efficientformer.variants import VARIANTS, VARIANTS_V2
 
 MOBILENET = "mobilenet_v2"

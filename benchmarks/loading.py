@@ -2,7 +2,7 @@
 
 Every figure is of a fresh process; imports are measured in turns and given as medians. Linux only.
 
-    python benchmarks/loading.py --output benchmarks/loading.json
+    python benchmarks/loading.py --output benchmarks/results/loading.json
 """
 
 import argparse

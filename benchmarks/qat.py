@@ -4,7 +4,7 @@ The embedded checkpoint, at its own 64x64, is trained for one short epoch on tra
 learns the probabilities that the float32 model gives on average to an image and its mirror image: the checkpoint knows
 the labels of these images already. All files then run the 5,000 test images in LiteRT.
 
-    python benchmarks/qat.py --cifar10 cifar10-images.zip --output benchmarks/qat.json
+    python benchmarks/qat.py --cifar10 cifar10-images.zip --output benchmarks/results/qat.json
 """
 
 import argparse
@@ -22,10 +22,10 @@ from tflite_modes import CHECKPOINT, read_cifar10
 
 from keras_efficientformer import from_checkpoint
 from keras_efficientformer.deploy import export_tflite
-from keras_efficientformer.deploy.litert import LiteRTModel
-from keras_efficientformer.deploy.report import versions_of
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 from keras_efficientformer.imagenet import load_image, preprocess_input, resize_and_crop
-from keras_efficientformer.training.quantization import quantize_aware, to_keras
+from keras_efficientformer.reporting import versions_of
+from keras_efficientformer.training.compression.quantization import quantize_aware, to_keras
 
 TOOLS = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-quantizer", "ai-edge-litert")
 

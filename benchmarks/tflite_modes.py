@@ -4,7 +4,7 @@ Accuracy is the embedded checkpoint's, at its own 64x64, on the 5,000 test image
 Latency and instructions are L1's at 224x224 with random weights, on one thread: all files in turns, medians; and a
 Cortex-A76 under qemu, which tflite/arm/setup.sh sets up.
 
-    python benchmarks/tflite_modes.py --cifar10 cifar10-images.zip --output benchmarks/tflite_modes.json
+    python benchmarks/tflite_modes.py --cifar10 cifar10-images.zip --output benchmarks/results/tflite_modes.json
 """
 
 import argparse
@@ -21,13 +21,13 @@ from rich.progress import track
 
 from keras_efficientformer import from_checkpoint
 from keras_efficientformer.deploy import export_tflite
-from keras_efficientformer.deploy.arm_emulator import ArmEmulator
-from keras_efficientformer.deploy.images import seeded_images
-from keras_efficientformer.deploy.litert import LiteRTModel
-from keras_efficientformer.deploy.report import versions_of
-from keras_efficientformer.deploy.tflite_benchmark import benchmark_tflite
-from keras_efficientformer.deploy.tflite_modes import MODES
+from keras_efficientformer.deploy.benchmark.arm_emulator import ArmEmulator
+from keras_efficientformer.deploy.benchmark.computer import benchmark_tflite
+from keras_efficientformer.deploy.tflite.modes import MODES
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 from keras_efficientformer.imagenet import load_image, resize_and_crop
+from keras_efficientformer.images import seeded_images
+from keras_efficientformer.reporting import versions_of
 
 CHECKPOINT = Path(__file__).parents[1] / "weights" / "efficientformer_l1_cifar10.safetensors"
 CALIBRATION_IMAGES = 128

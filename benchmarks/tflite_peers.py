@@ -5,7 +5,7 @@ process happens to have a file's weights in memory moves its median by 2 or 3%; 
 are medians over the processes. The peers work in environments of their own, made on the first run under .peers/ in the
 project: some 10 GB, less where pip finds PyTorch's CPU index.
 
-    python benchmarks/tflite_peers.py --output benchmarks/tflite_peers.json
+    python benchmarks/tflite_peers.py --output benchmarks/results/tflite_peers.json
 """
 
 import argparse
@@ -26,9 +26,9 @@ from rich.table import Table
 
 from keras_efficientformer import EfficientFormerL1
 from keras_efficientformer.deploy import export_tflite
-from keras_efficientformer.deploy.plots import plot_report
-from keras_efficientformer.deploy.report import versions_of
-from keras_efficientformer.deploy.tflite_benchmark import benchmark_tflite
+from keras_efficientformer.deploy.benchmark.computer import benchmark_tflite
+from keras_efficientformer.deploy.benchmark.plots import plot_report
+from keras_efficientformer.reporting import versions_of
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = HERE.parent / ".peers"

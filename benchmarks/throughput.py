@@ -3,7 +3,7 @@
 Each contender is a process of its own that waits for its turn; a round gives every one of them one turn, so that what
 else the machine does hits all alike. Prints medians and ratios to timm's default memory format.
 
-    python benchmarks/throughput.py --output benchmarks/throughput.json
+    python benchmarks/throughput.py --output benchmarks/results/throughput.json
 """
 
 import argparse
@@ -22,7 +22,7 @@ from rich import print as rich_print
 from rich.progress import track
 from rich.table import Table
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
+TESTS = Path(__file__).resolve().parents[1] / "tests" / "support"
 CONTENDERS = ("timm", "timm channels_last", "keras tensorflow", "keras jax", "keras torch")
 REFERENCE = "timm"
 BATCH_SIZES = {"predict": 32, "train": 16}

@@ -4,7 +4,7 @@ No trained weights of the family come with this project, so the network learns f
 minutes for each epoch on two cores. How good it gets is no matter; what is measured is what quantization takes from it,
 on the 5,000 test images, calibrated on training images. Says too which operations of the int8 file stay in float32.
 
-    python benchmarks/v2_modes.py FOLDER --cifar10 cifar10-images.zip --output benchmarks/v2_modes.json
+    python benchmarks/v2_modes.py FOLDER --cifar10 cifar10-images.zip --output benchmarks/results/v2_modes.json
 """
 
 import argparse
@@ -19,8 +19,8 @@ import numpy as np
 from tflite_modes import measure_accuracy
 
 from keras_efficientformer import EfficientFormerV2S0
-from keras_efficientformer.deploy.report import versions_of
-from keras_efficientformer.deploy.tflite_modes import MODES
+from keras_efficientformer.deploy.tflite.modes import MODES
+from keras_efficientformer.reporting import versions_of
 from keras_efficientformer.training import FineTuneConfig, finetune
 
 CONFIG = FineTuneConfig(

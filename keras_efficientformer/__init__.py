@@ -11,31 +11,26 @@ except ModuleNotFoundError as error:
         "KERAS_BACKEND: tensorflow, jax or torch."
     ) from error
 
-from keras_efficientformer.efficientformer import (
+from keras_efficientformer.imagenet import decode_predictions, preprocess_input
+from keras_efficientformer.layers.common import LayerScale, StochasticDepth
+from keras_efficientformer.layers.v1 import Meta3D, Meta4D
+from keras_efficientformer.layers.v1_attention import Attention
+from keras_efficientformer.layers.v2 import BlockV2, DownsampleV2, UnifiedFFN
+from keras_efficientformer.layers.v2_attention import AttentionDownsample, AttentionV2, LocalGlobalQuery, TalkingHeads
+from keras_efficientformer.models.efficientformer import (
     EfficientFormer,
     EfficientFormerL1,
     EfficientFormerL3,
     EfficientFormerL7,
-    from_checkpoint,
 )
-from keras_efficientformer.efficientformer_v2 import (
+from keras_efficientformer.models.efficientformer_v2 import (
     EfficientFormerV2,
     EfficientFormerV2L,
     EfficientFormerV2S0,
     EfficientFormerV2S1,
     EfficientFormerV2S2,
 )
-from keras_efficientformer.imagenet import decode_predictions, preprocess_input
-from keras_efficientformer.layers import Attention, LayerScale, Meta3D, Meta4D, StochasticDepth
-from keras_efficientformer.layers_v2 import (
-    AttentionDownsample,
-    AttentionV2,
-    BlockV2,
-    DownsampleV2,
-    LocalGlobalQuery,
-    TalkingHeads,
-    UnifiedFFN,
-)
+from keras_efficientformer.models.opening import from_checkpoint
 
 __all__ = [
     "Attention",

@@ -1,7 +1,7 @@
-"""Whatever classifies images, opened from its file and asked one way: raw RGB pixels in, scores out.
+"""Opens models and exported files as classifiers, which all take raw RGB pixels and give scores. Room: top level.
 
-A Keras model, a checkpoint of any dialect, a .tflite file and a Core ML package answer alike, so that `predict` and
-`evaluate` need not know what they are talking to.
+A Keras model, a checkpoint of any dialect, a .tflite file and a Core ML package are used alike, so that the commands
+`predict` and `evaluate` need not know which they have.
 """
 
 import json
@@ -13,38 +13,14 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from keras_efficientformer import conversion
-from keras_efficientformer.assembly import POOLINGS
-from keras_efficientformer.bindings import HEADS
-from keras_efficientformer.checkpoint_files import suffix_of
-from keras_efficientformer.efficientformer import (
-    EfficientFormerL1,
-    EfficientFormerL3,
-    EfficientFormerL7,
-    from_checkpoint,
-    network_of,
-)
-from keras_efficientformer.efficientformer_v2 import (
-    EfficientFormerV2L,
-    EfficientFormerV2S0,
-    EfficientFormerV2S1,
-    EfficientFormerV2S2,
-)
+from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
+from keras_efficientformer.deploy.tflite.metadata import LABELS_FILE
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 from keras_efficientformer.imagenet import preprocess_input
-from keras_efficientformer.initialization import weights_follow
+from keras_efficientformer.models.opening import open_model
 
-# What exported files call the scores of the classes.
+# Exported files call the scores of the classes one of these.
 SCORES = ("probabilities", "classLabel_probs", "logits", "scores")
-
-PUBLISHED = {
-    "l1": EfficientFormerL1,
-    "l3": EfficientFormerL3,
-    "l7": EfficientFormerL7,
-    "v2_s0": EfficientFormerV2S0,
-    "v2_s1": EfficientFormerV2S1,
-    "v2_s2": EfficientFormerV2S2,
-    "v2_l": EfficientFormerV2L,
-}
 
 
 class Classifier(Protocol):
@@ -67,9 +43,9 @@ class KerasClassifier:
 
     labels: list[str] | None = None
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, model: keras.Model) -> None:
         self._model = model
-        self.size = tuple(model.inputs[0].shape[1:3])
+        self.size: tuple[int, int] = tuple(model.inputs[0].shape[1:3])
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         scores = self._model.predict(preprocess_input(pixels), verbose=0)
@@ -82,15 +58,18 @@ class FileClassifier:
     Without one, labels are those in a .tflite file itself, and it is taken to normalise, as exports do by default.
 
     Args:
-        model: the opened file: `input_shape`, and `predict` that gives {output name: scores}.
+        model: the opened file.
         path: the file's path, beside which its sidecar stands.
+
+    Raises:
+        ValueError: the sidecar is no report of an export.
     """
 
-    def __init__(self, model: Any, path: str | os.PathLike):
+    def __init__(self, model: LiteRTModel | CoreMLModel, path: str | os.PathLike[str]) -> None:
         self._model = model
-        self.size = tuple(model.input_shape[:2])
+        self.size = model.input_shape[:2]
         report = _read_report(Path(path).with_suffix(".json"))
-        self.labels = report.get("labels") or _embedded_labels(path)
+        self.labels: list[str] | None = report.get("labels") or _embedded_labels(path)
         self._preprocessing = report.get("preprocessing", True)
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
@@ -99,8 +78,8 @@ class FileClassifier:
         return next(outputs[name] for name in SCORES if name in outputs)
 
 
-def _read_report(sidecar):
-    """What an export wrote beside its file; nothing where there is none."""
+def _read_report(sidecar: Path) -> dict[str, Any]:
+    """What an export wrote beside its file; empty where there is none."""
     if not sidecar.exists():
         return {}
     try:
@@ -115,16 +94,15 @@ def _read_report(sidecar):
     return report
 
 
-def _embedded_labels(path):
-    from keras_efficientformer.deploy.tflite_metadata import LABELS_FILE
-
+def _embedded_labels(path: str | os.PathLike[str]) -> list[str] | None:
+    """The labels in a .tflite file; None where there are none."""
     if not (os.path.isfile(path) and zipfile.is_zipfile(path)):
         return None
     with zipfile.ZipFile(path) as archive:
         return archive.read(LABELS_FILE).decode().split("\n") if LABELS_FILE in archive.namelist() else None
 
 
-def open_classifier(source: str | os.PathLike, input_shape: tuple[int, int, int] | None = None) -> Classifier:
+def open_classifier(source: str | os.PathLike[str], input_shape: tuple[int, int, int] | None = None) -> Classifier:
     """The classifier that a file or a name stands for.
 
     Args:
@@ -132,53 +110,13 @@ def open_classifier(source: str | os.PathLike, input_shape: tuple[int, int, int]
         input_shape: (h, w, 3) for a Keras model; None means its own.
 
     Raises:
-        ValueError, OSError, ImportError: the file is unfit, missing, or needs something that is not installed.
+        ValueError: the file is unfit, or its sidecar is no report of an export.
+        OSError: the file is missing or cannot be read.
+        ImportError: the file needs LiteRT, coremltools or PyTorch, which is not installed.
     """
     suffix = Path(source).suffix
     if suffix == ".tflite":
-        from keras_efficientformer.deploy.litert import LiteRTModel
-
         return FileClassifier(LiteRTModel(source), source)
     if suffix == ".mlpackage":
-        from keras_efficientformer.deploy.coreml_model import CoreMLModel
-
         return FileClassifier(CoreMLModel(source), source)
     return KerasClassifier(open_model(source, input_shape))
-
-
-def open_model(
-    source: str | os.PathLike, input_shape: tuple[int, int, int] | None = None, progress: Any = iter
-) -> keras.Model:
-    """The Keras model that a file or a name stands for.
-
-    Args:
-        source: a key of `PUBLISHED` (ImageNet, downloaded) such as "l1", "l1:imagenet-300", a .keras file or a
-            checkpoint file.
-        input_shape: (h, w, 3); None means the file's own, or 224x224.
-        progress: wraps the iteration over a checkpoint's variables, e.g. `rich.progress.track`.
-    """
-    variant, _, weights = str(source).partition(":")
-    if variant in PUBLISHED:
-        return PUBLISHED[variant](weights=weights or "imagenet", input_shape=input_shape)
-    if suffix_of(source) == ".keras":
-        with weights_follow():
-            model = keras.saving.load_model(source, compile=False)
-        return model if input_shape in (None, model.inputs[0].shape[1:]) else _at_size(model, input_shape)
-    if suffix_of(source) is None and not os.path.exists(source):
-        raise FileNotFoundError(f"{source} is neither a file nor one of the names {', '.join(PUBLISHED)}.")
-    return from_checkpoint(source, input_shape=input_shape, progress=progress)
-
-
-def _at_size(model, input_shape):
-    """The same model for images of another size."""
-    architecture, layers = conversion.architecture_of(model), {layer.name: layer for layer in model.layers}
-    pooling = model.output_names[0].removesuffix("_pool")
-    top: dict[str, Any] = {"include_top": False, "pooling": pooling if pooling in POOLINGS else None}
-    if HEADS[0] in layers:
-        head = "both" if len(model.outputs) == 2 else "average" if HEADS[1] in layers else "single"
-        activation = layers["predictions"].activation
-        top = {"classes": layers[HEADS[0]].units, "classifier_activation": activation, "head": head}
-    with weights_follow():
-        resized = network_of(architecture)(input_shape=input_shape, name=model.name, **top)
-    conversion.load_state_dict(resized, conversion.to_state_dict(model))
-    return resized

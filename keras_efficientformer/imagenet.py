@@ -1,4 +1,4 @@
-"""From photographs to the network's input, and from its output to names: ImageNet's preprocessing and labels.
+"""Preprocesses images as ImageNet's models expect, and names the classes of their outputs. Room: top level.
 
 The pixels follow two references. `preprocess_input` is keras.applications' "torch" mode. `resize_and_crop` and
 `preprocess_image` are timm's evaluation transform, the one under which the published accuracies were measured. Pillow
@@ -11,13 +11,15 @@ import io
 import math
 import operator
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import keras
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Of ImageNet's training pixels, red, green, blue, for values scaled to 0..1.
+# ImageNet's training pixels have these in red, green and blue, scaled to 0..1.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -26,7 +28,7 @@ class ImageError(ValueError):
     """A file that is no image, is damaged, or holds what has no 8-bit RGB form. The message names the file."""
 
 
-def preprocess_input(x, data_format=None):
+def preprocess_input(x: Any, data_format: str | None = None) -> Any:
     """Normalises images as the pretrained weights expect: `(x / 255 - MEAN) / STD`, channel by channel.
 
     This is the "torch" mode of `keras.applications.imagenet_utils.preprocess_input`, except that the input is never
@@ -58,16 +60,18 @@ def preprocess_input(x, data_format=None):
         )
 
     if isinstance(x, np.ndarray):
-        copy = np.array(x, dtype=keras.config.floatx())  # Keras writes its result over a floating-point input
+        # It is copied because Keras writes its result over a floating-point input.
+        copy = np.array(x, dtype=keras.config.floatx())
         return keras.applications.imagenet_utils.preprocess_input(copy, data_format, mode="torch")
     # Keras' own function fails on integer tensors and changes PyTorch's in place. This layer does neither, and works
-    # inside tf.data on every backend. Three axes, because it would reorder a vector under a global "channels_first".
+    # inside tf.data on every backend. Its constants have three axes because it would reorder a vector under a global
+    # "channels_first".
     mean, std = np.reshape(MEAN, (1, 1, 3)), np.reshape(STD, (1, 1, 3))
     rescale = keras.layers.Rescaling((1 / (255 * std)).tolist(), (-mean / std).tolist(), dtype=keras.config.floatx())
     return rescale(x)
 
 
-def load_image(source) -> np.ndarray:
+def load_image(source: str | os.PathLike[str] | IO[bytes]) -> np.ndarray:
     """Reads an image file as it is meant to be seen, whatever the file's colour mode.
 
     The EXIF orientation is applied. Grey, 1-bit, palette, CMYK and YCbCr images become RGB. 16-bit images, grey or
@@ -88,7 +92,8 @@ def load_image(source) -> np.ndarray:
         TypeError: if `source` is neither a path nor a file object.
     """
     if isinstance(source, (str, os.PathLike)):
-        with open(source, "rb") as file:  # opened here, so that what fails below is the content
+        # It is opened here, so that what fails in `_decode_image` is the content.
+        with open(source, "rb") as file:
             return _decode_image(file, repr(os.fspath(source)))
     if hasattr(source, "read"):
         name = repr(getattr(source, "name", source))
@@ -99,7 +104,7 @@ def load_image(source) -> np.ndarray:
     )
 
 
-def _decode_image(file, name):
+def _decode_image(file: IO[bytes], name: str) -> np.ndarray:
     kind = "image"
     try:
         with Image.open(file) as image:
@@ -119,30 +124,33 @@ def _decode_image(file, name):
         ) from error
     except MemoryError:
         raise
-    except Exception as error:  # on damaged bytes Pillow's decoders raise nearly anything, SyntaxError included
+    # On damaged bytes Pillow's decoders raise nearly anything, SyntaxError included.
+    except Exception as error:
         raise ImageError(
             f"{name} is a damaged or unsupported {kind}: {error}. "
             "Fetch it again, or save it as an 8-bit RGB JPEG or PNG file."
         ) from error
 
 
-def _convert_to_rgb(image):
+def _convert_to_rgb(image: Image.Image) -> Image.Image:
     # Pillow's conversions clip high-bit-depth grey at 255. Its decoders reduce 16-bit colour to the high byte, so grey
     # is treated alike. Mode "I" has 32 bits, yet mostly holds 16-bit data (PGM); a range that fits neither is refused.
     if image.mode == "F" or image.mode.startswith("I"):
         limit = 1.0 if image.mode == "F" else 65535
         grey = np.asarray(image)
-        if not (grey.min() >= 0 and grey.max() <= limit):  # so written, NaN is refused too
+        # The condition is negated as a whole so that NaN is refused too.
+        if not (grey.min() >= 0 and grey.max() <= limit):
             raise ValueError(
                 f"its grey values run from {grey.min()} to {grey.max()}, and only 0 to {limit} is understood"
             )
         grey = np.rint(grey * 255) if image.mode == "F" else grey >> 8
         image = Image.fromarray(grey.astype("uint8"))
-    image.info.pop("transparency", None)  # else Pillow warns that it cannot keep a palette's transparency
+    # Otherwise Pillow warns that it cannot keep a palette's transparency.
+    image.info.pop("transparency", None)
     return image.convert("RGB")
 
 
-def resize_and_crop(image, size=(224, 224), crop_fraction=0.95) -> np.ndarray:
+def resize_and_crop(image: np.ndarray, size: Sequence[int] = (224, 224), crop_fraction: float = 0.95) -> np.ndarray:
     """Scales an image, keeping its aspect ratio, and cuts out the centre.
 
     This is the geometric part of `timm.data.create_transform(..., interpolation="bicubic", crop_mode="center")`, equal
@@ -181,9 +189,12 @@ def resize_and_crop(image, size=(224, 224), crop_fraction=0.95) -> np.ndarray:
     return np.array(scaled.crop((left, top, left + width, top + height)))
 
 
-def _scaled_size(image_size, size, crop_fraction):
-    """Returns the (height, width) to which timm scales before the crop: for a square target by torchvision's `Resize`,
-    which rounds the longer side down, for any other by timm's `ResizeKeepRatio`, which rounds to nearest."""
+def _scaled_size(image_size: Sequence[int], size: Sequence[int], crop_fraction: float) -> list[int]:
+    """Returns the (height, width) to which timm scales before the crop.
+
+    For a square target it uses torchvision's `Resize`, which rounds the longer side down, for any other its own
+    `ResizeKeepRatio`, which rounds to nearest.
+    """
     cover = [math.floor(side / crop_fraction) for side in size]
     if cover[0] == cover[1]:
         return [int(cover[0] * side / min(image_size)) for side in image_size]
@@ -191,9 +202,14 @@ def _scaled_size(image_size, size, crop_fraction):
     return [round(side / ratio) for side in image_size]
 
 
-def preprocess_image(image, size=(224, 224), crop_fraction=0.95) -> np.ndarray:
-    """Turns a photograph into the network's input, as timm's evaluation transform does: `load_image`,
-    `resize_and_crop`, `preprocess_input`.
+def preprocess_image(
+    image: str | os.PathLike[str] | IO[bytes] | np.ndarray,
+    size: Sequence[int] = (224, 224),
+    crop_fraction: float = 0.95,
+) -> np.ndarray:
+    """Loads, resizes, crops and normalises an image, as timm's evaluation transform does.
+
+    These are the steps `load_image`, `resize_and_crop` and `preprocess_input`.
 
     Equal to `timm.data.create_transform(input_size=(3, height, width), interpolation="bicubic",
     crop_pct=crop_fraction, mean=MEAN, std=STD)` but for the axes' order and float32 rounding.
@@ -228,7 +244,7 @@ def imagenet_labels() -> tuple[tuple[str, str], ...]:
     return tuple((wordnet_id, name) for wordnet_id, name in (line.split(" ") for line in lines))
 
 
-def read_labels(path: str | os.PathLike) -> tuple[str, ...]:
+def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Class names from a UTF-8 text file with one in each line.
 
     Raises:
@@ -236,14 +252,17 @@ def read_labels(path: str | os.PathLike) -> tuple[str, ...]:
         OSError: it cannot be read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # Windows' editors put a mark before the first name
+        # Windows' editors put a byte order mark before the first name.
+        text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} should hold class names as UTF-8 text, one in each line: {error}") from error
-    # Not `splitlines`, which also splits at characters that may stand in a name.
+    # `splitlines` is not used, as it also splits at characters that may stand in a name.
     return tuple(text.rstrip("\n").split("\n"))
 
 
-def decode_predictions(preds, top=5, labels=None) -> list[list[tuple[str, str, float]]]:
+def decode_predictions(
+    preds: Any, top: int = 5, labels: Sequence[str] | None = None
+) -> list[list[tuple[str, str, float]]]:
     """Names the classes with the highest scores, as `keras.applications.imagenet_utils.decode_predictions` does.
 
     Args:
@@ -275,7 +294,8 @@ def decode_predictions(preds, top=5, labels=None) -> list[list[tuple[str, str, f
     if operator.index(top) < 1:
         raise ValueError(f"`top` must be at least 1. Received: top={top}")
 
-    scores = keras.ops.convert_to_numpy(preds).astype("float64")  # signed, so that the order can be turned round
+    # The scores become a signed type, so that their negatives give the descending order.
+    scores = keras.ops.convert_to_numpy(preds).astype("float64")
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return [
         [(*classes[index], float(sample[index])) for index in indices]

@@ -1,7 +1,12 @@
-"""The table of published variants: one row each, from which models, checkpoints and exports take their shape."""
+"""Defines the shapes of both families' networks and lists the published variants. Room: top level.
+
+The two classes hold the words and numbers in which the families differ; where code differs, each room keeps a table by
+class.
+"""
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -14,11 +19,17 @@ class Architecture:
         num_meta3d: how many of the last stage's blocks, counted from its end, are `Meta3D` (>= 0).
     """
 
-    depths: tuple[int, int, int, int]
-    widths: tuple[int, int, int, int]
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
     num_meta3d: int
 
-    def __str__(self):
+    family: ClassVar[str] = "EfficientFormer"
+    paper: ClassVar[str] = "EfficientFormer (arXiv 2206.01191)"
+    model_prefix: ClassVar[str] = "efficientformer_"
+    # An image has this many pixels for each row of the grid that `CheckpointInfo.resolution` is of.
+    table_stride: ClassVar[int] = 32
+
+    def __str__(self) -> str:
         return f"depths {self.depths}, widths {self.widths}, {self.num_meta3d} Meta3D blocks"
 
 
@@ -34,13 +45,22 @@ class ArchitectureV2:
         mlp_ratios: for each stage, for each of its blocks: the FFN's hidden channels as a multiple of the width.
     """
 
-    depths: tuple[int, int, int, int]
-    widths: tuple[int, int, int, int]
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
     num_attention: int
     mlp_ratios: tuple[tuple[float, ...], ...]
 
-    def __str__(self):
+    family: ClassVar[str] = "EfficientFormerV2"
+    paper: ClassVar[str] = "EfficientFormerV2 (arXiv 2212.08059)"
+    model_prefix: ClassVar[str] = "efficientformer"
+    # An image has this many pixels for each row of the grid that `CheckpointInfo.resolution` is of.
+    table_stride: ClassVar[int] = 16
+
+    def __str__(self) -> str:
         return f"depths {self.depths}, widths {self.widths}, {self.num_attention} attention blocks in a stage"
+
+
+AnyArchitecture = Architecture | ArchitectureV2
 
 
 def mlp_ratio(hidden: int, dim: int) -> float:
@@ -83,10 +103,17 @@ VARIANTS_V2: dict[str, ArchitectureV2] = {
 }
 
 
-def variant_name(architecture: Architecture | ArchitectureV2) -> str | None:
-    """The key of `architecture` in `VARIANTS` or `VARIANTS_V2`, or None for a shape of one's own."""
-    known = {**VARIANTS, **VARIANTS_V2}
-    return next((name for name, published in known.items() if published == architecture), None)
+ALL_VARIANTS: dict[str, AnyArchitecture] = {**VARIANTS, **VARIANTS_V2}
+
+
+def variant_name(architecture: AnyArchitecture) -> str | None:
+    """The key of `architecture` in `ALL_VARIANTS`, or None for a shape of one's own."""
+    return next((name for name, published in ALL_VARIANTS.items() if published == architecture), None)
+
+
+def variants_of(family: type[AnyArchitecture]) -> tuple[str, ...]:
+    """The keys of a family's published variants: of `Architecture` "l1", "l3" and "l7"."""
+    return tuple(name for name, published in ALL_VARIANTS.items() if isinstance(published, family))
 
 
 def class_name(variant: str) -> str:
@@ -96,4 +123,4 @@ def class_name(variant: str) -> str:
 
 def model_name(variant: str) -> str:
     """What a variant's model is called, as in timm: "efficientformer_l1", "efficientformerv2_s0"."""
-    return f"efficientformer{variant}" if variant in VARIANTS_V2 else f"efficientformer_{variant}"
+    return f"{ALL_VARIANTS[variant].model_prefix}{variant}"

@@ -1,7 +1,6 @@
 """What all tests share: quiet backends, timm as reference, loud weights, and the data folder where there is one."""
 
 import os
-from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -9,9 +8,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
 import timm_reference
-
-SMALL = {"depths": (1, 1, 1, 2), "widths": (8, 16, 24, 32), "num_meta3d": 1, "input_shape": (64, 64, 3), "classes": 10}
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+from project import IMAGES, IMAGES_VARIABLE
 
 
 def pytest_configure(config):
@@ -22,9 +19,10 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def data_folder():
-    if not DATA.is_dir():
-        pytest.skip("needs the photographs and CIFAR-10 images of ../shared/data, which are not part of the project")
-    return DATA
+    """The folder of extra images that an environment variable names."""
+    if IMAGES is None:
+        pytest.skip(f"needs photographs and CIFAR-10 images, which are not part of the project: {IMAGES_VARIABLE}")
+    return IMAGES
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +39,8 @@ def loud_state_dict(loud_l1):
 @pytest.fixture(scope="session")
 def build():
     """Makes a small model whose outputs differ from image to image."""
+    from networks import SMALL
+
     import keras_efficientformer as kef
     from keras_efficientformer import conversion
 

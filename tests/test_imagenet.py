@@ -10,12 +10,12 @@ import sys
 import warnings
 import zipfile
 import zlib
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from PIL import Image
+from project import IMAGES, IMAGES_VARIABLE, ROOT
 
 from keras_efficientformer import imagenet
 from keras_efficientformer.imagenet import (
@@ -28,7 +28,7 @@ from keras_efficientformer.imagenet import (
     resize_and_crop,
 )
 
-IMAGENET_SAMPLES = Path(__file__).parents[2] / "shared" / "data" / "imagenet-samples.zip"
+IMAGENET_SAMPLES = IMAGES / "imagenet-samples.zip" if IMAGES else None
 SIZES = [(224, 224), (64, 64), (160, 224), (256, 256), (224, 160), (33, 47)]
 
 RED, GREEN, BLUE, GREY = (200, 30, 10), (10, 190, 40), (20, 60, 210), (128, 128, 128)
@@ -83,8 +83,8 @@ def test_preprocess_image_equals_timm_for_other_crops(photographs, crop_fraction
 
 
 def test_preprocess_image_equals_timm_on_imagenet_files():
-    if not IMAGENET_SAMPLES.exists():
-        pytest.skip(f"needs the ImageNet photographs of {IMAGENET_SAMPLES}, which this machine does not have")
+    if IMAGENET_SAMPLES is None:
+        pytest.skip(f"needs ImageNet photographs, which are not part of the project: {IMAGES_VARIABLE}")
     with zipfile.ZipFile(IMAGENET_SAMPLES) as samples:
         names = sorted(samples.namelist())[::20]
         assert len(names) == 25
@@ -532,9 +532,8 @@ for dtype in ("uint8", "float32"):
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
 def test_every_backend_and_tf_data(backend):
     environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    root = Path(__file__).parents[1]
     command = [sys.executable, "-c", BACKEND_SCRIPT, backend]
-    result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
 
 
@@ -560,8 +559,8 @@ def test_imagenet_labels_are_in_timms_order():
 
 
 def test_imagenet_labels_match_the_sample_files():
-    if not IMAGENET_SAMPLES.exists():
-        pytest.skip(f"needs the file names of {IMAGENET_SAMPLES}, which this machine does not have")
+    if IMAGENET_SAMPLES is None:
+        pytest.skip(f"needs names of ImageNet photographs, which are not part of the project: {IMAGES_VARIABLE}")
     names = dict(imagenet_labels())
     files = zipfile.ZipFile(IMAGENET_SAMPLES).namelist()
     assert len(files) == 500

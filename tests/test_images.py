@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_efficientformer.deploy.images import find_images, read_images, seeded_images
 from keras_efficientformer.imagenet import ImageError, resize_and_crop
+from keras_efficientformer.images import find_images, read_images, seeded_images
 
 SHAPE = (40, 56, 3)
 

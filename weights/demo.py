@@ -23,7 +23,7 @@ from rich.table import Table
 
 from keras_efficientformer import from_checkpoint, preprocess_input
 from keras_efficientformer.deploy import export_tflite
-from keras_efficientformer.deploy.litert import LiteRTModel
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 from keras_efficientformer.imagenet import load_image, resize_and_crop
 
 HERE = Path(__file__).parent

@@ -1,7 +1,7 @@
 """The command `efficientformer`: arguments in, one call of the library, one printed report out.
 
 Exit codes: 0 done, 1 the file or image is not fit or the result not good enough, 2 wrong usage. Reports go to standard
-output, as a table or with --json as JSON; progress and errors go to standard error.
+output, as a table or with --json as JSON; progress and errors go to standard error. Room: cli.
 """
 
 import logging
@@ -10,20 +10,25 @@ import sys
 import typer
 from rich.text import Text
 
-from keras_efficientformer.cli.benchmark_coreml import coreml_command
-from keras_efficientformer.cli.benchmark_tflite import tflite_command
+from keras_efficientformer.cli.benchmark_coreml import benchmark_coreml_command
+from keras_efficientformer.cli.benchmark_tflite import benchmark_tflite_command
 from keras_efficientformer.cli.convert import convert
-from keras_efficientformer.cli.export import export
+from keras_efficientformer.cli.evaluate import evaluate
+from keras_efficientformer.cli.export_coreml import export_coreml_command
+from keras_efficientformer.cli.export_tflite import export_tflite_command
+from keras_efficientformer.cli.finetune import finetune
 from keras_efficientformer.cli.inspect import inspect
+from keras_efficientformer.cli.options import errors
 from keras_efficientformer.cli.predict import predict
-from keras_efficientformer.cli.shared import errors
-from keras_efficientformer.cli.train import evaluate, finetune
 from keras_efficientformer.deploy import ExportError
 
 app = typer.Typer(help=__doc__.partition("\n")[0], no_args_is_help=True, pretty_exceptions_enable=False)
+export = typer.Typer(help="Write a file for phones, run it and compare it with the Keras model.", no_args_is_help=True)
+export.command("tflite")(export_tflite_command)
+export.command("coreml")(export_coreml_command)
 benchmark = typer.Typer(help="Time a model here, on phones or on an emulated CPU.", no_args_is_help=True)
-benchmark.command("tflite")(tflite_command)
-benchmark.command("coreml")(coreml_command)
+benchmark.command("tflite")(benchmark_tflite_command)
+benchmark.command("coreml")(benchmark_coreml_command)
 for command in (convert, predict, inspect, finetune, evaluate):
     app.command()(command)
 app.add_typer(export, name="export")
@@ -35,11 +40,11 @@ def main(*command: str) -> None:
 
     Failures that a user can mend are one line, without a traceback.
     """
-    # Warns of versions of TensorFlow, PyTorch and scikit-learn, which take no part here.
+    # coremltools warns of versions of TensorFlow, PyTorch and scikit-learn, which take no part here.
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     try:
         app([*command, *sys.argv[1:]])
     except (ValueError, OSError, ImportError, ExportError) as error:
-        # Not as markup: paths and shapes are full of brackets.
+        # The message is not read as markup, because paths and shapes are full of brackets.
         errors.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise SystemExit(1) from None

@@ -1,4 +1,4 @@
-"""`efficientformer benchmark coreml`: a model's latency on a connected iPhone, or on this Mac, beside the paper's."""
+"""The command `efficientformer benchmark coreml`: times a model on a connected iPhone or this Mac. Room: cli."""
 
 import shlex
 import tempfile
@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-from keras_efficientformer.cli.shared import Json, Model, Overwrite, Size, choice, open_keras, output, track
-from keras_efficientformer.deploy.apple_device import check_team, connected_iphone, this_mac
-from keras_efficientformer.deploy.coreml_benchmark import UNITS, benchmark_coreml, export_twin
-from keras_efficientformer.deploy.coreml_modes import COMPRESSIONS, PRECISIONS
-from keras_efficientformer.deploy.mobilenet_reference import export_mobilenet_v2
+from keras_efficientformer.cli.options import Json, Model, Overwrite, Size, choice, open_keras, output, track
+from keras_efficientformer.deploy.benchmark.apple_device import check_team, connected_iphone, this_mac
+from keras_efficientformer.deploy.benchmark.apple_timing import UNITS, benchmark_coreml, export_twin
+from keras_efficientformer.deploy.benchmark.mobilenet_reference import export_mobilenet_v2
+from keras_efficientformer.deploy.coreml.modes import COMPRESSIONS, COREML_PRECISIONS
 
 MAC = "mac"
 
 
-def coreml_command(
+def benchmark_coreml_command(
     model: Model = "l1",
     device: Annotated[
         str | None, typer.Option(help=f"Name of a connected iPhone, or {MAC} for this Mac. Default: the one iPhone.")
@@ -24,7 +24,7 @@ def coreml_command(
     team: Annotated[
         str | None, typer.Option(help="Development team that signs the app on the phone, e.g. A1B2C3D4E5.")
     ] = None,
-    precision: Annotated[str, choice(PRECISIONS, "Arithmetic.")] = "float16",
+    precision: Annotated[str, choice(COREML_PRECISIONS, "Arithmetic.")] = "float16",
     compress: Annotated[str, choice(COMPRESSIONS, "Of the model's weights.")] = "none",
     unit: Annotated[list[str] | None, choice(UNITS, "May be repeated. Default: each.")] = None,
     runs: Annotated[int, typer.Option(min=1, help="Timed predictions for each package and unit.")] = 50,
@@ -40,8 +40,8 @@ def coreml_command(
         raise FileNotFoundError(f"The folder {save.parent} does not exist. Make it first, or choose another.")
     target = this_mac() if device == MAC else connected_iphone(device)
     if target.remote is not None:
-        check_team(team)  # before a model is downloaded
-    # For others to read, so without the names of phones and teams.
+        check_team(team)  # it is checked before a model is downloaded
+    # The report's command is for others to read, so it lacks the names of phones and teams.
     options = [f"--precision={precision}", f"--compress={compress}", f"--runs={runs}"]
     options += [f"--size={size}"] if size else []
     with tempfile.TemporaryDirectory() as folder:

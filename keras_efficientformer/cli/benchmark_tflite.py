@@ -1,4 +1,4 @@
-"""`efficientformer benchmark tflite`: times files on this computer, a phone or an emulated CPU."""
+"""The command `efficientformer benchmark tflite`: times files on a computer, phone or emulated CPU. Room: cli."""
 
 import csv
 import dataclasses
@@ -11,20 +11,20 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from keras_efficientformer.checkpoint_files import finished_file
-from keras_efficientformer.cli.shared import Json, Overwrite, output, track
-from keras_efficientformer.deploy.android_phone import AndroidPhone, benchmark_on_phone
-from keras_efficientformer.deploy.arm_emulator import CPUS, ArmEmulator, count_instructions
-from keras_efficientformer.deploy.measurements import Cost, DeviceReport
-from keras_efficientformer.deploy.plots import plot_report, require_matplotlib
-from keras_efficientformer.deploy.tflite_benchmark import benchmark_tflite, profile_tflite
+from keras_efficientformer.cli.options import Json, Overwrite, output, track
+from keras_efficientformer.deploy.benchmark.android_phone import AndroidPhone, benchmark_on_phone
+from keras_efficientformer.deploy.benchmark.arm_emulator import CPUS, ArmEmulator, count_instructions
+from keras_efficientformer.deploy.benchmark.computer import benchmark_tflite, profile_tflite
+from keras_efficientformer.deploy.benchmark.plots import matplotlib_figure, plot_report
+from keras_efficientformer.deploy.benchmark.reports import Cost, DeviceReport
+from keras_efficientformer.files import finished_file
 
 SHOWN = 20
 
 Profiles = Mapping[str, tuple[Cost, ...]]
 
 
-def tflite_command(
+def benchmark_tflite_command(
     files: Annotated[list[Path], typer.Argument(help=".tflite files. Several are run in turns on this computer.")],
     adb: Annotated[
         Path | None, typer.Option(help="Time on a phone, with this build of LiteRT's benchmark_model for Android.")
@@ -51,7 +51,7 @@ def tflite_command(
         raise typer.BadParameter("--emulate counts on one thread, without a phone: leave out --adb and --threads.")
     if save is not None:
         _check_output(save)
-    # For others to read, so without folders and serial numbers.
+    # The report's command is for others to read, so it lacks folders and serial numbers.
     options = [f"--adb={adb.name}" if adb else "", "--gpu" if gpu else "", f"--emulate={emulate}" if emulate else ""]
     options += [] if emulate else [f"--threads={threads}", f"--runs={runs}", f"--warmup={warmup}"]
     names = [file.name for file in files]
@@ -129,10 +129,10 @@ def _costs(file: str, profile: tuple[Cost, ...], unit: str) -> Table:
 
 
 def _check_output(folder: Path) -> None:
-    """Before minutes are spent on measuring."""
+    """Raises where a report cannot be saved, before minutes are spent on measuring."""
     if not folder.is_dir():
         raise FileNotFoundError(f"The folder {folder} does not exist. Make it first, or choose another.")
-    require_matplotlib()
+    matplotlib_figure()
 
 
 def _save(report: DeviceReport, profiles: Profiles, folder: Path, overwrite: bool) -> None:

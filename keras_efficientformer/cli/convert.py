@@ -1,4 +1,4 @@
-"""`efficientformer convert`."""
+"""The command `efficientformer convert`: writes a checkpoint in another format or dialect. Room: cli."""
 
 import time
 from pathlib import Path
@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from keras_efficientformer import conversion
-from keras_efficientformer.checkpoint_files import finished_file, suffix_of
-from keras_efficientformer.cli.shared import Json, Model, Overwrite, Size, choice, open_keras, print_facts
-from keras_efficientformer.dialects import DIALECTS
+from keras_efficientformer.cli.options import Json, Model, Overwrite, Size, choice, open_keras, print_facts
+from keras_efficientformer.conversion.dialects import DIALECTS
+from keras_efficientformer.conversion.formats import suffix_of
+from keras_efficientformer.files import finished_file
 
 
 def convert(

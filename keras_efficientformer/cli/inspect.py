@@ -1,18 +1,21 @@
-"""`efficientformer inspect`."""
+"""The command `efficientformer inspect`: prints what is in a file, or which of its layers err. Room: cli."""
 
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 from rich.table import Column, Table
 
 from keras_efficientformer import conversion
-from keras_efficientformer.cli.shared import Json, Size, open_keras, output, print_facts
+from keras_efficientformer.cli.options import Json, Size, open_keras, output, print_facts
 from keras_efficientformer.deploy.layer_errors import layer_errors
-from keras_efficientformer.deploy.litert import LiteRTModel
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
+
+if TYPE_CHECKING:  # it imports coremltools
+    from keras_efficientformer.deploy.coreml.lint import Finding
 
 
 def inspect(
@@ -43,22 +46,25 @@ def inspect(
     print_facts(facts, as_json, file.name)
 
 
-def _inspect_package(path):
-    from keras_efficientformer.deploy.coreml_lint import lint, summary
-    from keras_efficientformer.deploy.coreml_package import load_package
+def _inspect_package(path: Path) -> tuple[dict[str, Any], "tuple[Finding, ...]"]:
+    # These import coremltools, which not every installation has.
+    from keras_efficientformer.deploy.coreml.lint import lint
+    from keras_efficientformer.deploy.coreml.package import load_package
+    from keras_efficientformer.deploy.coreml.program import summary
 
     package = load_package(path)
     description = package.spec.description
     names = {"inputs": description.input, "outputs": description.output}
-    facts = {end: [feature.name for feature in features] for end, features in names.items()}
+    facts: dict[str, Any] = {end: [feature.name for feature in features] for end, features in names.items()}
     facts |= {"classes": len(package.labels) if package.labels else None} | package.metadata
     facts |= dataclasses.asdict(summary(package.program))
     facts["bytes"] = sum(item.stat().st_size for item in Path(path).rglob("*") if item.is_file())
     return facts, lint(package.program)
 
 
-def _findings_table(findings):
-    from keras_efficientformer.deploy.coreml_lint import RULES
+def _findings_table(findings: "tuple[Finding, ...]") -> Table:
+    # It imports coremltools, which not every installation has.
+    from keras_efficientformer.deploy.coreml.lint import RULES
 
     table = Table(
         "rule", Column("found"), Column("source", overflow="fold"), title="Neural Engine", title_justify="left"
@@ -74,7 +80,7 @@ def _findings_table(findings):
     return table
 
 
-def _inspect_checkpoint(file):
+def _inspect_checkpoint(file: Path) -> dict[str, Any]:
     checkpoint = conversion.read_checkpoint(file)
     info = dataclasses.asdict(conversion.infer_variant(checkpoint))
     floats = [tensor for tensor in checkpoint.values() if tensor.dtype.kind not in "iub"]
@@ -87,7 +93,7 @@ def _inspect_checkpoint(file):
     }
 
 
-def _inspect_tflite(file):
+def _inspect_tflite(file: Path) -> dict[str, Any]:
     model = LiteRTModel(file)
     inputs, outputs = ([dataclasses.asdict(tensor) for tensor in ends] for ends in (model.inputs, model.outputs))
     return {"inputs": inputs, "outputs": outputs, "operations": model.operations()}

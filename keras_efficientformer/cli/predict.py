@@ -1,4 +1,4 @@
-"""`efficientformer predict`."""
+"""The command `efficientformer predict`: classifies photographs. Room: cli."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,9 @@ import typer
 from rich.table import Column, Table
 
 from keras_efficientformer.classifiers import open_classifier
-from keras_efficientformer.cli.shared import Json, Labels, Size, image_shape, output, track
-from keras_efficientformer.deploy.images import find_images
+from keras_efficientformer.cli.options import Json, Labels, Size, image_shape, output, track
 from keras_efficientformer.imagenet import decode_predictions, load_image, read_labels, resize_and_crop
+from keras_efficientformer.images import find_images
 
 BATCH_SIZE = 32
 
@@ -51,7 +51,8 @@ def predict(
     output.print(table)
 
 
-def _decode(scores, top, names):
+def _decode(scores: np.ndarray, top: int, names: list[str] | None) -> list[list[tuple[str, str, float]]]:
+    """[(class id, name, score), ...] of each image, the highest scores first."""
     if names is None and scores.shape[-1] != 1000:
         names = [f"class {index}" for index in range(scores.shape[-1])]
     return decode_predictions(scores, top=top, labels=names)

@@ -1,8 +1,11 @@
-"""Exporters: what turns a Keras model into files for phones. Each imports its framework only when it is called."""
+"""Exports Keras models as TFLite files and Core ML packages. Room: deploy.
 
-from keras_efficientformer.deploy.coreml import export_coreml
-from keras_efficientformer.deploy.exporting import ExportError
+Each exporter imports its framework only when it is called.
+"""
+
+from keras_efficientformer.deploy.coreml.exporter import export_coreml
+from keras_efficientformer.deploy.export import ExportError
 from keras_efficientformer.deploy.report import ExportReport
-from keras_efficientformer.deploy.tflite import export_tflite
+from keras_efficientformer.deploy.tflite.exporter import export_tflite
 
 __all__ = ["ExportError", "ExportReport", "export_coreml", "export_tflite"]

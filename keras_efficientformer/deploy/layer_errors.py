@@ -1,4 +1,4 @@
-"""Where an exported file errs: its tensors beside the float32 network's, layer by layer.
+"""Finds the layers of an exported file that err most, beside the float32 network. Room: deploy.
 
 A layer's error has two parts: what it has been handed, and what it adds. They are told apart by computing each step of
 the network twice in float32: on the float32 network's own tensors, and on those of the file.
@@ -12,54 +12,25 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import keras
 import numpy as np
 from rich.table import Column, Table
 from rich.text import Text
 
-from keras_efficientformer.deploy import exporting
-from keras_efficientformer.deploy.images import read_images, seeded_images
-from keras_efficientformer.deploy.recording import FusedNetwork
-from keras_efficientformer.deploy.report import finite_only
+from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
+from keras_efficientformer.deploy.export import network_inputs
+from keras_efficientformer.deploy.network.file_steps import FileSteps, StepTensors
+from keras_efficientformer.deploy.network.recording import Step
+from keras_efficientformer.deploy.tflite.layer_tensors import TFLiteSteps
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
+from keras_efficientformer.images import read_images, seeded_images
+from keras_efficientformer.reporting import finite_only
 
 IMAGE_LIMIT = 32
 WORST = 10
-# How many images' tensors are held at once; those of L1 at 224x224 are some 100 MB each.
+# So many images' tensors are held at once; those of L1 at 224x224 are some 100 MB each.
 CHUNK = 4
-
-
-class StepTensors(NamedTuple):
-    """One result of a step, three times: float arrays of one size, whose first axis is that of the images.
-
-    Attributes:
-        step: its number.
-        exact: of the float32 network.
-        expected: of the step in float32, on the file's tensors before it.
-        found: of the file.
-    """
-
-    step: int
-    exact: np.ndarray
-    expected: np.ndarray
-    found: np.ndarray
-
-
-class FileSteps(Protocol):
-    """A file opened beside the network that it was made of.
-
-    Attributes:
-        network: the float32 network.
-        stored: {number of a step: (type of its tensors, type of its largest constant or None)}, of steps that the file
-            has a tensor of; others it computes together with the next that it has.
-    """
-
-    network: FusedNetwork
-    stored: dict[int, tuple[str, str | None]]
-
-    def compare(self, images: np.ndarray) -> Iterator[StepTensors]:
-        """The tensors of all steps in `stored`, for images in the network's input range."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +135,7 @@ def layer_errors(
     named = str(images) if isinstance(images, str | Path) else "the given arrays"
     sums: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(3))
     for start in range(0, len(pixels), CHUNK):
-        for tensors in steps.compare(exporting.network_inputs(pixels[start : start + CHUNK], steps.network)):
+        for tensors in steps.compare(network_inputs(pixels[start : start + CHUNK], steps.network)):
             sums[tensors.step] += _squares(tensors)
     return LayerErrors(
         path=str(path),
@@ -175,35 +146,25 @@ def layer_errors(
     )
 
 
-def mismatch(path: Path, found: str, network: FusedNetwork) -> str:
-    """What to say where a file has something, `found`, that the network has not."""
-    return (
-        f"{path} was not made of this model: the file has {found}, and {network.name} is a network of "
-        f"{len(network.steps)} steps from {list(network.input_shape)} to {network.classes} classes "
-        f"({', '.join(network.outputs)}). Compare the file with the model it was exported from."
-    )
-
-
 def _open(path: Path, model: keras.Model) -> FileSteps:
     if path.suffix == ".tflite":
-        from keras_efficientformer.deploy.tflite_layers import TFLiteSteps
-
-        return TFLiteSteps(path, model)
+        return TFLiteSteps(LiteRTModel(path, keep_tensors=True), model)
     if path.suffix == ".mlpackage":
-        from keras_efficientformer.deploy.coreml_layers import CoreMLSteps
+        package = CoreMLModel(path)  # it says what is wrong with it, or that coremltools is not installed
+        from keras_efficientformer.deploy.coreml.layer_tensors import CoreMLSteps  # it imports coremltools
 
-        return CoreMLSteps(path, model)
+        return CoreMLSteps(package, model)
     raise ValueError(f"{path} is neither a .tflite file nor a .mlpackage: only exported files have layers to compare.")
 
 
-def _squares(tensors):
+def _squares(tensors: StepTensors) -> np.ndarray:
     """Sums of squares: of the exact values, of the file's error, and of what the step adds to it."""
     exact, expected, found = (np.asarray(array, "float64") for array in tensors[1:])
     return np.array([np.sum(array**2) for array in (exact, found - exact, found - expected)])
 
 
-def _layers(steps, sums):
-    together = []
+def _layers(steps: FileSteps, sums: dict[int, np.ndarray]) -> Iterator[LayerError]:
+    together: list[Step] = []
     for number, step in enumerate(steps.network.steps):
         together.append(step)
         if number not in steps.stored:
@@ -221,8 +182,8 @@ def _layers(steps, sums):
         together = []
 
 
-def _root_ratio(part, whole):
-    """Infinite where something that is not finite has been compared, too: a NaN would sort anywhere."""
+def _root_ratio(part: float, whole: float) -> float:
+    """sqrt(part / whole); infinite too where a value that is not finite was compared, for a NaN would sort anywhere."""
     if part == 0:
         return 0.0
     ratio = math.sqrt(part / whole) if whole else math.inf

@@ -1,15 +1,15 @@
-"""The report of an export: one object that is printed as a table, written beside the file and given out as JSON."""
+"""The report of an export, which is printed as a table and written beside the file as JSON. Room: deploy."""
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
+
+from keras_efficientformer.reporting import facts_table, finite_only
 
 
 @dataclass(frozen=True)
@@ -117,43 +117,24 @@ class ExportReport:
             rows[f"{difference.output} against Keras"] = text
         rows["time"] = f"{self.seconds:.1f} s"
         for name, text in rows.items():
-            table.add_row(name, Text(text))  # not as markup: paths and shapes are full of brackets
+            table.add_row(name, Text(text))  # it is not read as markup: paths and shapes are full of brackets
         return table
 
 
-def facts_table(title: str | Text) -> Table:
-    """A table of names and values, to add rows to."""
-    return Table("", Column(overflow="fold"), title=title, show_header=False, title_justify="left")
-
-
-def finite_only(value):
-    """The value with null in place of numbers that are not finite, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite_only(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite_only(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _describe(tensors):
+def _describe(tensors: tuple[TensorInfo, ...]) -> str:
     return "; ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in tensors)
 
 
 def compare(output: str, expected: np.ndarray, found: np.ndarray, classes: bool) -> Difference:
-    """The difference between the Keras model's output and the exported file's, both (images, ...)."""
+    """The difference between the Keras model's output and the exported file's.
+
+    Args:
+        output: its name.
+        expected, found: the two, float arrays of one shape (images, ...).
+        classes: whether their last axis is that of classes, so that the largest is compared too.
+    """
     distance = np.abs(np.asarray(expected, "float64") - np.asarray(found, "float64"))
     agreement = float(np.mean(expected.argmax(-1) == found.argmax(-1))) if classes else None
     # A NaN would compare as smaller than any limit.
     largest = float(np.max(distance)) if np.isfinite(distance).all() else float("inf")
     return Difference(output, largest, float(np.mean(distance)), float(np.abs(expected).max()), agreement)
-
-
-def versions_of(*packages: str) -> dict[str, str]:
-    """{package: version} of those that are installed."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -1,13 +1,11 @@
-"""Training: fine-tuning, distillation, evaluation; quantization-aware training and pruning. Imports no framework before
-a function needs it.
-"""
+"""Fine-tuning, distillation, evaluation, quantization-aware training, pruning; frameworks are imported when called."""
 
+from keras_efficientformer.training.compression.pruning import prune_low_magnitude, strip_pruning
+from keras_efficientformer.training.compression.quantization import quantize_aware, to_keras
 from keras_efficientformer.training.config import FineTuneConfig
+from keras_efficientformer.training.data.image_folder import list_images
 from keras_efficientformer.training.evaluation import EvaluationReport, evaluate
 from keras_efficientformer.training.fine_tuning import FineTuneReport, TrainingError, finetune
-from keras_efficientformer.training.image_folder import list_images
-from keras_efficientformer.training.pruning import prune_low_magnitude, strip_pruning
-from keras_efficientformer.training.quantization import quantize_aware, to_keras
 
 __all__ = [
     "EvaluationReport",

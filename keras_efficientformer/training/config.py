@@ -1,11 +1,16 @@
-"""The settings of a training run: one frozen dataclass, from Python, from the command line or from a TOML file."""
+"""The settings of a fine-tuning run, from Python, the command line or a TOML file. Room: training.
+
+`FineTuneConfig` is their one source: the command takes its options, defaults and help from it.
+"""
 
 import dataclasses
 import importlib.resources
+import inspect
 import math
 import os
+import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +18,8 @@ from typing import Any, NamedTuple
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 CLASS_WEIGHTS = ("none", "balanced")
 DEVICES = ("one", "all")
+# What settings may be that are words.
+CHOICES = {"class_weight": CLASS_WEIGHTS, "precision": PRECISIONS, "devices": DEVICES}
 
 
 class Expected(NamedTuple):
@@ -22,30 +29,30 @@ class Expected(NamedTuple):
     fits: Callable[[Any], bool]
 
 
-def _is_integer(value):
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _integer(lowest):
+def _integer(lowest: int) -> Expected:
     return Expected(f"an integer >= {lowest}", lambda value: _is_integer(value) and value >= lowest)
 
 
-def _number(words, fits):
-    def is_one(value):
+def _number(words: str, fits: Callable[[Any], bool]) -> Expected:
+    def is_one(value: Any) -> bool:
         return (isinstance(value, float) or _is_integer(value)) and math.isfinite(value) and fits(value)
 
     return Expected(f"a number {words}", is_one)
 
 
-def _optional(expected):
+def _optional(expected: Expected) -> Expected:
     return Expected(f"{expected.words}, or None", lambda value: value is None or expected.fits(value))
 
 
-def _one_of(choices):
+def _one_of(choices: Sequence[str]) -> Expected:
     return Expected(f"one of {', '.join(choices)}", lambda value: value in choices)
 
 
-def _is_size(value):
+def _is_size(value: Any) -> bool:
     sides = value if isinstance(value, tuple | list) and len(value) == 2 else [value]
     return all(_is_integer(side) and side >= 1 for side in sides)
 
@@ -70,7 +77,7 @@ EXPECTED = {
     "label_smoothing": SHARE_BELOW_1,
     "ema": SHARE_BELOW_1,
     "drop_path": SHARE_BELOW_1,
-    "class_weight": _one_of(CLASS_WEIGHTS),
+    "class_weight": _one_of(CHOICES["class_weight"]),
     "distillation": SHARE,
     "keep_head": SWITCH,
     "size": _optional(SIZE),
@@ -80,14 +87,14 @@ EXPECTED = {
     "rand_augment": SHARE,
     "mixup": NOT_NEGATIVE,
     "cutmix": SHARE,
-    "precision": _one_of(PRECISIONS),
+    "precision": _one_of(CHOICES["precision"]),
     "validation_split": _number("in the range (0, 1)", lambda value: 0 < value < 1),
     "patience": _optional(_integer(0)),
     "save_every": _integer(1),
     "skip_bad": SWITCH,
     "tensorboard": SWITCH,
     "seed": _integer(0),
-    "devices": _one_of(DEVICES),
+    "devices": _one_of(CHOICES["devices"]),
 }
 
 
@@ -166,18 +173,25 @@ class FineTuneConfig:
     seed: int = 0
     devices: str = "one"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, (words, fits) in EXPECTED.items():
             self._require(name, fits(getattr(self, name)), words)
         self._require("freeze_epochs", self.freeze_epochs <= self.epochs, "an integer between 0 and epochs")
 
-    def _require(self, name, fits, expected):
+    def _require(self, name: str, fits: bool, expected: str) -> None:
         if not fits:
             raise ValueError(f"`{name}` should be {expected}. Received: {name}={getattr(self, name)!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, ready for JSON."""
         return {**dataclasses.asdict(self), "size": list(self.size) if isinstance(self.size, tuple) else self.size}
+
+    @classmethod
+    def descriptions(cls) -> dict[str, str]:
+        """{setting: what it is, in words}, from this class' docstring: help and documentation say the same."""
+        attributes = (inspect.getdoc(cls) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+        found = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", attributes, re.MULTILINE)
+        return {name: re.sub(r"\s+", " ", text) for name, text in found}
 
     @classmethod
     def from_file(cls, path: str | os.PathLike, **changes: Any) -> "FineTuneConfig":

@@ -1,4 +1,4 @@
-"""Where a training step runs: one device, or all of this machine's, or several processes', by the backends' engines.
+"""Runs training steps on one device, on all of this machine's, or on several processes'. Room: training.
 
 JAX: `keras.distribution.DataParallel`, over the processes that Keras' KERAS_DISTRIBUTION_* variables name. TensorFlow:
 `tf.distribute.MirroredStrategy`, or `MultiWorkerMirroredStrategy` where TF_CONFIG tells of several processes. The model
@@ -8,7 +8,7 @@ is not told: the statistics of BatchNorm are over the whole batch on both, as on
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,7 +19,7 @@ JAX_PROCESSES = "KERAS_DISTRIBUTION_NUM_PROCESSES"
 
 
 class Devices:
-    """One device.
+    """One device, on which Keras' own training step runs; and the interface of the others.
 
     Attributes:
         replicas: devices that share a batch, in all processes.
@@ -44,7 +44,7 @@ class Devices:
 class JaxDevices(Devices):
     """All devices that JAX sees, in all processes."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         import jax
 
         if os.environ.get(JAX_PROCESSES, "1") != "1" and not jax.distributed.is_initialized():
@@ -53,14 +53,14 @@ class JaxDevices(Devices):
         self.replicas = self._distribution.num_model_replicas
         self.processes, self.process = jax.process_count(), jax.process_index()
 
-    def scope(self):
+    def scope(self) -> AbstractContextManager:
         return self._distribution.scope()
 
 
 class TensorFlowDevices(Devices):
     """All logical devices that TensorFlow sees, or the processes of TF_CONFIG."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._strategy = _strategy()
         workers = _workers()
         if len(workers) > 1:
@@ -69,24 +69,24 @@ class TensorFlowDevices(Devices):
         self.replicas = self._strategy.num_replicas_in_sync
         self._compiled_for = None
 
-    def scope(self):
+    def scope(self) -> AbstractContextManager:
         return self._strategy.scope()
 
-    def prepare(self, model):
+    def prepare(self, model: keras.Model) -> None:
         if self.replicas > 1:
             for layer in model._flatten_layers():
                 if isinstance(layer, keras.layers.BatchNormalization):
                     layer.synchronized = True
 
-    def step(self, model, batch):
+    def step(self, model: keras.Model, batch: Sequence[Any]) -> dict[str, float]:
         if model.optimizer is not self._compiled_for:
-            model._symbolic_build(data_batch=batch)  # makes the metrics' variables
+            model._symbolic_build(data_batch=batch)  # it makes the metrics' variables
             self._function, self._compiled_for = self._compile(model), model.optimizer
         model.reset_metrics()
         logs = self._function(keras.tree.map_structure(self._split, batch))
         return {name: float(value) for name, value in logs.items()}
 
-    def _compile(self, model):
+    def _compile(self, model: keras.Model) -> Callable[[Any], dict[str, Any]]:
         """Keras' training step on all replicas, and the mean of what they report.
 
         Not `train_on_batch`: under MultiWorkerMirroredStrategy it fails on its own metrics, which are scalars
@@ -95,31 +95,33 @@ class TensorFlowDevices(Devices):
         import tensorflow as tf
 
         @tf.function
-        def step(batch):
+        def step(batch: Any) -> dict[str, Any]:
             logs = self._strategy.run(model.train_step, args=(batch,))
             return {name: self._strategy.reduce("MEAN", value, axis=None) for name, value in logs.items()}
 
         return step
 
-    def _split(self, array):
+    def _split(self, array: np.ndarray | None) -> Any:
+        """This process' part of a batch, divided among its replicas; None for None."""
         if array is None:
             return None
         import tensorflow as tf
 
         parts = np.split(array, self.replicas // self.processes)
 
-        def part(context):
+        def part(context: Any) -> Any:
             return tf.convert_to_tensor(parts[context.replica_id_in_sync_group % len(parts)])
 
         return self._strategy.experimental_distribute_values_from_function(part)
 
 
-def _workers():
+def _workers() -> list[str]:
+    """The addresses of the processes that TF_CONFIG names."""
     return json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {}).get("worker", [])
 
 
 @functools.cache
-def _strategy():
+def _strategy() -> Any:
     """The strategy of this process. A second one would number its collectives as the first did, and TensorFlow aborts
     those whose shapes differ from what the number stood for (2.21: "Shape mismatch in the collective instance").
     """

@@ -1,9 +1,9 @@
-"""Evaluation: how often a model, whatever file it is in, names the class of a folder's images."""
+"""Evaluates a model on a folder of images: top-1, top-5, confusion matrix, speed. Room: training."""
 
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ import numpy as np
 
 from keras_efficientformer.classifiers import Classifier, KerasClassifier, open_classifier
 from keras_efficientformer.imagenet import imagenet_labels, read_labels
-from keras_efficientformer.training.batches import ValidationImages, prefetched
-from keras_efficientformer.training.image_folder import ImageSet, list_images, without_unreadable
-from keras_efficientformer.training.imagenet_layout import is_flat, read_flat
+from keras_efficientformer.training.data.batches import Batch, ValidationImages, prefetched
+from keras_efficientformer.training.data.image_folder import ImageSet, list_images, without_unreadable
+from keras_efficientformer.training.data.imagenet_layout import is_flat, read_flat
 from keras_efficientformer.training.scores import Scores, count
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
         model: the file's name.
@@ -70,13 +70,13 @@ def evaluate(
     crop_fraction: float = 0.95,
     batch_size: int = 32,
     skip_bad: bool = False,
-    track: Callable = iter,
+    track: Callable[[Iterable], Iterable] = iter,
 ) -> EvaluationReport:
-    """Classifies the images of a folder and counts.
+    """Classifies the images of a folder and compares the answers with their classes.
 
     Args:
         model: a `keras.Model` of normalised images, or a .keras file, a checkpoint, a .tflite file, an .mlpackage, or
-            "l1", "l3", "l7".
+            "l1", "l3", "l7", "v2_s0", "v2_s1", "v2_s2", "v2_l".
         folder: a subfolder of images for each class, called as the class or, for ImageNet, by its WordNet id; or
             ImageNet's ILSVRC2012_val_*.JPEG in one folder.
         labels: class names in the order of the outputs. None means those in the file's sidecar, else in a `labels.txt`
@@ -114,10 +114,13 @@ def evaluate(
 
 
 def _number_of_classes(classifier: Classifier) -> int:
+    """How many classes a classifier answers with, found by asking it."""
     return classifier.predict(np.zeros((1, *classifier.size, 3), "float32")).shape[-1]
 
 
-def _read_images(folder, classes, labels, ground_truth) -> tuple[Sequence[str], ImageSet]:
+def _read_images(
+    folder: Path, classes: int, labels: Sequence[str] | None, ground_truth: str | os.PathLike | None
+) -> tuple[Sequence[str], ImageSet]:
     """The classes' names in the order of the outputs, and the images with their places among them."""
     imagenet = imagenet_labels()
     if labels is not None and len(labels) != classes:
@@ -144,27 +147,36 @@ def _read_images(folder, classes, labels, ground_truth) -> tuple[Sequence[str], 
 class _Sized:
     """An iterator with a length, for progress bars."""
 
-    def __init__(self, iterator, length):
+    def __init__(self, iterator: Iterator[Batch], length: int) -> None:
         self._iterator, self._length = iterator, length
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Batch]:
         return self._iterator
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._length
 
 
-def _at(places, images):
+def _at(places: Sequence[int], images: ImageSet) -> ImageSet:
+    """The images with class `places[n]` in the place of class n."""
     return ImageSet(images.files, np.array(places)[images.targets], images.rows)
 
 
-def _answers(classifier, images, classes, crop_fraction, batch_size, track):
+def _answers(
+    classifier: Classifier,
+    images: ImageSet,
+    classes: int,
+    crop_fraction: float,
+    batch_size: int,
+    track: Callable[[Iterable], Iterable],
+) -> tuple[np.ndarray, float]:
     """Answers (images, classes), and images per second of prediction."""
     batches = ValidationImages(images, classes, classifier.size, crop_fraction, batch_size)
     answers, times = [], []
     for batch in track(_Sized(prefetched(batches.epoch(0)), batches.steps)):
+        # All batches have one shape, for another one would be compiled anew.
         pixels = np.zeros((batch_size, *batch.images.shape[1:]), "float32")
-        pixels[: len(batch.images)] = batch.images  # one shape for all: another would be compiled anew
+        pixels[: len(batch.images)] = batch.images
         started = time.perf_counter()
         found = classifier.predict(pixels)
         times.append(time.perf_counter() - started)

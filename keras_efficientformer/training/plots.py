@@ -1,28 +1,37 @@
-"""Pictures of a run: curves of loss and accuracy, and the confusion matrix."""
+"""Draws a run's curves of loss and accuracy, and a confusion matrix. Room: training."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from keras_efficientformer.checkpoint_files import finished_file
+from keras_efficientformer.errors import require
+from keras_efficientformer.files import finished_file
 
 # With more classes the names would cover each other.
 CLASSES_NAMED = 40
 
 
 def require_matplotlib() -> None:
-    """Raises an ImportError that names the extra, before hours of training and not after."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "Training draws its curves with matplotlib: pip install 'keras-efficientformer[train]'"
-        ) from error
+    """Checks that matplotlib is there, before hours of training and not after.
+
+    Raises:
+        ImportError: it is not installed; the message names the extra.
+    """
+    require("matplotlib", "Drawing a run's curves", "train")
 
 
 def plot_curves(history: Sequence[dict[str, float]], path: Path) -> None:
-    """Loss and accuracy over the epochs, as a PNG file."""
+    """Draws loss and accuracy over the epochs as a PNG file, in the place of an older one.
+
+    Args:
+        history: one row for each epoch, at least one: "epoch", "loss", "accuracy" and perhaps "val_loss",
+            "val_accuracy".
+        path: the file.
+
+    Raises:
+        OSError: the folder is missing or cannot be written to.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -38,7 +47,16 @@ def plot_curves(history: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def plot_confusion(confusion: np.ndarray, labels: Sequence[str], path: Path) -> None:
-    """The confusion matrix, each row as shares of its class, as a PNG file."""
+    """Draws a confusion matrix, each row as shares of its class, as a PNG file, in the place of an older one.
+
+    Args:
+        confusion: integers (classes, classes), as in `Scores`.
+        labels: the class names.
+        path: the file.
+
+    Raises:
+        OSError: the folder is missing or cannot be written to.
+    """
     from matplotlib.figure import Figure
 
     side = min(4 + 0.3 * len(labels), 16)

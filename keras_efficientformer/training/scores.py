@@ -1,4 +1,4 @@
-"""How good a classifier's answers are: loss, top-1, top-5 and the confusion matrix."""
+"""Computes loss, top-1, top-5 and confusion matrix of a classifier's answers. Room: training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +8,10 @@ import keras
 import numpy as np
 
 from keras_efficientformer.imagenet import preprocess_input
-from keras_efficientformer.training.batches import Batches, prefetched
+from keras_efficientformer.training.data.batches import Batches, prefetched
 
-SMALLEST = np.finfo("float32").tiny
+# The logarithm of 0 is not finite, so probabilities count as this at least.
+SMALLEST_PROBABILITY = np.finfo("float32").tiny
 
 
 class NotFiniteError(ValueError):
@@ -50,7 +51,7 @@ def count(answers: np.ndarray, targets: np.ndarray, probabilities: bool) -> Scor
     Args:
         answers: probabilities or logits (images, classes), images >= 1.
         targets: integers (images,).
-        probabilities: whether they are.
+        probabilities: whether the answers are probabilities; of logits there is no loss.
 
     Raises:
         NotFiniteError: an answer is not finite.
@@ -63,7 +64,7 @@ def count(answers: np.ndarray, targets: np.ndarray, probabilities: bool) -> Scor
     ranks = ((answers > own) | ((answers == own) & earlier)).sum(1)
     confusion = np.zeros((classes, classes), "int64")
     np.add.at(confusion, (targets, answers.argmax(1)), 1)
-    loss = float(-np.log(np.maximum(own, SMALLEST)).mean()) if probabilities else None
+    loss = float(-np.log(np.maximum(own, SMALLEST_PROBABILITY)).mean()) if probabilities else None
     return Scores(loss, float((ranks < 1).mean()), float((ranks < 5).mean()), confusion)
 
 
@@ -78,7 +79,7 @@ def score(model: keras.Model, batches: Batches, epoch: int) -> Scores:
     size = 0
     for batch in prefetched(batches.epoch(epoch)):
         size = max(size, len(batch.images))
-        # One shape for all batches: another one would be compiled anew.
+        # All batches have one shape, for another one would be compiled anew.
         images = np.zeros((size, *batch.images.shape[1:]), "float32")
         images[: len(batch.images)] = preprocess_input(batch.images)
         found = keras.ops.convert_to_numpy(model.predict_on_batch(images))

@@ -1,4 +1,4 @@
-"""The networks of a run: the one that learns, and the one that users get, made from a pretrained one."""
+"""Makes and compiles a run's networks from a pretrained one: the trained and the saved one. Room: training."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,14 +7,14 @@ import keras
 import numpy as np
 
 from keras_efficientformer import conversion
-from keras_efficientformer.bindings import HEADS
-from keras_efficientformer.efficientformer import network_of
-from keras_efficientformer.initialization import weights_follow
+from keras_efficientformer.layers.initialization import weights_follow
+from keras_efficientformer.layers.names import HEADS
+from keras_efficientformer.models.opening import build
 from keras_efficientformer.training.config import FineTuneConfig
-from keras_efficientformer.variants import Architecture, ArchitectureV2
+from keras_efficientformer.variants import AnyArchitecture
 
-# Biases, the norms' and layer scales' factors and offsets, and the attention biases, by the ends of their names, to
-# which TensorFlow appends ":0".
+# These are the ends of the names of biases, of the norms' and layer scales' factors and offsets, and of the attention
+# biases. TensorFlow appends ":0" to them.
 NOT_DECAYED = r"(bias|biases|gamma|beta)(:\d+)?$"
 
 
@@ -31,7 +31,7 @@ class Network:
         name: its name.
     """
 
-    architecture: Architecture | ArchitectureV2
+    architecture: AnyArchitecture
     size: tuple[int, int]
     state_dict: dict[str, np.ndarray]
     classes: int | None
@@ -40,7 +40,11 @@ class Network:
 
     @classmethod
     def of(cls, model: keras.Model, config: FineTuneConfig) -> "Network":
-        """The network of a model; one with two heads keeps both where the config keeps heads."""
+        """The network of a model; one with two heads keeps both where the config keeps heads.
+
+        Raises:
+            ValueError: the config keeps heads, and the model has none.
+        """
         state_dict = conversion.to_state_dict(model)
         size = model.inputs[0].shape[1:3] if config.size is None else config.size
         size = (size, size) if isinstance(size, int) else tuple(size)
@@ -64,7 +68,8 @@ class Network:
                 "Leave keep_head out for a new classifier."
             )
         with weights_follow():
-            model = network_of(self.architecture)(
+            model = build(
+                self.architecture,
                 input_shape=(*self.size, 3),
                 classes=classes,
                 classifier_activation=activation,
@@ -114,7 +119,10 @@ def compile_student(
     model.optimizer.build(model.trainable_variables)
 
 
-def _learning_rate(config, warmup, steps):
+def _learning_rate(
+    config: FineTuneConfig, warmup: int, steps: int | None
+) -> "float | keras.optimizers.schedules.LearningRateSchedule":
+    """The learning rate of `compile_student`: a constant, or half a cosine after a linear warm-up."""
     if steps is None:
         return config.learning_rate
     alpha = config.final_learning_rate / config.learning_rate

@@ -1,4 +1,4 @@
-"""Whoever sets the second head's task in distillation: a model, a function, or scores that were computed before.
+"""Makes the second head's labels in distillation: of a model, a function or precomputed scores. Room: training.
 
 Hard distillation, as the reference trains: the label is the class with the teacher's highest score (DeiT, arXiv
 2012.12877, section 4; snap-research/EfficientFormer, util/losses.py). A teacher that is asked sees the images that the
@@ -13,15 +13,15 @@ import keras
 import numpy as np
 
 from keras_efficientformer.imagenet import preprocess_input
-from keras_efficientformer.training.batches import Batch, one_hot
+from keras_efficientformer.training.data.batches import Batch, one_hot
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher.
+    """What labels the images for the second head.
 
     Attributes:
-        labels: Batch -> float32 (batch, classes), one class in each row.
+        labels: Batch -> float32 (batch, classes), rows of a single 1.
         fixed: whether they are of the images before augmentation.
     """
 
@@ -52,7 +52,7 @@ def open_teacher(teacher: Any, classes: int, images: int | None) -> Teacher | No
         )
     ask = _ask_model(teacher) if isinstance(teacher, keras.Model) else teacher
 
-    def labels(batch):
+    def labels(batch: Batch) -> np.ndarray:
         scores = np.asarray(ask(batch.images))
         if scores.shape != (len(batch.images), classes):
             raise ValueError(
@@ -64,7 +64,8 @@ def open_teacher(teacher: Any, classes: int, images: int | None) -> Teacher | No
     return Teacher(labels, fixed=False)
 
 
-def _lookup(scores, classes, images):
+def _lookup(scores: np.ndarray, classes: int, images: int | None) -> Callable[[Batch], np.ndarray]:
+    """The labels of precomputed scores, by the rows of a batch's images."""
     if images is None:
         raise ValueError(
             "Precomputed teacher scores need a folder: a loader does not say which images it gives. Pass a model or a "
@@ -79,23 +80,25 @@ def _lookup(scores, classes, images):
     return lambda batch: one_hot(choices[batch.rows], classes)
 
 
-def _ask_model(model):
-    def ask(images):
+def _ask_model(model: keras.Model) -> Callable[[np.ndarray], Any]:
+    """A function of raw images that gives a model's scores; of two heads, those of the one trained on labels."""
+
+    def ask(images: np.ndarray) -> Any:
         scores = model.predict_on_batch(preprocess_input(images))
         return scores[0] if isinstance(scores, list) else scores
 
     return resizing(ask, model.inputs[0].shape[1:3])
 
 
-def resizing(ask: Callable[[np.ndarray], np.ndarray], size: tuple[int | None, int | None]) -> Callable:
-    """The same function of images (batch, height, width, 3), for images of any size.
+def resizing(ask: Callable[[np.ndarray], Any], size: tuple[int | None, int | None]) -> Callable[[np.ndarray], Any]:
+    """A function of images (batch, height, width, 3) that resizes them to the one size that another takes.
 
     Args:
-        ask: the function.
+        ask: the function that is called with the resized images.
         size: (height, width) that it takes, or (None, None) where it takes any.
     """
 
-    def ask_resized(images):
+    def ask_resized(images: np.ndarray) -> Any:
         if None not in size and images.shape[1:3] != tuple(size):
             images = keras.ops.convert_to_numpy(keras.ops.image.resize(images, size, antialias=True))
         return ask(images)

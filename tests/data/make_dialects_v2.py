@@ -19,7 +19,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 import timm_reference  # first: it makes timm importable beside any torchvision
 import timm_reference_v2
 

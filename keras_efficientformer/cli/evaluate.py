@@ -1,0 +1,56 @@
+"""The command `efficientformer evaluate`: measures accuracy and speed on a folder of images. Room: cli."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from keras_efficientformer.cli.options import Json, track
+from keras_efficientformer.cli.options import output as console
+from keras_efficientformer.imagenet import read_labels
+from keras_efficientformer.reporting import facts_table
+from keras_efficientformer.training import EvaluationReport
+from keras_efficientformer.training import evaluate as evaluate_model
+
+WORST_SHOWN = 10
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A subfolder of images for each class; or ImageNet's val files.")],
+    model: Annotated[str, typer.Option(help="l1 ... v2_l, a .keras, checkpoint, .tflite or .mlpackage file.")] = "l1",
+    labels: Annotated[Path | None, typer.Option(help="Text file with one class name in each line.")] = None,
+    ground_truth: Annotated[Path | None, typer.Option(help="Classes of ImageNet's ILSVRC2012_val_*.JPEG.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the images, for Keras models and checkpoints.")] = None,
+    crop: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of the image that is looked at.")] = 0.95,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a prediction.")] = 32,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a model's accuracy and speed on a folder of images."""
+    report = evaluate_model(
+        model,
+        folder,
+        labels=read_labels(labels) if labels else None,
+        ground_truth=ground_truth,
+        input_shape=(size, size, 3) if size else None,
+        crop_fraction=crop,
+        batch_size=batch_size,
+        skip_bad=skip_bad,
+        track=partial(track, description="Evaluating"),
+    )
+    print(report.to_json(), end="") if as_json else console.print(_evaluation_table(report))
+
+
+def _evaluation_table(report: EvaluationReport) -> Table:
+    table = facts_table(Path(report.model).name)
+    table.add_row("images", f"{report.images:,}")
+    table.add_row("top-1", f"{report.scores.top1:.2%}")
+    table.add_row("top-5", f"{report.scores.top5:.2%}")
+    table.add_row("images per second", f"{report.images_per_second:,.1f}")
+    table.add_row("left out", f"{len(report.skipped)} unreadable images")
+    classes = sorted(report.to_dict()["classes"], key=lambda row: row["top1"])
+    for row in classes[:WORST_SHOWN]:
+        table.add_row(row["label"], f"{row['top1']:.1%} of {row['images']}")
+    return table

@@ -1,0 +1,51 @@
+"""The command `efficientformer export coreml`: writes a Core ML package and its report. Room: cli."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_efficientformer.cli.options import (
+    Json,
+    Labels,
+    MaxDifference,
+    Model,
+    Overwrite,
+    Size,
+    choice,
+    open_keras,
+    output,
+)
+from keras_efficientformer.deploy import export_coreml
+from keras_efficientformer.deploy.coreml.exporter import TARGETS
+from keras_efficientformer.deploy.coreml.modes import COMPRESSIONS, COREML_PRECISIONS
+
+
+def export_coreml_command(
+    model: Model,
+    path: Annotated[Path, typer.Argument(help="The .mlpackage, or an existing folder to name it in.")] = Path("."),
+    precision: Annotated[str, choice(COREML_PRECISIONS, "Arithmetic.")] = "float16",
+    compress: Annotated[str, choice(COMPRESSIONS, "Of the weights.")] = "none",
+    labels: Labels = None,
+    size: Size = None,
+    minimum_ios: Annotated[int, choice(TARGETS, "Oldest system that opens it.")] = 16,
+    image_input: Annotated[bool, typer.Option("--image/--array", help="Type of the input: image or float32.")] = True,
+    feature_maps: Annotated[bool, typer.Option("--feature-maps", help="Also output the four stages.")] = False,
+    max_difference: MaxDifference = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write a Core ML package for iOS."""
+    report = export_coreml(
+        open_keras(model, size),
+        path,
+        precision=precision,
+        compress=compress,
+        labels=labels,
+        minimum_ios=minimum_ios,
+        image_input=image_input,
+        feature_maps=feature_maps,
+        max_difference=max_difference,
+        overwrite=overwrite,
+    )
+    print(report.to_json(), end="") if as_json else output.print(report)

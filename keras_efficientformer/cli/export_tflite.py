@@ -1,0 +1,50 @@
+"""The command `efficientformer export tflite`: writes a .tflite file and its report. Room: cli."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_efficientformer.cli.options import (
+    Json,
+    Labels,
+    MaxDifference,
+    Model,
+    Overwrite,
+    Size,
+    choice,
+    open_keras,
+    output,
+)
+from keras_efficientformer.deploy import export_tflite
+from keras_efficientformer.deploy.tflite.modes import IO_TYPES, MODES
+
+
+def export_tflite_command(
+    model: Model,
+    path: Annotated[Path, typer.Argument(help="The .tflite file, or an existing folder.")],
+    quantize: Annotated[str, choice(MODES, "Quantization.")] = "none",
+    calibration: Annotated[Path | None, typer.Option(help="Folder of images to measure ranges and errors on.")] = None,
+    labels: Labels = None,
+    size: Size = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one inference.")] = 1,
+    io: Annotated[str, choice(IO_TYPES, "Type of input and output.")] = "float32",
+    preprocessing: Annotated[bool, typer.Option(help="Take raw RGB 0..255 and normalise inside.")] = True,
+    max_difference: MaxDifference = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write a TFLite file for Android."""
+    report = export_tflite(
+        open_keras(model, size),
+        path,
+        quantize=quantize,
+        calibration=calibration,
+        labels=labels,
+        include_preprocessing=preprocessing,
+        batch_size=batch_size,
+        io=io,
+        max_difference=max_difference,
+        overwrite=overwrite,
+    )
+    print(report.to_json(), end="") if as_json else output.print(report)

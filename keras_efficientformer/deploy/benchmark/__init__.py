@@ -1,0 +1,1 @@
+"""Timing exported files on computers, phones and emulated CPUs."""

@@ -1,0 +1,141 @@
+"""Measures latency, load time and memory of .tflite files on this computer's CPU. Room: deploy/benchmark."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_efficientformer.deploy.benchmark import litert_memory, litert_profiler
+from keras_efficientformer.deploy.benchmark.op_profile import median_profile, read_op_profile
+from keras_efficientformer.deploy.benchmark.reports import (
+    Cost,
+    DeviceError,
+    DeviceReport,
+    Latency,
+    model_and_mode,
+    this_computer,
+)
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
+from keras_efficientformer.images import seeded_images
+from keras_efficientformer.reporting import versions_of
+
+
+def benchmark_tflite(
+    files: Sequence[Path],
+    threads: int = 1,
+    runs: int = 50,
+    warmup: int = 5,
+    command: str = "",
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> DeviceReport:
+    """Times files on this computer's CPU with LiteRT and XNNPACK.
+
+    Several files are run in turns, one inference of each, so that noise hits all alike; in another order each time, for
+    the first of a turn takes some 3% more than the others. What is timed is the inference alone, on seeded images; load
+    time and memory are those of a fresh process for each file.
+
+    Args:
+        files: .tflite files with one image input.
+        threads: of XNNPACK, >= 1.
+        runs: timed inferences of each file, >= 1.
+        warmup: inferences before them.
+        command: for the report: what gives these results again.
+        progress: wraps the turns, to show a progress bar.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+        ValueError: a file is no image network that LiteRT can run, or a number is out of its range.
+        ImportError: LiteRT is not installed.
+    """
+    if threads < 1 or runs < 1 or warmup < 0:
+        raise ValueError(
+            f"`threads` and `runs` should be >= 1 and `warmup` >= 0. Received: threads={threads}, runs={runs}, "
+            f"warmup={warmup}"
+        )
+    inferences = [_inference(file, threads) for file in files]
+    samples: list[list[float]] = [[] for _ in files]
+    pairs = list(zip(inferences, samples, strict=True))
+    shuffle = random.Random(0).shuffle
+    for turn in progress(range(warmup + runs)):
+        shuffle(pairs)
+        for inference, milliseconds in pairs:
+            started = time.perf_counter()
+            inference()
+            if turn >= warmup:
+                milliseconds.append(1000 * (time.perf_counter() - started))
+    measured = [_run_script(litert_memory.__file__, file, threads) for file in files]
+    device, system = this_computer()
+    return DeviceReport(
+        device=device,
+        os=system,
+        soc=None,
+        kind="computer",
+        date=datetime.now(UTC).date().isoformat(),
+        command=command,
+        versions=versions_of("keras-efficientformer", "ai-edge-litert", "numpy"),
+        results=tuple(
+            Latency.of(milliseconds, **file_facts(file), unit="cpu", threads=threads, **facts)
+            for file, milliseconds, facts in zip(files, samples, measured, strict=True)
+        ),
+    )
+
+
+def profile_tflite(file: Path, threads: int = 1) -> tuple[Cost, ...]:
+    """What the operations of a file take on this computer's CPU, in milliseconds, the largest first.
+
+    Raises:
+        OSError, ValueError, ImportError: as `benchmark_tflite`.
+        DeviceError: LiteRT's profiler does not work here.
+    """
+    LiteRTModel(file)  # it raises a clear error for an unfit file, and the profiler would not
+    profile = _run_script(litert_profiler.__file__, file, threads)
+    return median_profile([read_op_profile(tables, profile["runs"]) for tables in profile["tables"]])
+
+
+def file_facts(file: Path) -> dict[str, Any]:
+    """What a `Latency` says about the file itself."""
+    model, mode = model_and_mode(file)
+    return {"file": file.name, "model": model, "mode": mode, "bytes": file.stat().st_size}
+
+
+def input_batch(model: LiteRTModel) -> np.ndarray:
+    """Seeded images as the input tensor of a file takes them: of its shape, with its batch, and its dtype."""
+    (tensor,) = model.inputs
+    pixels = np.resize(seeded_images(model.input_shape), tensor.shape)
+    if np.issubdtype(tensor.dtype, np.integer):
+        pixels = pixels + np.iinfo(tensor.dtype).min  # the whole range of int8 and uint8 stands for 0..255
+    return pixels.astype(tensor.dtype)
+
+
+def _inference(file: Path, threads: int) -> Callable[[], Any]:
+    """A function that runs the file once, on an input that is set already."""
+    batch = input_batch(LiteRTModel(file, threads))  # it raises a clear error for an unfit file
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(file), num_threads=threads)
+    interpreter.allocate_tensors()
+    (detail,) = interpreter.get_input_details()
+    interpreter.set_tensor(detail["index"], batch)
+    return interpreter.invoke
+
+
+def _run_script(script: str, file: Path, threads: int) -> Any:
+    """What a script of this folder prints as JSON about a file, in a process of its own.
+
+    Raises:
+        DeviceError: the script fails; the message has its last line.
+    """
+    # With -P this folder's modules do not stand before installed packages of their names.
+    command = [sys.executable, "-P", script, str(file), str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise DeviceError(f"{Path(script).name} does not work on {file} with this LiteRT: {last[0]}")
+    return json.loads(done.stdout)

@@ -1,0 +1,252 @@
+"""Exports a model as a Core ML package, which is run and compared before it gets its name. Room: deploy/coreml."""
+
+import contextlib
+import importlib.metadata
+import io
+import os
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_efficientformer.deploy.coreml.modes import (
+    COMPRESSIONS,
+    COREML_PRECISIONS,
+    keep_weak_channels,
+    mode_name,
+    pass_pipeline,
+)
+from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
+from keras_efficientformer.deploy.export import (
+    AUTHOR,
+    LICENSE,
+    OUTPUT_DESCRIPTIONS,
+    ExportJob,
+    Opened,
+    file_path,
+    label_names,
+    network_inputs,
+    open_source,
+    write_checked,
+)
+from keras_efficientformer.deploy.network.recording import FusedNetwork
+from keras_efficientformer.deploy.report import ExportReport
+from keras_efficientformer.errors import require
+from keras_efficientformer.images import seeded_images
+
+IMAGE = "image"
+TARGETS = (15, 16, 17, 18)
+# Core ML gives the outputs of a classifier these names.
+CLASS_LABEL, CLASS_PROBABILITIES = "classLabel", "classLabel_probs"
+PREVIEW = {"com.apple.coreml.model.preview.type": "imageClassifier"}
+COREML_TOOLS = ("keras-efficientformer", "keras", "coremltools", "numpy", "scikit-learn")
+
+
+def export_coreml(
+    model: keras.Model,
+    path: str | os.PathLike,
+    *,
+    precision: str = "float16",
+    compress: str = "none",
+    labels: str | os.PathLike | list[str] | None = None,
+    minimum_ios: int = 16,
+    image_input: bool = True,
+    feature_maps: bool = False,
+    max_difference: float | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Exports a model as a Core ML package, an ML Program, and a report, `.json`, beside it.
+
+    The package holds the fused network (`deploy.network`), channels first and without transposes, and is written
+    directly with coremltools' MIL builder: neither TensorFlow nor PyTorch is needed, on any Keras backend. A model that
+    ends in softmax becomes a classifier, with the outputs `classLabel` and `classLabel_probs`; any other has `logits`
+    or `scores`, without a classifier `features` or `embedding`; a model with two outputs also `..._distillation`.
+    Before it gets its name the saved package is run (`CoreMLModel`) and compared with the Keras model.
+
+    Args:
+        model: an EfficientFormer of this package.
+        path: the package to write, `.mlpackage`; or an existing folder, in which it is called by the model's name,
+            input size and mode, e.g. `efficientformer_l1_224_float16.mlpackage`.
+        precision: "float16", what the Neural Engine computes in, or "float32", for CPU and GPU.
+        compress: how weights are stored: "none", "int8" (linear, a scale for each channel), "palette6" and "palette4"
+            (64 or 16 values found by k-means; from iOS 18 on "palette4" has 16 for every 16 channels) or "sparse" (the
+            smaller half of each layer's weights zero: for models trained with pruning).
+        labels: class names, or a text file with one in each line; None means ImageNet's for 1000 classes. Core ML wants
+            them unique: of alike ones each gets its class's number. A classifier without them has the numbers alone.
+        minimum_ios: 15, 16, 17 or 18; compressed weights need 16.
+        image_input: whether the input is an RGB image; else it is a float32 array (1, 3, height, width), RGB in 0..255
+            too. Both are normalised inside. Of models with other than three channels the input is an array,
+            normalised as in training.
+        feature_maps: whether the outputs of the four stages are outputs too, `stage1` to `stage4`, float32
+            (1, channels, height, width).
+        max_difference: the largest difference from Keras, relative to the largest output where that is over 1, at which
+            the package is written; None means the mode's own limit (`deploy.coreml.modes`; 5e-3 in float16), and
+            `float("inf")` writes whatever comes.
+        overwrite: whether existing files may be replaced.
+
+    Returns:
+        The `ExportReport`; it is also what the sidecar holds.
+
+    Raises:
+        ValueError: an argument is out of its range, labels do not match the classes, weights are not finite, or the
+            model is no EfficientFormer.
+        OSError: the folder is missing or cannot be written to, or a file exists and `overwrite` is False.
+        ImportError: coremltools is not installed.
+        ExportError: the package differs too much from the model. It is not written.
+    """
+    started = time.perf_counter()
+    _check_arguments(precision, compress, minimum_ios)
+    require("coremltools", "Core ML export", "coreml")
+    source = open_source(model)
+    network = source.network(source.takes_rgb, feature_maps)
+    if image_input and not network.preprocessing:
+        raise ValueError(
+            f"An image input is raw RGB, and {network.name} takes {network.input_shape[2]} normalised channels: "
+            "export it with image_input=False."
+        )
+    if compress == "int8":
+        network = keep_weak_channels(network)
+    names = _unique(label_names(labels, network.classes))
+    mode = mode_name(precision, compress)
+    limit = COREML_PRECISIONS[precision] if compress == "none" else COMPRESSIONS[compress].limit
+
+    def write(file: Path, images: np.ndarray) -> None:
+        # coremltools shows a progress bar for each of a dozen passes.
+        with contextlib.redirect_stderr(io.StringIO()):
+            package = _convert(network, precision, compress, minimum_ios, image_input, names)
+        _describe(package, network, mode)
+        package.save(str(file))
+
+    return write_checked(
+        ExportJob(
+            source=source,
+            network=network,
+            file=file_path(path, network, mode, ".mlpackage"),
+            mode=mode,
+            labels=names,
+            limit=limit if max_difference is None else float(max_difference),
+            images=lambda: (seeded_images(network.input_shape), "seeded noise"),
+            write=write,
+            run=lambda file, images: _run(file, network, images),
+            tools=COREML_TOOLS,
+            overwrite=overwrite,
+            started=started,
+            may_replace=lambda found: (found / "Manifest.json").exists(),
+        )
+    )
+
+
+def _check_arguments(precision: str, compress: str, minimum_ios: int) -> None:
+    checks: tuple[tuple[str, str | int, Collection[str | int]], ...] = (
+        ("precision", precision, COREML_PRECISIONS),
+        ("compress", compress, COMPRESSIONS),
+        ("minimum_ios", minimum_ios, TARGETS),
+    )
+    for name, value, choices in checks:
+        if value not in choices:
+            raise ValueError(f"`{name}` should be one of {', '.join(map(str, choices))}. Received: {name}={value!r}")
+    needed = COMPRESSIONS[compress].minimum_ios
+    if minimum_ios < needed:
+        raise ValueError(f"compress={compress!r} needs iOS {needed}. Received: minimum_ios={minimum_ios}")
+
+
+def _unique(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Class names as keys of a dictionary, which Core ML's probabilities are: ImageNet has two kinds of crane."""
+    if names is None or len(set(names)) == len(names):
+        return names
+    found = tuple(f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names))
+    # A numbered name may be the name of yet another class.
+    return _unique(found)
+
+
+def _convert(
+    network: FusedNetwork,
+    precision: str,
+    compress: str,
+    minimum_ios: int,
+    image_input: bool,
+    names: tuple[str, ...] | None,
+) -> Any:
+    """The network as a `coremltools.models.MLModel`, which is not on disk yet."""
+    import coremltools
+    from coremltools.converters.mil import Builder as mb
+    from threadpoolctl import threadpool_limits
+
+    from keras_efficientformer.deploy.coreml.builder import MILBuilder  # it imports coremltools
+
+    target = coremltools.target[f"iOS{minimum_ios}"]
+    height, width, channels = network.input_shape
+    shape = (1, channels, height, width)
+
+    @mb.program(input_specs=[mb.TensorSpec(shape=shape)], opset_version=target)
+    def program(image: Any) -> tuple[Any, ...]:
+        return tuple(network.build(MILBuilder(image)).values())
+
+    # k-means of a few thousand values would spend its time on starting threads.
+    with threadpool_limits(1):
+        return coremltools.convert(
+            program,
+            convert_to="mlprogram",
+            inputs=[_image_type(shape)] if image_input else None,
+            classifier_config=_classifier(network, names),
+            minimum_deployment_target=target,
+            compute_precision=coremltools.precision[precision.upper()],
+            pass_pipeline=pass_pipeline(program, compress, minimum_ios),
+            skip_model_load=True,
+        )
+
+
+def _image_type(shape: tuple[int, int, int, int]) -> Any:
+    import coremltools
+
+    # The mean is not given as `bias`: coremltools would subtract it in float32, off the Neural Engine.
+    return coremltools.ImageType(name=IMAGE, shape=shape, color_layout=coremltools.colorlayout.RGB)
+
+
+def _classifier(network: FusedNetwork, names: tuple[str, ...] | None) -> Any:
+    """A `coremltools.ClassifierConfig`, or None for a network without probabilities."""
+    import coremltools
+
+    if "probabilities" not in network.outputs or network.classes is None:
+        return None
+    return coremltools.ClassifierConfig(
+        list(names) if names else list(range(network.classes)),
+        predicted_feature_name=CLASS_LABEL,
+        predicted_probabilities_output="probabilities",
+    )
+
+
+def _describe(package: Any, network: FusedNetwork, mode: str) -> None:
+    """Writes author, license, version, descriptions and preview into a `coremltools.models.MLModel`."""
+    height, width, _ = network.input_shape
+    package.author = AUTHOR
+    package.license = LICENSE
+    package.version = importlib.metadata.version("keras-efficientformer")
+    package.short_description = f"{network.paper}: {network.name}, {height}x{width}, {mode}."
+    package.input_description[IMAGE] = (
+        f"RGB image, {height} x {width} pixels; normalised inside."
+        if network.preprocessing
+        else f"Image, {height} x {width}, normalised as in training."
+    )
+    descriptions = OUTPUT_DESCRIPTIONS | {
+        CLASS_LABEL: "The most probable class.",
+        CLASS_PROBABILITIES: "Probability of each class.",
+    }
+    for output in package.get_spec().description.output:
+        kind = output.name if output.name in descriptions else output.name.partition("_")[0].rstrip("1234")
+        package.output_description[output.name] = descriptions[kind]
+    if "probabilities" in network.outputs:
+        package.user_defined_metadata.update(PREVIEW)
+
+
+def _run(path: Path, network: FusedNetwork, images: np.ndarray) -> Opened:
+    """The saved package, opened from the disk, and its outputs by the network's names, channels last as Keras'."""
+    opened = CoreMLModel(path)
+    found = opened.predict(network_inputs(images, network))
+    found = {name: value.transpose(0, 2, 3, 1) if value.ndim == 4 else value for name, value in found.items()}
+    if CLASS_PROBABILITIES in found:
+        found["probabilities"] = found[CLASS_PROBABILITIES]
+    return Opened(opened.inputs, opened.outputs, opened.operations(), None, found)

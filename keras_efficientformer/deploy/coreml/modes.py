@@ -1,0 +1,121 @@
+"""Defines the modes of Core ML export: precisions, and on top the compression of weights. Room: deploy/coreml.
+
+Weights are compressed by coremltools.optimize and unpacked on the device: arithmetic stays what `precision` says. The
+first convolution and the attention biases are left as they are: they are small, and what errs there errs everywhere.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from keras_efficientformer.deploy.network.recording import FusedNetwork
+
+# Each value is the largest `Difference.relative` at which an uncompressed package is written.
+COREML_PRECISIONS = {"float32": 1e-5, "float16": 5e-3}
+
+# The step of int8 weights, a channel's largest weight / 127, is kept in float16: under 2**-25 it would be zero, and the
+# channel with it. Weights of float16 packages have no finer step than 2**-24 themselves.
+MIN_LARGEST = 127 * 2.0**-24 * 0.51
+# From iOS 18 on, this many channels share a palette in "palette4".
+GROUP = 16
+
+
+@dataclass(frozen=True)
+class Compression:
+    """One way to store weights.
+
+    Attributes:
+        minimum_ios: the first iOS that can read them.
+        limit: the largest `Difference.relative` at which a package is written.
+    """
+
+    minimum_ios: int
+    limit: float
+
+
+COMPRESSIONS = {
+    "none": Compression(15, 0.0),
+    "int8": Compression(16, 0.2),
+    "palette6": Compression(16, 0.5),
+    "palette4": Compression(16, 1.0),
+    "sparse": Compression(16, 1.0),
+}
+
+
+def mode_name(precision: str, compress: str) -> str:
+    """The mode in file names: what distinguishes it from plain float16."""
+    if compress == "none":
+        return precision
+    return compress if precision == "float16" else f"{precision}_{compress}"
+
+
+def pass_pipeline(program: Any, compress: str, minimum_ios: int) -> Any:
+    """coremltools' conversion with the compression of weights as its last step.
+
+    Compressing a finished package would do for most, but coremltools cannot rewrite a classifier with further outputs.
+
+    Args:
+        program: the MIL program that will be converted.
+        compress: a key of `COMPRESSIONS`.
+        minimum_ios: of the package; from 18 on "palette4" has a palette for every 16 channels instead of one for all.
+
+    Returns:
+        A `coremltools.PassPipeline`.
+    """
+    import coremltools
+    import coremltools.optimize.coreml as optimize
+
+    pipeline = coremltools.PassPipeline.DEFAULT
+    if compress == "none":
+        return pipeline
+    if compress == "int8":
+        name, config = "linear_quantize_weights", optimize.OpLinearQuantizerConfig(mode="linear_symmetric")
+    elif compress == "sparse":
+        # In weights that were trained with pruning the smaller half are the zeros.
+        name, config = "prune_weights", optimize.OpMagnitudePrunerConfig(target_sparsity=0.5)
+    else:
+        name, config = "palettize_weights", _palette(compress, minimum_ios)
+    first = next(operation for operation in program.functions["main"].operations if operation.op_type == "conv")
+    kinds = dict.fromkeys(("conv", "linear"), config)
+    # The cast to float16 replaces the operation by one of the second name.
+    plain = dict.fromkeys((first.name, f"{first.name}_cast_fp16"))
+    pipeline.append_pass(f"compression::{name}")
+    configs = optimize.OptimizationConfig(op_type_configs=kinds, op_name_configs=plain)
+    pipeline.set_options(f"compression::{name}", {"config": configs})
+    return pipeline
+
+
+def keep_weak_channels(network: FusedNetwork) -> FusedNetwork:
+    """The network with no channel so weak that int8 weights would lose it (a layer scale near zero makes such).
+
+    The largest weight of such a channel is raised, by less than 4e-6, to the least that gives a step that is not zero.
+    """
+    steps = tuple(
+        replace(step, arguments=step.arguments | {"weights": _raised(step.arguments["weights"])})
+        if "weights" in step.arguments and isinstance(step.arguments["weights"], np.ndarray)
+        else step
+        for step in network.steps
+    )
+    return replace(network, steps=steps)
+
+
+def _raised(weights: np.ndarray) -> np.ndarray:
+    """A copy of weights (..., output channels) whose weak channels have a largest weight of `MIN_LARGEST`."""
+    raised = weights.copy()
+    rows = raised.reshape(-1, raised.shape[-1])  # a view
+    places = np.abs(rows).argmax(axis=0), np.arange(rows.shape[1])
+    largest = rows[places]
+    weak = (largest != 0) & (np.abs(largest) < MIN_LARGEST)
+    rows[places] = np.where(weak, np.copysign(np.float32(MIN_LARGEST), largest), largest)
+    return raised
+
+
+def _palette(compress: str, minimum_ios: int) -> Any:
+    import coremltools.optimize.coreml as optimize
+
+    if compress == "palette4" and minimum_ios >= 18:
+        return optimize.OpPalettizerConfig(
+            mode="kmeans", nbits=4, granularity="per_grouped_channel", group_size=GROUP, channel_axis=0
+        )
+    return optimize.OpPalettizerConfig(mode="kmeans", nbits=int(compress.removeprefix("palette")))

@@ -1,0 +1,146 @@
+"""Runs images through a saved Core ML package, operation by operation, on any OS. Room: deploy/coreml.
+
+A Mac is not needed, and nothing of the conversion is used: this is what says that a package does what its model does.
+"""
+
+import collections
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_efficientformer.deploy.coreml.operations import OPERATIONS, rounded
+from keras_efficientformer.deploy.coreml.package import CONSTANTS, Package, PackageError, load_package
+from keras_efficientformer.deploy.coreml.plan import Plan, ProgramTensor
+from keras_efficientformer.deploy.report import TensorInfo
+
+# A batch of as many pixels keeps matrix products busy and takes little memory.
+BATCH_PIXELS = 16 * 224 * 224
+
+
+class CoreMLModel:
+    """A Core ML package with one image input, run on this machine's CPU with NumPy.
+
+    Args:
+        path: the .mlpackage folder.
+        float16: whether every tensor that the program declares float16 is rounded to float16 after each operation, as
+            phones store it; otherwise all is computed in float32. Sums within an operation are float32 either way.
+
+    Attributes:
+        inputs, outputs: tuples of `TensorInfo`, as the program declares them; an image is uint8, a class label str.
+        labels: class names in the order of the probabilities, or None.
+        path: the folder.
+        program: what it holds, `coremltools.converters.mil.Program`.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        PackageError: it is no package, damaged, holds operations that are not known here (all are named), or is no
+            image network for one image of a fixed size.
+        ImportError: coremltools is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike, float16: bool = True):
+        package = load_package(path, {*OPERATIONS, *CONSTANTS})
+        self.path, self.program, self.labels, self._float16 = package.path, package.program, package.labels, float16
+        self._plan = Plan(package)
+        self._order = _channel_order(package)
+        description = package.spec.description
+        self.inputs = (_tensor_info(description.input[0], self._plan.input),)
+        self.outputs = tuple(_tensor_info(output, self._plan.results[output.name]) for output in description.output)
+        kinds = [operation.op_type for operation in self.program.functions["main"].operations]
+        self._operations = collections.Counter(kind for kind in kinds if kind not in CONSTANTS)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the image."""
+        _, channels, height, width = self._plan.input.shape
+        return height, width, channels
+
+    def predict(
+        self,
+        images: np.ndarray,
+        batch_size: int | None = None,
+        progress: Callable[[list[int]], Iterable[int]] = iter,
+    ) -> dict[str, np.ndarray]:
+        """The outputs for any number of images.
+
+        Args:
+            images: array (number, height, width, channels): raw RGB in 0..255 where the input is an image, else what
+                the program takes, which is turned to channels first here.
+            batch_size: how many to compute at once; None means as many as have the pixels of 16 images of 224x224,
+                for which L1 takes some 0.3 GB.
+            progress: wraps the iteration over batches, e.g. `rich.progress.track`.
+
+        Returns:
+            {output name: float32 array (number, ...)}; of a classifier the probabilities (number, classes) in the
+            order of `labels`, and the class label as an array of strings (number,).
+
+        Raises:
+            ValueError: the images have another shape, or there are none.
+        """
+        images = np.asarray(images)
+        if images.shape[1:] != self.input_shape or not len(images):
+            raise ValueError(
+                f"Images (number, {', '.join(map(str, self.input_shape))}) are needed. Received: {images.shape}"
+            )
+        if batch_size is None:
+            batch_size = max(1, BATCH_PIXELS // math.prod(self.input_shape[:2]))
+        batches = [
+            self._run(images[start : start + batch_size]) for start in progress(list(range(0, len(images), batch_size)))
+        ]
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+    def tensors(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """All tensors of the program by their names, channels first, for images as `predict` takes them, at once."""
+        found: dict[str, np.ndarray] = {}
+        self._run(np.asarray(images), lambda tensor, value: found.update({tensor.name: value}))
+        return found
+
+    def operations(self) -> dict[str, int]:
+        """How many operations of each kind the program holds, constants left out, most frequent first."""
+        return dict(self._operations.most_common())
+
+    def _run(
+        self,
+        images: np.ndarray,
+        see: Callable[[ProgramTensor, np.ndarray], None] = lambda tensor, value: None,
+    ) -> dict[str, np.ndarray]:
+        """The outputs for images (number, height, width, channels), all at once; `see` is told every tensor's value."""
+        if self._order == "BGR":
+            images = images[..., ::-1]
+        tensors: dict[int, np.ndarray] = {}
+
+        def store(name: str, declared: Sequence[ProgramTensor], values: Sequence[np.ndarray]) -> None:
+            for tensor, value in zip(declared, values, strict=True):
+                expected = (len(images), *tensor.shape[1:])
+                if value.shape != expected:
+                    raise PackageError(f"{self.path}: {name} gave {value.shape}, and {expected} was declared.")
+                tensors[tensor.key] = rounded(value) if self._float16 and tensor.is_float16 else value
+                see(tensor, tensors[tensor.key])
+
+        store("the input", [self._plan.input], [images.transpose(0, 3, 1, 2).astype("float32")])
+        for operation in self._plan.operations:
+            store(operation.name, operation.outputs, operation.run(tensors))
+            for key in operation.last_used:
+                del tensors[key]
+        return {name: tensors[tensor.key] for name, tensor in self._plan.results.items()}
+
+
+def _channel_order(package: Package) -> str | None:
+    """The channels' order where the input is an image, else None."""
+    (description,) = package.spec.description.input
+    if description.type.WhichOneof("Type") != "imageType":
+        return None
+    image = description.type.imageType
+    order = image.ColorSpace.Name(image.colorSpace)
+    if order not in ("RGB", "BGR", "GRAYSCALE"):
+        raise PackageError(f"{package.path} takes an image in {order}, and RGB, BGR and GRAYSCALE are supported.")
+    return order
+
+
+def _tensor_info(description: Any, tensor: ProgramTensor) -> TensorInfo:
+    kind = description.type.WhichOneof("Type")
+    dtypes = {"imageType": "uint8", "stringType": "str", "int64Type": "str"}
+    return TensorInfo(description.name, tensor.shape, dtypes.get(kind, "float16" if tensor.is_float16 else "float32"))

@@ -1,0 +1,30 @@
+"""Makes and parses the names of a step's tensors in a Core ML package, `step12_gelu`. Room: deploy/coreml.
+
+coremltools' own names count through a whole process. What its conversion to float16 makes anew it names after the
+operation that it replaces, with "_cast_fp16" at the end; of several results each has its number at the end.
+"""
+
+import re
+from typing import Any
+
+_NAME = re.compile(r"step(\d+)_[a-z_]+(_cast_fp16)?")
+
+
+def operation_name(operation: str, number: int) -> str:
+    """The name of the operation that a step becomes, and of its result: "step12_gelu"."""
+    return f"step{number}_{operation}"
+
+
+def result_name(operation: str, number: int, index: int) -> str:
+    """The name of one of several results: "step7_split_heads_0"."""
+    return f"{operation_name(operation, number)}_{index}"
+
+
+def step_results(program: Any) -> dict[int, tuple[int, int]]:
+    """{identity of a variable: (number of a step, which of its results it is)} of an ML Program's main function."""
+    return {
+        id(variable): (int(found[1]), index)
+        for operation in program.functions["main"].operations
+        if (found := _NAME.fullmatch(operation.name))
+        for index, variable in enumerate(operation.outputs)
+    }

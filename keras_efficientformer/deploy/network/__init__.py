@@ -1,0 +1,1 @@
+"""Folds a Keras model into a recorded list of steps, and the builders of those steps. Room: deploy/network."""

@@ -1,0 +1,141 @@
+"""Folds a Keras model into the network that phones run, described once for all targets. Room: deploy/network.
+
+It is the same function as the Keras model's, with everything folded, in float64 and exactly, that can be: BatchNorm
+into the convolution before it, layer scales into what comes before them, the last norm into the classifier, both heads
+into one, ImageNet's normalisation into the first convolution. `v1.py` and `v2.py` describe the families' bodies; image,
+classifier and outputs are here. Nothing of the Keras model is changed.
+"""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_efficientformer.conversion.bindings import family_of, layers_of
+from keras_efficientformer.deploy.network import v1, v2
+from keras_efficientformer.deploy.network.folding import array, fold_into, scale_and_offset
+from keras_efficientformer.deploy.network.recording import FusedNetwork, Recorder, Value
+from keras_efficientformer.errors import listing
+from keras_efficientformer.imagenet import MEAN, STD
+from keras_efficientformer.layers.names import (
+    AVERAGE_POOL,
+    BODY_LAYERS,
+    HEAD_AVERAGE,
+    HEADS,
+    MAX_POOL,
+    NORM,
+    PREDICTIONS,
+    STAGES,
+)
+from keras_efficientformer.variants import Architecture, ArchitectureV2
+
+# Each description is found by the class of its family's architectures.
+DESCRIPTIONS = {Architecture: v1.describe, ArchitectureV2: v2.describe}
+
+# {activation of the last layer: (its operation in a builder, the name of the output)}; the others are not exported.
+ACTIVATIONS = {"linear": (None, "logits"), "softmax": ("softmax", "probabilities"), "sigmoid": ("sigmoid", "scores")}
+
+# Models with a classifier end in these layers, and models without in those.
+CLASSIFIER_ENDS, FEATURE_ENDS = set(PREDICTIONS), {NORM, AVERAGE_POOL, MAX_POOL}
+
+
+def fuse(model: keras.Model, include_preprocessing: bool = True, feature_maps: bool = False) -> FusedNetwork:
+    """The fused network of an EfficientFormer.
+
+    Args:
+        model: an EfficientFormer of this package, on any backend; it is read, not changed.
+        include_preprocessing: whether the network takes raw RGB pixels in 0..255 and normalises them itself.
+        feature_maps: whether the outputs of the stages are outputs of the network too, before the model's own.
+
+    Returns:
+        The network; its weights are float32.
+
+    Raises:
+        ValueError: the model is no EfficientFormer or more than one, has weights that are not finite, ends in an
+            activation other than none, softmax or sigmoid, or takes images of other than three channels where
+            preprocessing is included.
+    """
+    layers = layers_of(model)
+    _check_whole(model, layers)
+    _check_finite(model)
+    input_shape: tuple[int, int, int] = tuple(model.inputs[0].shape[1:])
+    if include_preprocessing and input_shape[2] != len(MEAN):
+        raise ValueError(
+            f"ImageNet's normalisation is for RGB images, and the model takes {input_shape[2]} channels. "
+            "Export it with include_preprocessing=False and normalise its input yourself."
+        )
+    recorder, family = Recorder(), family_of(model)
+    mean, std = (255.0 * np.array(MEAN), 255.0 * np.array(STD)) if include_preprocessing else (None, 1.0)
+    x = recorder.at("image").image(*input_shape, mean)
+    x = DESCRIPTIONS[family](recorder, x, layers, std, feature_maps)
+    describe_end = _classifier if HEADS[0] in layers else _features
+    outputs = (*(STAGES if feature_maps else ()), *describe_end(recorder, x, model, layers))
+    return FusedNetwork(
+        name=model.name,
+        paper=family.paper,
+        input_shape=input_shape,
+        preprocessing=include_preprocessing,
+        outputs=outputs,
+        classes=int(layers[HEADS[0]].units) if HEADS[0] in layers else None,
+        steps=tuple(recorder.steps),
+    )
+
+
+def _check_whole(model: keras.Model, layers: dict[str, Any]) -> None:
+    """Raises ValueError where the model computes more than its EfficientFormer, or ends in the middle of it."""
+    own = {*BODY_LAYERS, *HEADS, HEAD_AVERAGE, *CLASSIFIER_ENDS, *FEATURE_ENDS}
+    foreign = [
+        layer.name for layer in model.layers if not (layer.name in own or isinstance(layer, keras.layers.InputLayer))
+    ]
+    ends = CLASSIFIER_ENDS if HEADS[0] in layers else FEATURE_ENDS
+    others = [name for name in model.output_names if name not in ends]
+    if foreign or others:
+        found = f"the layers {listing(foreign)}" if foreign else f"the outputs {listing(others)}"
+        raise ValueError(
+            f"{model!r} is not an EfficientFormer of this package alone: found {found}, which the exported network "
+            "would not have. Pass the EfficientFormer itself, made with your `classes`, `classifier_activation` and "
+            "`head`; normalisation is part of every export."
+        )
+
+
+def _classifier(b: Recorder, x: Value, model: keras.Model, layers: dict[str, Any]) -> tuple[str, ...]:
+    """`x`: the features, to which the last norm's scale and offset have not been applied."""
+    folded = [fold_into(layers[NORM], layers[name]) for name in HEADS if name in layers]
+    if HEAD_AVERAGE in layers:
+        weights, biases = zip(*folded, strict=True)
+        folded = [(np.mean(weights, axis=0), np.mean(biases, axis=0))]
+    activation = keras.activations.serialize(layers[PREDICTIONS[0]].activation)
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"The model ends in the activation {activation!r}, which exports do not have: "
+            f"use one of {', '.join(ACTIVATIONS)}."
+        )
+    operation, name = ACTIVATIONS[activation]
+    names = (name, f"{name}_distillation")[: len(folded)]
+    pooled = b.at("pool").mean(x)
+    for name, head, folded_head in zip(names, HEADS, folded, strict=False):
+        logits = b.at(head).dense(pooled, *folded_head)
+        b.output(getattr(b.at(PREDICTIONS[0]), operation)(logits) if operation else logits, name)
+    return names
+
+
+def _features(b: Recorder, x: Value, model: keras.Model, layers: dict[str, Any]) -> tuple[str, ...]:
+    """`x`: the features, to which the last norm's scale and offset have not been applied."""
+    scale, offset = scale_and_offset(layers[NORM])
+    if AVERAGE_POOL in layers:
+        b.output(b.affine(b.mean(x), scale, offset), "embedding")
+        return ("embedding",)
+    x = b.affine(x, scale, offset)
+    if MAX_POOL in layers:
+        b.output(b.max(x), "embedding")
+        return ("embedding",)
+    if getattr(layers[STAGES[-1]], "num_meta3d", 0):  # the features are tokens
+        x = b.feature_map(x, *model.outputs[0].shape[1:3])
+    b.output(x, "features")
+    return ("features",)
+
+
+def _check_finite(model: keras.Model) -> None:
+    wrong = [variable.path for variable in model.weights if not np.isfinite(array(variable)).all()]
+    if wrong:
+        raise ValueError(f"{model.name} has weights that are NaN or infinite: {listing(wrong)}. Nothing was exported.")

@@ -1,0 +1,108 @@
+"""The Keras builder: computes the fused network step by step, in float32, on any backend. Room: deploy/network.
+
+The tensors of .tflite files are compared with what it computes. Channels last.
+"""
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_efficientformer.deploy.network.builder import StepHooks, Tensor
+from keras_efficientformer.layers.common import CHANNELS_LAST
+
+
+class KerasBuilder(StepHooks):
+    """Implements `Builder` on the backend's tensors.
+
+    Args:
+        image: the input, a float32 array or tensor (batch, height, width, channels).
+    """
+
+    def __init__(self, image: Any) -> None:
+        self._image = ops.convert_to_tensor(image, "float32")
+
+    def image(self, height: int, width: int, channels: int, mean: np.ndarray | None) -> Tensor:
+        return self._image if mean is None else ops.subtract(self._image, mean)
+
+    def convolution(self, x: Tensor, weights: np.ndarray, bias: np.ndarray, stride: int = 1) -> Tensor:
+        return ops.add(ops.conv(_pad(x, weights), weights, stride, "valid", CHANNELS_LAST), bias)
+
+    def depthwise_convolution(self, x: Tensor, weights: np.ndarray, bias: np.ndarray, stride: int = 1) -> Tensor:
+        return ops.add(ops.depthwise_conv(_pad(x, weights), weights[..., None], stride, "valid", CHANNELS_LAST), bias)
+
+    def relu(self, x: Tensor) -> Tensor:
+        return ops.relu(x)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return ops.gelu(x, approximate=False)
+
+    def pooling_mixer(self, x: Tensor, size: int, own: np.ndarray, pooled: np.ndarray) -> Tensor:
+        # "same" with stride 1 pads alike on all sides, and leaves the padding out of the average.
+        average = ops.average_pool(x, size, 1, "same", CHANNELS_LAST)
+        return ops.add(ops.multiply(x, own), ops.multiply(average, pooled))
+
+    def resize(self, x: Tensor, height: int, width: int) -> Tensor:
+        return ops.image.resize(x, (height, width), "bilinear", data_format=CHANNELS_LAST)
+
+    def affine(self, x: Tensor, scale: np.ndarray, offset: np.ndarray | None = None) -> Tensor:
+        x = ops.multiply(x, scale)
+        return x if offset is None else ops.add(x, offset)
+
+    def add(self, x: Tensor, y: Tensor | np.ndarray) -> Tensor:
+        return ops.add(x, y)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return ops.reshape(x, (x.shape[0], x.shape[1] * x.shape[2], x.shape[3]))
+
+    def feature_map(self, x: Tensor, height: int, width: int) -> Tensor:
+        return ops.reshape(x, (x.shape[0], height, width, x.shape[2]))
+
+    def layer_norm(self, x: Tensor, epsilon: float) -> Tensor:
+        centred = ops.subtract(x, ops.mean(x, axis=-1, keepdims=True))
+        return centred * ops.rsqrt(ops.mean(ops.square(centred), axis=-1, keepdims=True) + epsilon)
+
+    def dense(self, x: Tensor, weights: np.ndarray, bias: np.ndarray) -> Tensor:
+        return ops.add(ops.matmul(x, weights), bias)
+
+    def split_heads(self, x: Tensor, num_heads: int, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        return tuple(ops.split(self.to_heads(x, num_heads), np.cumsum(sizes)[:-1].tolist(), axis=-1))
+
+    def to_heads(self, x: Tensor, num_heads: int) -> Tensor:
+        x = ops.reshape(x, (x.shape[0], x.shape[1], num_heads, x.shape[2] // num_heads))
+        return ops.transpose(x, (0, 2, 1, 3))
+
+    def scores(self, query: Tensor, key: Tensor) -> Tensor:
+        return ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+
+    def talking_heads(self, x: Tensor, weights: np.ndarray, bias: np.ndarray) -> Tensor:
+        mixed = self.convolution(ops.transpose(x, (0, 2, 3, 1)), weights[None, None], bias)
+        return ops.transpose(mixed, (0, 3, 1, 2))
+
+    def weighted_values(self, weights: Tensor, value: Tensor) -> Tensor:
+        return ops.matmul(weights, value)
+
+    def merge_heads(self, x: Tensor) -> Tensor:
+        batch, heads, tokens, channels = x.shape
+        return ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (batch, tokens, heads * channels))
+
+    def softmax(self, x: Tensor) -> Tensor:
+        return ops.softmax(x)
+
+    def sigmoid(self, x: Tensor) -> Tensor:
+        return ops.sigmoid(x)
+
+    def mean(self, x: Tensor) -> Tensor:
+        return ops.mean(x, axis=tuple(range(1, len(x.shape) - 1)))
+
+    def max(self, x: Tensor) -> Tensor:
+        return ops.max(x, axis=tuple(range(1, len(x.shape) - 1)))
+
+    def output(self, x: Tensor, name: str) -> Tensor:
+        return x
+
+
+def _pad(x: Tensor, weights: np.ndarray) -> Tensor:
+    # The convolution's own "same" would pad even sizes at the bottom and right only.
+    margin = weights.shape[0] // 2
+    return ops.pad(x, [[0, 0], [margin, margin], [margin, margin], [0, 0]])

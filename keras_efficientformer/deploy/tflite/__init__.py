@@ -1,0 +1,1 @@
+"""Writes, quantizes and runs TFLite files, and compares their tensors with a model's. Room: deploy/tflite."""

@@ -1,0 +1,218 @@
+"""Exports a model as a .tflite file, which is run and compared before it gets its name. Room: deploy/tflite."""
+
+import importlib.metadata
+import os
+import time
+from collections.abc import Iterable
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_efficientformer.deploy.export import (
+    AUTHOR,
+    LICENSE,
+    OUTPUT_DESCRIPTIONS,
+    ExportJob,
+    Opened,
+    file_path,
+    label_names,
+    network_inputs,
+    open_source,
+    write_checked,
+)
+from keras_efficientformer.deploy.network.recording import FusedNetwork
+from keras_efficientformer.deploy.report import ExportReport
+from keras_efficientformer.deploy.tflite.metadata import ModelCard
+from keras_efficientformer.deploy.tflite.modes import MODES, Mode
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
+from keras_efficientformer.deploy.tflite.step_names import INPUT
+from keras_efficientformer.errors import require
+from keras_efficientformer.imagenet import MEAN, STD
+from keras_efficientformer.images import read_images, seeded_images
+
+# These are the kinds of calibration images that `export_tflite` takes.
+Calibration = str | os.PathLike[str] | np.ndarray | Iterable[Any]
+
+CALIBRATION_LIMIT = 128
+PIXEL_RANGE = (0.0, 255.0)
+TFLITE_TOOLS = ("keras-efficientformer", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy")
+
+
+def export_tflite(
+    model: keras.Model,
+    path: str | os.PathLike,
+    *,
+    quantize: str = "none",
+    calibration: Calibration | None = None,
+    labels: str | os.PathLike | list[str] | None = None,
+    include_preprocessing: bool = True,
+    batch_size: int = 1,
+    io: str = "float32",
+    max_difference: float | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Exports a model as a TFLite file and a report, `.json`, beside it.
+
+    The file holds the fused network (`deploy.network`): static shapes, no Flex operation, in float32 and float16 one
+    XNNPACK partition. It has metadata (labels, normalisation, author, licence) that MediaPipe's ImageClassifier reads,
+    the signature "serving_default", the input `image` and the outputs `probabilities` or `logits` (of a model with two
+    outputs also `probabilities_distillation` or `logits_distillation`), without a classifier `features` or `embedding`.
+    Before it gets its name it is run in LiteRT and compared with the Keras model, on any Keras backend.
+
+    Args:
+        model: an EfficientFormer of this package, or what `training` made of one: a quantization-aware model, whose
+            learnt ranges "int8" takes, so that it needs no calibration, or a pruned one.
+        path: the file to write, `.tflite`; or an existing folder, in which it is called by the model's name, input size
+            and mode, e.g. `efficientformer_l1_224_float32.tflite`.
+        quantize: "none" (float32), "float16" (weights, and arithmetic where the CPU or GPU can), "dynamic" (int8
+            weights, activations quantized while running; the rest as in "float16"), "weight_only" (int8 weights,
+            float32 arithmetic), "int8" (fastest on phones' CPUs: all but LayerNorm and attention's products in int8),
+            "int8_integer" (no float operation inside, for NPUs and DSPs) or "int16x8" (int16 activations, int8
+            weights).
+        calibration: raw RGB images, values in 0..255: a folder, searched recursively, an array (number, height, width,
+            3), or a dataset or other iterable of images or batches, labels left out; at most 128 are taken. "int8",
+            "int8_integer" and "int16x8" measure their ranges on them and cannot do without; all modes are compared with
+            Keras on them, or on four seeded images where there are none.
+        labels: class names, or a text file with one in each line; None means ImageNet's for 1000 classes, else none.
+        include_preprocessing: whether the input is raw RGB, float32 in 0..255, normalised inside; else it is what
+            `preprocess_input` returns.
+        batch_size: number of images in one inference, >= 1.
+        io: type of the input and the outputs: "float32", or for "int8" and "int8_integer" also "int8" and "uint8".
+        max_difference: the largest difference from Keras, relative to the largest output where that is over 1, at which
+            the file is written; None means the mode's own limit (`deploy.tflite.modes.MODES`; 1e-5 in float32), and
+            `float("inf")` writes whatever comes.
+        overwrite: whether existing files may be replaced.
+
+    Returns:
+        The `ExportReport`; it is also what the sidecar holds.
+
+    Raises:
+        ValueError: an argument is out of its range, labels do not match the classes, weights are not finite, the model
+            is no EfficientFormer, or calibration images are needed and not there.
+        OSError: the folder is missing or cannot be written to, or a file exists and `overwrite` is False.
+        ImportError: LiteRT or ai-edge-quantizer is not installed.
+        ExportError: the file differs too much from the model. It is not written.
+    """
+    started = time.perf_counter()
+    source = open_source(model)
+    mode = _mode(quantize, io, calibration, source.ranges)
+    if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"`batch_size` should be an integer >= 1. Received: batch_size={batch_size}")
+    for module in ("ai_edge_litert", *(["ai_edge_quantizer"] if mode.recipe else [])):
+        require(module, "TFLite export", "litert")
+    network = source.network(include_preprocessing)
+    names = label_names(labels, network.classes)
+    card = _card(network, mode, names)
+
+    def write(file: Path, images: np.ndarray) -> None:
+        file.write_bytes(_content(network, mode, io, batch_size, images, source.ranges, card))
+
+    return write_checked(
+        ExportJob(
+            source=source,
+            network=network,
+            file=file_path(path, network, mode.name, ".tflite"),
+            mode=mode.name,
+            labels=names,
+            limit=mode.limit if max_difference is None else float(max_difference),
+            images=lambda: _images(calibration, network.input_shape),
+            write=write,
+            run=lambda file, images: _run(file, network, images),
+            tools=TFLITE_TOOLS,
+            overwrite=overwrite,
+            started=started,
+            quantized=mode.name == "int8",
+        )
+    )
+
+
+def _run(file: Path, network: FusedNetwork, images: np.ndarray) -> Opened:
+    opened = LiteRTModel(file)
+    results = opened.predict(network_inputs(images, network))
+    return Opened(opened.inputs, opened.outputs, opened.operations(), opened.partitions(), results)
+
+
+def _mode(
+    quantize: str, io: str, calibration: Calibration | None, ranges: dict[int, list[tuple[float, float]]]
+) -> Mode:
+    if quantize not in MODES:
+        raise ValueError(f"`quantize` should be one of {', '.join(MODES)}. Received: quantize={quantize!r}")
+    mode = MODES[quantize]
+    if io not in mode.io_types:
+        raise ValueError(f"`io` should be {' or '.join(mode.io_types)} with quantize={quantize!r}. Received: io={io!r}")
+    if mode.calibrated and calibration is None and not (ranges and mode.name == "int8"):
+        raise ValueError(
+            f"quantize={quantize!r} measures the ranges of activations: pass calibration, a folder of a hundred or so "
+            "photographs like those the model will see, or arrays."
+        )
+    return mode
+
+
+def _known_ranges(network: FusedNetwork) -> dict[str, tuple[float, float]]:
+    """{name of an input or output: (smallest, largest)} of those whose range is known without images."""
+    ranges = {name: (0.0, 1.0) for name in network.outputs if name.startswith(("probabilities", "scores"))}
+    return ranges | ({INPUT: PIXEL_RANGE} if network.preprocessing else {})
+
+
+def _images(calibration: Calibration | None, input_shape: tuple[int, int, int]) -> tuple[np.ndarray, str]:
+    """The raw images to measure and compare on, and where they came from."""
+    if calibration is None:
+        return seeded_images(input_shape), "seeded noise"
+    if isinstance(calibration, str | os.PathLike):
+        return read_images(Path(calibration), input_shape, CALIBRATION_LIMIT), str(calibration)
+    return read_images(calibration, input_shape, CALIBRATION_LIMIT), "the given arrays"
+
+
+def _content(
+    network: FusedNetwork,
+    mode: Mode,
+    io: str,
+    batch_size: int,
+    images: np.ndarray,
+    ranges: dict[int, list[tuple[float, float]]],
+    card: ModelCard,
+) -> bytes:
+    """The finished file's content."""
+    # These import ai_edge_litert, which not every installation has.
+    from keras_efficientformer.deploy.tflite import file as tflite_file
+    from keras_efficientformer.deploy.tflite import quantization
+    from keras_efficientformer.deploy.tflite.builder import TFLiteBuilder
+
+    builder = TFLiteBuilder(batch_size, mode.kernels, mode.float16_weights)
+    network.build(builder)
+    file = builder.graph.file()
+    if mode.recipe:
+        known = quantization.tensor_ranges(file, network, ranges) | _known_ranges(network)
+        tflite_file.name_ends(file, network.outputs)
+        inputs = network_inputs(images, network)
+        content = quantization.quantize(tflite_file.pack(file), mode, io, inputs, batch_size, known)
+        file = tflite_file.read(content)
+    return tflite_file.finish(file, network.outputs, card, mode.float16_arithmetic)
+
+
+def _card(network: FusedNetwork, mode: Mode, labels: tuple[str, ...] | None) -> ModelCard:
+    height, width, _ = network.input_shape
+    if network.preprocessing:
+        pixels, unit, description = PIXEL_RANGE, (0.0, 1.0), "RGB image, values in 0..255; normalised inside."
+    else:
+        # MediaPipe takes one mean and deviation for all channels: ImageNet's averages come closest.
+        mean, std = 255.0 * float(np.mean(MEAN)), 255.0 * float(np.mean(STD))
+        pixels, unit = (-mean / std, (255.0 - mean) / std), (mean, std)
+        description = f"RGB image, (pixel / 255 - {MEAN}) / {STD} for each channel."
+    return ModelCard(
+        name=f"{network.name} {height}x{width} {mode.name}",
+        description=f"{network.paper}, {height}x{width}, {mode.name}, by keras-efficientformer.",
+        version=importlib.metadata.version("keras-efficientformer"),
+        author=AUTHOR,
+        license=LICENSE,
+        input_name=INPUT,
+        input_description=description,
+        pixel_range=pixels,
+        mean=unit[0],
+        std=unit[1],
+        outputs=tuple((name, OUTPUT_DESCRIPTIONS[name.partition("_")[0]]) for name in network.outputs),
+        labels=labels,
+    )

@@ -1,0 +1,87 @@
+"""Reads and writes .tflite files: schema objects, names, signature, metadata and labels. Room: deploy/tflite."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert.tools import flatbuffer_utils
+
+from keras_efficientformer.deploy.tflite.graph import schema, set_metadata, text
+from keras_efficientformer.deploy.tflite.metadata import METADATA_NAME, ModelCard, append_labels, metadata_buffer
+from keras_efficientformer.deploy.tflite.step_names import INPUT, SIGNATURE
+
+# A constant's first byte lies at a multiple of it, the schema's `force_align`: some kernels read int64 and vectors in
+# place.
+ALIGNMENT = 16
+# Everything but the constants may take so many bytes: a builder that is too small doubles itself and copies everything.
+ROOM = 1 << 20
+# This metadata tells XNNPACK that operands and sums may be float16, which is twice as fast where the CPU can
+# (TensorFlow's reduced_precision_metadata.h).
+FLOAT16_ARITHMETIC = "reduced_precision_support", b"fp16accfp16"
+
+
+def read(content: bytes) -> Any:
+    """A .tflite file's content as the schema's `ModelT`."""
+    return flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+
+
+def pack(file: Any) -> bytes:
+    """A `ModelT` as a .tflite file's content, its constants aligned."""
+    constants = [buffer for buffer in file.buffers if buffer.data is not None]
+    for buffer in constants:
+        buffer.Pack = partial(_pack_aligned, np.asarray(buffer.data, "uint8"))
+    builder = flatbuffers.Builder(sum(len(buffer.data) + ALIGNMENT for buffer in constants) + ROOM)
+    builder.Finish(file.Pack(builder), file_identifier=b"TFL3")
+    return bytes(memoryview(builder.Bytes)[builder.Head() :])
+
+
+def name_ends(file: Any, outputs: tuple[str, ...]) -> None:
+    """Names a file's input and outputs and gives it the signature, none of which survives quantizing."""
+    graph = file.subgraphs[0]
+    signature = schema.SignatureDefT()
+    signature.signatureKey = SIGNATURE
+    signature.subgraphIndex = 0
+    signature.inputs, signature.outputs = [], []
+    ends = ((graph.inputs, (INPUT,), signature.inputs), (graph.outputs, outputs, signature.outputs))
+    for indices, names, entries in ends:
+        for index, name in zip(indices, names, strict=True):
+            graph.tensors[index].name = name
+            entry = schema.TensorMapT()
+            entry.name, entry.tensorIndex = name, index
+            entries.append(entry)
+    file.signatureDefs = [signature]
+
+
+def finish(file: Any, outputs: tuple[str, ...], card: ModelCard, float16_arithmetic: bool) -> bytes:
+    """The finished content of a file: its ends named, with metadata and, where the card has them, the labels."""
+    name_ends(file, outputs)
+    set_metadata(file, METADATA_NAME, metadata_buffer(card))
+    if float16_arithmetic:
+        set_metadata(file, *FLOAT16_ARITHMETIC)
+    file.description = card.description
+    content = pack(file)
+    return append_labels(content, card.labels) if card.labels else content
+
+
+def operators(file: Any) -> Iterator[tuple[str, Any]]:
+    """(kind, operator) of everything that a file (`ModelT`) computes, in its order: ("CONV_2D", `OperatorT`)."""
+    for operator in file.subgraphs[0].operators:
+        yield flatbuffer_utils.opcode_to_name(file, operator.opcodeIndex), operator
+
+
+def tensor_names(file: Any) -> list[str]:
+    """The names of a file's tensors, by their numbers."""
+    return [text(tensor.name) for tensor in file.subgraphs[0].tensors]
+
+
+def _pack_aligned(data: np.ndarray, builder: flatbuffers.Builder) -> int:
+    """Packs a buffer from a multiple of 16 bytes on, as the schema asks; Python's own packer does not see to that."""
+    builder.StartVector(1, len(data), ALIGNMENT)
+    builder.head -= len(data)
+    builder.Bytes[builder.head : builder.head + len(data)] = data.data
+    vector = builder.EndVector()
+    schema.BufferStart(builder)
+    schema.BufferAddData(builder, vector)
+    return schema.BufferEnd(builder)

@@ -1,0 +1,144 @@
+"""Writes TFLite Metadata, which MediaPipe's ImageClassifier and Android Studio read. Room: deploy/tflite.
+
+It is written directly: the schema (tflite-support's metadata_schema.fbs) is small, and its Python writers need either a
+compiled module for old Pythons or MediaPipe itself. Class names travel as a zip archive at the end of the file.
+"""
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+METADATA_NAME = "TFLITE_METADATA"
+LABELS_FILE = "labels.txt"
+FILE_IDENTIFIER = b"M001"
+MIN_PARSER_VERSION = "1.0.0"
+
+# These are values of the schema's enums and unions.
+AXIS_LABELS = 2
+RGB = 1
+FEATURE_PROPERTIES, IMAGE_PROPERTIES = 1, 2
+NORMALIZATION_OPTIONS = 1
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What the metadata says of a file.
+
+    Attributes:
+        name, description, version, author, license: of the model.
+        input_name, input_description: of the image.
+        pixel_range: smallest and largest value of the input tensor, in its own units.
+        mean, std: what an app must subtract from pixels in 0..255 and then divide by. MediaPipe takes one number each,
+            for all channels.
+        outputs: (name, description) of each output, in the file's order.
+        labels: class names, one for each value of every output, or None.
+    """
+
+    name: str
+    description: str
+    version: str
+    author: str
+    license: str
+    input_name: str
+    input_description: str
+    pixel_range: tuple[float, float]
+    mean: float
+    std: float
+    outputs: tuple[tuple[str, str], ...]
+    labels: tuple[str, ...] | None
+
+
+def metadata_buffer(card: ModelCard) -> bytes:
+    """The metadata flatbuffer, the content of the buffer that the model's entry "TFLITE_METADATA" points to."""
+    import flatbuffers
+
+    b = flatbuffers.Builder(1024)
+    subgraph = _table(b, {2: _vector(b, [_input(b, card)]), 3: _vector(b, [_output(b, card, o) for o in card.outputs])})
+    model = _table(
+        b,
+        {
+            0: b.CreateString(card.name),
+            1: b.CreateString(card.description),
+            2: b.CreateString(card.version),
+            3: _vector(b, [subgraph]),
+            4: b.CreateString(card.author),
+            5: b.CreateString(card.license),
+            7: b.CreateString(MIN_PARSER_VERSION),
+        },
+    )
+    b.Finish(model, file_identifier=FILE_IDENTIFIER)
+    return bytes(b.Output())
+
+
+def append_labels(content: bytes, labels: tuple[str, ...]) -> bytes:
+    """`content` with a zip archive of the label file after it: readers of either format find what they look for."""
+    file = io.BytesIO(content)
+    file.seek(0, io.SEEK_END)
+    # It is stored, with offsets from the start of the file, so that a reader can use the labels in place.
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
+        # The date is fixed, so that one model gives one file.
+        archive.writestr(zipfile.ZipInfo(LABELS_FILE, (1980, 1, 1, 0, 0, 0)), "\n".join(labels))
+    return file.getvalue()
+
+
+def _input(b: Any, card: ModelCard) -> int:
+    image = _table(b, {0: _Byte(RGB)})
+    content = _table(b, {0: _Byte(IMAGE_PROPERTIES), 1: image})
+    normalization = _table(b, {0: _floats(b, [card.mean]), 1: _floats(b, [card.std])})
+    unit = _table(b, {0: _Byte(NORMALIZATION_OPTIONS), 1: normalization})
+    smallest, largest = card.pixel_range
+    stats = _table(b, {0: _floats(b, [largest]), 1: _floats(b, [smallest])})
+    return _table(
+        b,
+        {
+            0: b.CreateString(card.input_name),
+            1: b.CreateString(card.input_description),
+            3: content,
+            4: _vector(b, [unit]),
+            5: stats,
+        },
+    )
+
+
+def _output(b: Any, card: ModelCard, output: tuple[str, str]) -> int:
+    name, description = output
+    content = _table(b, {0: _Byte(FEATURE_PROPERTIES), 1: _table(b, {})})
+    slots = {0: b.CreateString(name), 1: b.CreateString(description), 3: content}
+    if card.labels is not None:
+        file = {
+            0: b.CreateString(LABELS_FILE),
+            1: b.CreateString("Class names, one in each line."),
+            2: _Byte(AXIS_LABELS),
+        }
+        slots[6] = _vector(b, [_table(b, file)])
+    return _table(b, slots)
+
+
+class _Byte(int):
+    """An enum's value, which a table holds itself; everything else is the offset of what was written before."""
+
+
+def _table(b: Any, slots: dict[int, int]) -> int:
+    b.StartObject(max(slots, default=-1) + 1)
+    for slot, value in slots.items():
+        if isinstance(value, _Byte):
+            b.PrependUint8Slot(slot, value, 0)
+        else:
+            b.PrependUOffsetTRelativeSlot(slot, value, 0)
+    return b.EndObject()
+
+
+def _vector(b: Any, offsets: Sequence[int]) -> int:
+    b.StartVector(4, len(offsets), 4)
+    for offset in reversed(offsets):
+        b.PrependUOffsetTRelative(offset)
+    return b.EndVector()
+
+
+def _floats(b: Any, values: Sequence[float]) -> int:
+    b.StartVector(4, len(values), 4)
+    for value in reversed(values):
+        b.PrependFloat32(value)
+    return b.EndVector()

@@ -1,0 +1,109 @@
+"""The modes of TFLite export: for each, the kernels its graph is written for, how it is quantized, and its limits.
+
+float32 and float16 are written as they are. The integer modes are made from the float32 file by ai-edge-quantizer,
+whose recipes choose operation by operation: that is what lets LayerNorm and attention stay in float32 in "int8", where
+LiteRT has slow reference kernels or none for them, and keeps the file's names and signature. Room: deploy/tflite.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from keras_efficientformer.deploy.tflite.step_names import ADD_TABLE, scope_pattern
+
+IO_TYPES = ("float32", "int8", "uint8")
+
+# In "int8" these are computed in integers: all that have XNNPACK or fast LiteRT kernels. What is left in float32, less
+# than 2% of the work, is LayerNorm, the attention's products and softmax, and the last activation.
+IN_INT8 = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "MUL", "SUB", "GELU", "PAD", "RESHAPE")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Which of several equal ways to write an operation a mode's kernels are fastest with (XNNPACK of LiteRT 2.3).
+
+    Attributes:
+        pooling: how the pooling mixer averages. "average": AVERAGE_POOL_2D. "depthwise": by depthwise convolutions,
+            whose zero padding is corrected at the border, because there is no int8 pooling kernel. "fused": by one
+            depthwise convolution that adds the input too, of an image with a border that leaves averages alone.
+        matmul_variance: variances as products with a vector: a sum of squares has no float16 kernel, and everything
+            after it would be float32.
+        row_padding: whole rows are padded, not pixels: for kernels that do not take the padding into the convolution.
+    """
+
+    pooling: str = "average"
+    matmul_variance: bool = False
+    row_padding: bool = False
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One mode of export.
+
+    Attributes:
+        name: in file names.
+        limit: the largest `Difference.relative` at which a file is written.
+        kernels: how its graph is written.
+        float16_weights: whether weights are stored in float16.
+        float16_arithmetic: whether CPUs that can may compute in float16.
+        recipe: adds the quantization to an ai-edge-quantizer `RecipeManager`; None leaves the file as it is.
+        calibrated: whether ranges of activations are measured, so that images are needed.
+        io_types: the types that input and output may have.
+    """
+
+    name: str
+    limit: float
+    kernels: Kernels
+    float16_weights: bool = False
+    float16_arithmetic: bool = False
+    recipe: Callable[[Any], None] | None = None
+    calibrated: bool = False
+    io_types: tuple[str, ...] = ("float32",)
+
+
+def _dynamic(recipe: Any) -> None:
+    recipe.add_dynamic_config(".*", "*", 8)
+    # XNNPACK has no dynamic kernel for it: each would interrupt its partition.
+    recipe.add_weight_only_config(".*", "DEPTHWISE_CONV_2D", 8)
+
+
+def _weight_only(recipe: Any) -> None:
+    recipe.add_weight_only_config(".*", "*", 8)
+
+
+def _int8(recipe: Any) -> None:
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+    for operation in IN_INT8:
+        recipe.add_static_config(".*", operation, 8, 8)
+    for operation in ("SLICE", "CONCATENATION"):
+        recipe.add_static_config(scope_pattern("pooling_mixer"), operation, 8, 8)
+    # LayerNorm divides by the root of a variance, which int8 would round to zero where it is small.
+    for operation in ("ADD", "MUL", "SUB"):
+        recipe.add_quantization_config(scope_pattern("layer_norm"), operation, None, AlgorithmName.NO_QUANTIZE)
+    # The sum of scores and biases lies between a product and a softmax, which are float.
+    recipe.add_quantization_config(ADD_TABLE, "ADD", None, AlgorithmName.NO_QUANTIZE)
+
+
+def _int8_integer(recipe: Any) -> None:
+    recipe.add_static_config(".*", "*", 8, 8)
+
+
+def _int16x8(recipe: Any) -> None:
+    recipe.add_static_config(".*", "*", 16, 8)
+
+
+PLAIN = Kernels()
+FLOAT16 = Kernels(matmul_variance=True, row_padding=True)
+DYNAMIC = Kernels(row_padding=True)
+FAST_INTEGER = Kernels(pooling="fused")
+INTEGER = Kernels(pooling="depthwise")
+MODES = {
+    "none": Mode("float32", 1e-5, PLAIN),
+    "float16": Mode("float16", 0.02, FLOAT16, float16_weights=True, float16_arithmetic=True),
+    "dynamic": Mode("dynamic", 0.5, DYNAMIC, float16_arithmetic=True, recipe=_dynamic),
+    "weight_only": Mode("weight_only", 0.2, PLAIN, recipe=_weight_only),
+    "int8": Mode("int8", 0.5, FAST_INTEGER, recipe=_int8, calibrated=True, io_types=IO_TYPES),
+    "int8_integer": Mode("int8_integer", 0.5, INTEGER, recipe=_int8_integer, calibrated=True, io_types=IO_TYPES),
+    "int16x8": Mode("int16x8", 0.2, INTEGER, recipe=_int16x8, calibrated=True),
+}

@@ -1,0 +1,181 @@
+"""Quantizes a float32 .tflite file by a mode's recipe, with ai-edge-quantizer. Room: deploy/tflite."""
+
+import contextlib
+import os
+import sys
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from keras_efficientformer.deploy.network.recording import FusedNetwork
+from keras_efficientformer.deploy.tflite.file import operators, read, tensor_names
+from keras_efficientformer.deploy.tflite.modes import Mode
+from keras_efficientformer.deploy.tflite.step_names import INPUT, SIGNATURE, steps_in
+
+# {name of a tensor: {"min": its smallest value, "max": its largest}}, each an array; ai-edge-quantizer has none for
+# tensors that stay in float32.
+MeasuredRanges = dict[str, dict[str, np.ndarray]]
+
+# XNNPACK adds int8 tensors whose scales are no smaller than this share of the sum's. Of a smaller one (under a fresh
+# layer scale of 1e-5) nothing reaches the sum, so that a coarser scale loses nothing.
+SMALLEST_SHARE = 2.0**-9
+
+# These operators give what they take, in another shape, and share its quantization.
+RESHAPING = ("PAD", "RESHAPE")
+# Nothing is learnt of the inner tensors of these steps: those of LayerNorm are float, those of the mixer its input's
+# border.
+LAST_ONLY = ("layer_norm", "pooling_mixer")
+
+
+def quantize(
+    content: bytes,
+    mode: Mode,
+    io: str,
+    images: np.ndarray,
+    batch_size: int,
+    known_ranges: dict[str, tuple[float, float]],
+) -> bytes:
+    """A float32 file quantized by the recipe of `mode`.
+
+    Args:
+        content: the float32 file's content, its ends named.
+        mode: the mode, which has a recipe.
+        io: the type of input and output, one of the mode's `io_types`.
+        images: float32 array (number, height, width, channels) in the file's input range; where the mode is calibrated,
+            the ranges of its activations are the smallest and largest values seen on them.
+        batch_size: of the file.
+        known_ranges: (smallest, largest) of tensors, by name, that do not depend on the images: of the input, so that
+            whole pixel values stay whole, and of probabilities, so that none is cut off at the largest one seen.
+
+    Returns:
+        The quantized file's content.
+    """
+    from ai_edge_quantizer import quantizer
+    from ai_edge_quantizer.recipe_manager import RecipeManager
+
+    recipe = RecipeManager()
+    assert mode.recipe is not None
+    mode.recipe(recipe)
+    if mode.calibrated:
+        _set_io(recipe, io)
+    tool = quantizer.Quantizer(bytearray(content), recipe.get_quantization_recipe())
+    ranges = _ranges(content, recipe, images, batch_size) if mode.calibrated else None
+    if ranges is not None:
+        for name in known_ranges.keys() & ranges.keys():  # outputs that stay in float32 have none
+            ends = zip(("min", "max"), known_ranges[name], strict=True)
+            ranges[name] = {end: np.full_like(ranges[name][end], value) for end, value in ends}
+        file = read(content)
+        _share_with_borders(file, ranges)
+        _widen(file, ranges)
+    # The quantizer reports sizes on standard output, which is where `--json` goes.
+    with contextlib.redirect_stdout(sys.stderr):
+        return bytes(tool.quantize(ranges).quantized_model)
+
+
+def _ranges(content: bytes, recipe: Any, images: np.ndarray, batch_size: int) -> MeasuredRanges:
+    """{tensor: its smallest and largest value}. The quantizer's own moving average would cut the extremes off, which
+    costs the embedded checkpoint half a point of accuracy."""
+    from ai_edge_quantizer import calibrator
+    from ai_edge_quantizer.utils.qsv_utils import min_max_update
+
+    tool = calibrator.Calibrator(bytearray(content), num_threads=os.cpu_count() or 1, qsv_update_func=min_max_update)
+    samples = [{INPUT: np.repeat(image[None], batch_size, axis=0)} for image in images]
+    tool.calibrate({SIGNATURE: samples}, recipe)
+    return tool.get_model_qsvs()
+
+
+def _share_with_borders(file: Any, ranges: MeasuredRanges) -> None:
+    """Gives the borders that the pooling mixer joins to its input the input's range: of another one, they would have to
+    be quantized anew."""
+    names = tensor_names(file)
+    sliced_from: dict[int, int] = {}
+    for kind, operator in operators(file):
+        if kind == "SLICE":
+            sliced_from[operator.outputs[0]] = operator.inputs[0]
+        if kind == "CONCATENATION":
+            first, middle, last = operator.inputs
+            for index in (first, last, *operator.outputs):
+                ranges[names[index]] = ranges[names[middle]]
+                if index in sliced_from:
+                    ranges[names[sliced_from[index]]] = ranges[names[middle]]
+
+
+def _widen(file: Any, ranges: MeasuredRanges) -> None:
+    """Widens the ranges of tensors that are too small beside the sum they go into."""
+    names = tensor_names(file)
+    for kind, operator in operators(file):
+        if kind != "ADD":
+            continue
+        (total,), parts = ([ranges.get(names[index]) for index in ends] for ends in (operator.outputs, operator.inputs))
+        if not total:
+            continue
+        for part in filter(None, parts):
+            smallest = SMALLEST_SHARE * _span(total)
+            if _span(part) < smallest:
+                part["max"] = np.full_like(part["max"], smallest)
+
+
+def _span(ends: dict[str, np.ndarray]) -> float:
+    """The length of a range, which includes zero."""
+    return float(max(ends["max"].max(), 0.0) - min(ends["min"].min(), 0.0))
+
+
+def _set_io(recipe: Any, io: str) -> None:
+    from ai_edge_quantizer import qtyping
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+    for end in ("INPUT", "OUTPUT"):
+        if io == "float32":
+            recipe.add_quantization_config(".*", end, None, AlgorithmName.NO_QUANTIZE)
+        elif io == "int8":
+            recipe.add_static_config(".*", end, 8, 8)
+        else:
+            values = qtyping.TensorQuantizationConfig(num_bits=8, symmetric=False, dtype=qtyping.TensorDataType.UINT)
+            weights = qtyping.TensorQuantizationConfig(num_bits=8, granularity=qtyping.QuantGranularity.CHANNELWISE)
+            config = qtyping.OpQuantizationConfig(
+                activation_tensor_config=values,
+                weight_tensor_config=weights,
+                compute_precision=qtyping.ComputePrecision.INTEGER,
+            )
+            recipe.add_quantization_config(".*", end, config)
+
+
+def tensor_ranges(
+    file: Any, network: FusedNetwork, ranges: dict[int, list[tuple[float, float]]]
+) -> dict[str, tuple[float, float]]:
+    """The ranges of steps as ranges of a file's tensors.
+
+    Args:
+        file: the float32 file (`ModelT`) that the network was built as, its ends not yet named.
+        network: which it was made of.
+        ranges: {number of the step: (smallest, largest) of its tensors in the order they are made}.
+
+    Returns:
+        {name of the tensor, the ends being named as in the finished file: (smallest, largest)}.
+
+    Raises:
+        ValueError: a step has become another number of tensors than it has ranges.
+    """
+    graph, names = file.subgraphs[0], tensor_names(file)
+    made: dict[int, list[int]] = defaultdict(list)
+    for kind, operator in operators(file):
+        if kind not in RESHAPING:
+            ((_, number),) = steps_in(names[operator.outputs[0]])
+            made[number] += operator.outputs
+    if network.steps[0].arguments["mean"] is None:
+        made[0] = list(graph.inputs)
+    finished = dict(enumerate(names)) | dict(
+        zip((*graph.inputs, *graph.outputs), (INPUT, *network.outputs), strict=True)
+    )
+    found: dict[str, tuple[float, float]] = {}
+    for number, points in ranges.items():
+        operation = network.steps[number].operation
+        tensors = made[number][-1:] if operation in LAST_ONLY else made[number]
+        if len(tensors) != len(points):
+            raise ValueError(
+                f"Step {number} of {network.name}, {operation}, has {len(points)} learnt ranges "
+                f"and became {len(tensors)} tensors of the file: {[names[index] for index in tensors]}."
+            )
+        found |= {finished[index]: point for index, point in zip(tensors, points, strict=True)}
+    return found

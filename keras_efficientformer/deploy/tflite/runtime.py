@@ -1,0 +1,168 @@
+"""Runs images through a .tflite file in LiteRT, Android's interpreter. Room: deploy/tflite."""
+
+import collections
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_efficientformer.deploy.report import TensorInfo
+from keras_efficientformer.errors import require
+
+
+class LiteRTModel:
+    """A .tflite file with one image input, run on this machine's CPU with XNNPACK.
+
+    Args:
+        path: the file.
+        num_threads: of XNNPACK; None means all of this machine's.
+        keep_tensors: whether `tensors` can be asked for what lies between input and outputs, which takes memory.
+
+    Attributes:
+        path: the file.
+        inputs, outputs: tuples of `TensorInfo`, the outputs in the file's order.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        ValueError: it is no TFLite file, or its input is not one batch of images.
+        ImportError: LiteRT is not installed.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], num_threads: int | None = None, keep_tensors: bool = False
+    ) -> None:
+        interpreter = require("ai_edge_litert.interpreter", "Running a .tflite file", "litert")
+        self.path = Path(path)
+        with self.path.open("rb"):  # an OSError names a file that is missing, a folder or not permitted
+            pass
+        try:
+            with warnings.catch_warnings():
+                # LiteRT warns that keeping all tensors takes memory, which the caller knows.
+                warnings.simplefilter("ignore", UserWarning)
+                self._interpreter = interpreter.Interpreter(
+                    model_path=str(path),
+                    num_threads=num_threads or os.cpu_count(),
+                    experimental_preserve_all_tensors=keep_tensors,
+                )
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} is not a TFLite file that LiteRT can run: {error}") from error
+        self.inputs = tensor_infos(self._interpreter.get_input_details())
+        self.outputs = tensor_infos(self._interpreter.get_output_details())
+        if len(self.inputs) != 1 or len(self.inputs[0].shape) != 4:
+            raise ValueError(
+                f"{path} is not an image network: expected one input (batch, height, width, channels), found "
+                f"{[list(tensor.shape) for tensor in self.inputs]}."
+            )
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the image."""
+        _, height, width, channels = self.inputs[0].shape
+        return height, width, channels
+
+    def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """The outputs for any number of images, in batches of the file's own size, the last filled up with zeros.
+
+        Args:
+            images: float array (number, height, width, channels) in the input's range: real values, which are
+                quantized here where the input is of an integer type.
+
+        Returns:
+            {output name: float32 array (number, ...)}, real values.
+        """
+        details = self._interpreter.get_output_details()
+        parts = self._run(images, [int(detail["index"]) for detail in details])
+        return {
+            tensor.name: real_values(np.concatenate(parts[detail["index"]]), tensor)
+            for tensor, detail in zip(self.outputs, details, strict=True)
+        }
+
+    def tensors(self, images: np.ndarray, numbers: Iterable[int]) -> dict[int, np.ndarray]:
+        """The tensors of these numbers for any number of images, of a file that was opened with `keep_tensors`.
+
+        Args:
+            images: as for `predict`.
+            numbers: keys of `tensor_details`.
+
+        Returns:
+            {number: float array (number of images, values of one)}, real values.
+        """
+        details = self.tensor_details()
+        found = {}
+        for number, parts in self._run(images, list(numbers)).items():
+            (tensor,) = tensor_infos([details[number]])
+            found[number] = real_values(np.concatenate([part.reshape(len(part), -1) for part in parts]), tensor)
+        return found
+
+    def _run(self, images: np.ndarray, numbers: Sequence[int]) -> dict[int, list[np.ndarray]]:
+        """{number of a tensor: its values as they are stored, batch by batch, without what fills up the last}."""
+        (detail,) = self._interpreter.get_input_details()
+        batch_size = detail["shape"][0]
+        images = quantized(images, self.inputs[0])
+        found: dict[int, list[np.ndarray]] = {number: [] for number in numbers}
+        for start in range(0, len(images), batch_size):
+            part = images[start : start + batch_size]
+            batch = np.zeros(detail["shape"], detail["dtype"])
+            batch[: len(part)] = part
+            self._interpreter.set_tensor(detail["index"], batch)
+            self._interpreter.invoke()
+            for number, parts in found.items():
+                parts.append(self._values_of(number, batch_size)[: len(part)])
+        return found
+
+    def _values_of(self, number: int, batch_size: int) -> np.ndarray:
+        """A tensor's values after a run; those that have joined the batch with another axis are parted again."""
+        values = self._interpreter.get_tensor(number)
+        return values if values.shape[:1] == (batch_size,) else values.reshape(batch_size, -1)
+
+    def tensor_details(self) -> dict[int, dict[str, Any]]:
+        """What LiteRT says of each tensor, by its number: "name", "shape", "dtype", "quantization"."""
+        return {detail["index"]: detail for detail in self._interpreter.get_tensor_details()}
+
+    def operator_details(self) -> list[dict[str, Any]]:
+        """What LiteRT says of each operator of the file: "op_name", and the numbers of its "inputs" and "outputs"."""
+        # A DELEGATE stands for what XNNPACK has taken over and is not in the file.
+        return [detail for detail in self._interpreter._get_ops_details() if detail["op_name"] != "DELEGATE"]
+
+    def ends(self) -> tuple[int, tuple[int, ...]]:
+        """The number of the input's tensor, and those of the outputs' in their order."""
+        (image,) = self._interpreter.get_input_details()
+        return int(image["index"]), tuple(int(detail["index"]) for detail in self._interpreter.get_output_details())
+
+    def partitions(self) -> int:
+        """How many parts of the graph XNNPACK has taken over: 1 where nothing is left to other kernels."""
+        return sum(operation["op_name"] == "DELEGATE" for operation in self._interpreter._get_ops_details())
+
+    def operations(self) -> dict[str, int]:
+        """How many operations of each kind the file holds, most frequent first."""
+        return dict(collections.Counter(detail["op_name"] for detail in self.operator_details()).most_common())
+
+
+def quantized(values: np.ndarray, tensor: TensorInfo) -> np.ndarray:
+    """Real values, an array of any shape, as a tensor stores them: rounded and clipped, of its integer dtype."""
+    if tensor.scale is None or tensor.zero_point is None:
+        return values
+    limits = np.iinfo(tensor.dtype)
+    return np.clip(np.round(values / tensor.scale) + tensor.zero_point, limits.min, limits.max).astype(tensor.dtype)
+
+
+def real_values(values: np.ndarray, tensor: TensorInfo) -> np.ndarray:
+    """What a tensor stores, an array of any shape, as real values: float32 where it stores integers."""
+    if tensor.scale is None or tensor.zero_point is None:
+        return values
+    return (values.astype("float32") - tensor.zero_point) * np.float32(tensor.scale)
+
+
+def tensor_infos(details: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
+    """LiteRT's details of tensors as `TensorInfo`."""
+    infos = []
+    for detail in details:
+        is_real = np.issubdtype(detail["dtype"], np.floating)
+        scale, zero_point = (None, None) if is_real else detail["quantization"]
+        shape = tuple(int(side) for side in detail["shape"])
+        infos.append(TensorInfo(detail["name"], shape, np.dtype(detail["dtype"]).name, scale, zero_point))
+    return tuple(infos)

@@ -1,0 +1,135 @@
+"""Opens a model from a name, a .keras file or a checkpoint, at its own input size or another. Room: models."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple
+from typing import Any
+
+import keras
+
+from keras_efficientformer import conversion
+from keras_efficientformer.conversion.formats import suffix_of
+from keras_efficientformer.layers.initialization import weights_follow
+from keras_efficientformer.layers.names import HEADS, PREDICTIONS
+from keras_efficientformer.models.assembly import POOLINGS
+from keras_efficientformer.models.efficientformer import (
+    EfficientFormer,
+    EfficientFormerL1,
+    EfficientFormerL3,
+    EfficientFormerL7,
+)
+from keras_efficientformer.models.efficientformer_v2 import (
+    EfficientFormerV2,
+    EfficientFormerV2L,
+    EfficientFormerV2S0,
+    EfficientFormerV2S1,
+    EfficientFormerV2S2,
+)
+from keras_efficientformer.variants import AnyArchitecture, Architecture, ArchitectureV2, model_name
+
+PUBLISHED: dict[str, Callable[..., keras.Model]] = {
+    "l1": EfficientFormerL1,
+    "l3": EfficientFormerL3,
+    "l7": EfficientFormerL7,
+    "v2_s0": EfficientFormerV2S0,
+    "v2_s1": EfficientFormerV2S1,
+    "v2_s2": EfficientFormerV2S2,
+    "v2_l": EfficientFormerV2L,
+}
+# The keys are the classes of the families' architectures.
+NETWORKS: dict[type[AnyArchitecture], Callable[..., keras.Model]] = {
+    Architecture: EfficientFormer,
+    ArchitectureV2: EfficientFormerV2,
+}
+
+
+def build(architecture: AnyArchitecture, **arguments: Any) -> keras.Model:
+    """A model of this shape with fresh weights; the arguments are those of `EfficientFormer` after its shape."""
+    return NETWORKS[type(architecture)](*astuple(architecture), **arguments)
+
+
+def from_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    input_shape: tuple[int, int, int] | None = None,
+    classifier_activation: Any = "softmax",
+    progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+) -> keras.Model:
+    """Makes the model that a checkpoint file is of, with the file's depths, widths, classes, heads and input size.
+
+    Args:
+        path: a checkpoint, as for `weights` of `EfficientFormer`.
+        input_shape: (h, w, 3), both sides at least 32; None means the size that the attention biases are of.
+        classifier_activation: activation of the classifier, `"softmax"`, `None` for logits, or any Keras activation.
+        progress: wraps the iteration over the model's variables, e.g. `rich.progress.track`.
+
+    Returns:
+        A `keras.Model` like `EfficientFormer`'s: with `head="average"` where the file has two heads, `"single"` where
+        it has one, and without the top where it has none.
+
+    Raises:
+        ValueError: `input_shape` is wrong or needed and not given, or the checkpoint is unfit.
+        OSError: the file cannot be read.
+    """
+    state_dict = conversion.read_checkpoint(path)
+    info = conversion.infer_variant(state_dict)
+    if input_shape is None:
+        if info.input_size is None:
+            raise ValueError(f"{path} does not say for which input size it is: pass `input_shape`.")
+        input_shape = (*info.input_size, 3)
+    with weights_follow():
+        model = build(
+            info.architecture,
+            include_top=info.heads > 0,
+            input_shape=input_shape,
+            classes=info.classes or 1,
+            classifier_activation=classifier_activation,
+            **({"name": model_name(info.variant)} if info.variant else {}),
+            head="average" if info.heads == 2 else "single",
+        )
+    conversion.load_state_dict(model, state_dict, progress)
+    return model
+
+
+def open_model(
+    source: str | os.PathLike[str],
+    input_shape: tuple[int, int, int] | None = None,
+    progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+) -> keras.Model:
+    """The Keras model that a file or a name stands for.
+
+    Args:
+        source: a key of `PUBLISHED` (ImageNet, downloaded) such as "l1", "l1:imagenet-300", a .keras file or a
+            checkpoint file.
+        input_shape: (h, w, 3); None means the file's own, or 224x224.
+        progress: wraps the iteration over a checkpoint's variables, e.g. `rich.progress.track`.
+
+    Raises:
+        FileNotFoundError: `source` is neither a name nor a file.
+        ValueError, OSError: as `from_checkpoint`, or of a name as `EfficientFormerL1`.
+    """
+    variant, _, weights = str(source).partition(":")
+    if variant in PUBLISHED:
+        return PUBLISHED[variant](weights=weights or "imagenet", input_shape=input_shape)
+    if suffix_of(source) == ".keras":
+        with weights_follow():
+            model = keras.saving.load_model(source, compile=False)
+        return model if input_shape in (None, model.inputs[0].shape[1:]) else _at_size(model, input_shape)
+    if suffix_of(source) is None and not os.path.exists(source):
+        raise FileNotFoundError(f"{source} is neither a file nor one of the names {', '.join(PUBLISHED)}.")
+    return from_checkpoint(source, input_shape=input_shape, progress=progress)
+
+
+def _at_size(model: keras.Model, input_shape: tuple[int, int, int]) -> keras.Model:
+    """The same model for images of another size."""
+    architecture, layers = conversion.architecture_of(model), {layer.name: layer for layer in model.layers}
+    pooling = next((choice for choice, (_, name) in POOLINGS.items() if name in layers), None)
+    top: dict[str, Any] = {"include_top": False, "pooling": pooling}
+    if HEADS[0] in layers:
+        head = "both" if len(model.outputs) == 2 else "average" if HEADS[1] in layers else "single"
+        activation = layers[PREDICTIONS[0]].activation
+        top = {"classes": layers[HEADS[0]].units, "classifier_activation": activation, "head": head}
+    with weights_follow():
+        resized = build(architecture, input_shape=input_shape, name=model.name, **top)
+    conversion.load_state_dict(resized, conversion.to_state_dict(model))
+    return resized

@@ -1,0 +1,1 @@
+"""Quantization-aware training and pruning with tensorflow-model-optimization."""

@@ -1,0 +1,215 @@
+"""Lists a folder's images by class, holds some out for validation, finds unreadable ones. Room: training/data."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from keras_efficientformer.imagenet import ImageError, load_image
+from keras_efficientformer.images import IMAGE_SUFFIXES, image_files
+
+# The folders of a split have these names, in whatever case; of several for validation, the first is taken.
+TRAINING_NAMES = ("train", "training")
+VALIDATION_NAMES = ("val", "valid", "validation", "test")
+# A longer list would hide the message; the report of a run has all.
+FILES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and their classes.
+
+    Attributes:
+        files: paths.
+        targets: int64 (images,), the class of each.
+        rows: int64 (images,), the place of each in the listing of its folder before any were held out or left out:
+            the row of precomputed teacher logits.
+    """
+
+    files: tuple[Path, ...]
+    targets: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def take(self, indices: np.ndarray) -> "ImageSet":
+        """The images at these places."""
+        return ImageSet(tuple(self.files[index] for index in indices), self.targets[indices], self.rows[indices])
+
+
+def list_images(folder: str | os.PathLike) -> tuple[list[str], ImageSet]:
+    """The class names and images of a folder with a subfolder for each class, in the order of their names.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: it has fewer than two classes, a class without images, which the message names, or the parts of a
+            split (train, val) in the place of classes.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder of images.")
+    classes = _subfolders(folder)
+    found = ", ".join(path.name for path in classes) or "none"
+    if len(classes) < 2:
+        raise ValueError(f"{folder} should have a subfolder of images for each class, two at least. Found: {found}.")
+    if _is_split(classes):
+        raise ValueError(
+            f"{folder} should have a subfolder of images for each class. Found: {found}, which are the parts of a "
+            f"split: choose one of them, e.g. {classes[-1]}."
+        )
+    found_files = [image_files(path) for path in classes]
+    empty = [str(path) for path, files in zip(classes, found_files, strict=True) if not files]
+    if empty:
+        raise ValueError(
+            f"These class folders hold no images: {', '.join(empty)}. Put images ({', '.join(IMAGE_SUFFIXES)}) into "
+            "them, or remove the folders."
+        )
+    targets = np.repeat(np.arange(len(classes)), [len(files) for files in found_files])
+    files = tuple(file for files in found_files for file in files)
+    return [path.name for path in classes], ImageSet(files, targets, np.arange(len(files)))
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _is_split(subfolders: Sequence[Path]) -> bool:
+    return all(path.name.lower() in TRAINING_NAMES + VALIDATION_NAMES for path in subfolders)
+
+
+def _split_folders(folder: Path) -> tuple[Path | None, Path | None]:
+    """The folders for training and validation, None for each that there is not."""
+    subfolders = _subfolders(folder)
+    training = [path for path in subfolders if path.name.lower() in TRAINING_NAMES]
+    if not training or (not _is_split(subfolders) and not any(_subfolders(path) for path in training)):
+        return None, None
+    if len(training) > 1 or not _is_split(subfolders):
+        others = ", ".join(path.name for path in subfolders if path != training[0])
+        raise ValueError(
+            f"{folder} holds {training[0].name}, which has subfolders as for training images, and beside it {others}: "
+            f"expected nothing but {', '.join(VALIDATION_NAMES)} there. Move the others away, or give {training[0]} "
+            "as the folder."
+        )
+    by_name = {path.name.lower(): path for path in subfolders}
+    return training[0], next((by_name[name] for name in VALIDATION_NAMES if name in by_name), None)
+
+
+def read_folder(
+    folder: str | os.PathLike, validation: str | os.PathLike | None, validation_split: float, seed: int
+) -> tuple[list[str], ImageSet, ImageSet, int]:
+    """Class names, training images, validation images, and how many images the folder of the first has.
+
+    Args:
+        folder: a subfolder for each class; or `train` (or training) with those, and beside it nothing or `val` (or
+            valid, validation, test); in whatever case.
+        validation: another folder of the same classes, or None: the one beside `train`, or else a share of each class
+            that is held out.
+        validation_split: that share.
+        seed: draws which.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+        ValueError: as `list_images`; there are other folders beside `train`; classes of the two folders differ; or a
+            class has only one image to split.
+    """
+    folder = Path(folder)
+    training, beside = _split_folders(folder) if folder.is_dir() else (None, None)
+    validation = validation or beside
+    names, images = list_images(training or folder)
+    if validation is None:
+        return names, *_hold_out(names, images, validation_split, seed), len(images)
+    return names, images, read_validation(validation, names), len(images)
+
+
+def read_validation(folder: str | os.PathLike, names: Sequence[str]) -> ImageSet:
+    """The images of a folder that must have these classes.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: as `list_images`, or its classes are others; the message names them.
+    """
+    found, images = list_images(folder)
+    if found != sorted(names):
+        differences = [
+            f"{words} {', '.join(sorted(some))}"
+            for words, some in (("missing in it:", set(names) - set(found)), ("only in it:", set(found) - set(names)))
+            if some
+        ]
+        raise ValueError(f"{folder} has other classes than the training images; {'; '.join(differences)}.")
+    places = np.array([list(names).index(name) for name in found])
+    return ImageSet(images.files, places[images.targets], images.rows)
+
+
+def _hold_out(names: Sequence[str], images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """The images to train on, and a share of each class that is held out."""
+    held_out = []
+    for target, name in enumerate(names):
+        places = np.flatnonzero(images.targets == target)
+        if len(places) < 2:
+            raise ValueError(
+                f"The class {name!r} has one image, {images.files[places[0]]}: nothing can be held out of it for "
+                "validation. Add images, or give a validation folder."
+            )
+        count = min(max(1, round(len(places) * share)), len(places) - 1)
+        held_out.append(np.random.default_rng([seed, target]).permutation(places)[:count])
+    chosen = np.sort(np.concatenate(held_out))
+    return images.take(np.setdiff1d(np.arange(len(images)), chosen)), images.take(chosen)
+
+
+def unreadable(files: tuple[Path, ...], track: Callable[[Iterable], Iterable] = iter) -> dict[Path, str]:
+    """The files that are no images or damaged, each with the reason; all are decoded, in threads.
+
+    Args:
+        files: paths.
+        track: wraps the iteration, e.g. `rich.progress.track`.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        futures = [threads.submit(_why_unreadable, file) for file in files]
+        reasons = [future.result() for future in track(futures)]
+    return {file: reason for file, reason in zip(files, reasons, strict=True) if reason}
+
+
+def _why_unreadable(file: Path) -> str | None:
+    try:
+        load_image(file)
+    except (ImageError, OSError) as error:
+        return str(error)
+    return None
+
+
+def without_unreadable(
+    images: ImageSet, names: Sequence[str], skip: bool, track: Callable[[Iterable], Iterable] = iter
+) -> tuple[ImageSet, dict[str, str]]:
+    """The images that can be read.
+
+    Args:
+        images: the set.
+        names: of the classes that must keep an image.
+        skip: leave the others out, instead of raising.
+        track: as for `unreadable`.
+
+    Returns:
+        The set, and {path: reason} of what was left out.
+
+    Raises:
+        ValueError: images cannot be read, all of them named; or none is left, of all or of a class.
+    """
+    bad = unreadable(images.files, track)
+    if bad and not skip:
+        listing = "\n".join(f"  {reason}" for reason in list(bad.values())[:FILES_SHOWN])
+        more = f"\n  and {len(bad) - FILES_SHOWN} more" if len(bad) > FILES_SHOWN else ""
+        raise ValueError(
+            f"{len(bad)} of {len(images)} images cannot be read:\n{listing}{more}\n"
+            "Mend or remove them, or leave them out with --skip-bad (skip_bad=True)."
+        )
+    if len(bad) == len(images):
+        raise ValueError(f"None of the {len(images)} images can be read; the first: {bad[images.files[0]]}")
+    kept = images.take(np.flatnonzero([file not in bad for file in images.files]))
+    emptied = [name for target, name in enumerate(names) if target not in kept.targets]
+    if emptied:
+        raise ValueError(f"No image of these classes can be read: {', '.join(emptied)}.")
+    return kept, {str(path): reason for path, reason in bad.items()}

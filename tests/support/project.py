@@ -1,0 +1,10 @@
+"""Where things are that tests use: the project, the embedded checkpoint, and extra images where there are some."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKPOINT = ROOT / "weights" / "efficientformer_l1_cifar10.safetensors"
+# A folder with cifar10-images.zip and imagenet-samples.zip, which are not part of the project.
+IMAGES_VARIABLE = "EFFICIENTFORMER_IMAGES"
+IMAGES = Path(os.environ.get(IMAGES_VARIABLE, "")) if os.environ.get(IMAGES_VARIABLE) else None
