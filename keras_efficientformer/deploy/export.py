@@ -49,12 +49,13 @@ class Source(Protocol):
     """What an export reads.
 
     Attributes:
-        takes_rgb: whether ImageNet's normalisation is for its images.
+        preprocessing: whether its network can have the normalisation inside: its images are RGB and, of a model that
+            training has made, it was made so.
         ranges: {number of a step: (smallest, largest) of its tensors}, where quantization-aware training has learnt
             them; else empty.
     """
 
-    takes_rgb: bool
+    preprocessing: bool
     ranges: dict[int, list[tuple[float, float]]]
 
     @property
@@ -83,7 +84,7 @@ class KerasSource:
     def __init__(self, model: keras.Model) -> None:
         layers_of(model)  # it raises where the model may have no inputs
         self._model = model
-        self.takes_rgb = model.inputs[0].shape[-1] == len(MEAN)
+        self.preprocessing = model.inputs[0].shape[-1] == len(MEAN)
         self.ranges: dict[int, list[tuple[float, float]]] = {}
 
     @property
@@ -109,7 +110,7 @@ class TrainedSource:
         self._model = model
         self._build = tf_keras_builder.build_tf_keras
         self._network = tf_keras_builder.trained_network(model)
-        self.takes_rgb = self._network.preprocessing
+        self.preprocessing = self._network.preprocessing
         self.ranges = tf_keras_builder.trained_ranges(model)
         self.checkpoint: dict[str, str] | None = None
 

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
-from project import ROOT
+from project import HANG, ROOT
 
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 
@@ -30,7 +30,7 @@ class Demo:
         self.folder = folder
         command = [sys.executable, SCRIPT, "--output", folder, *arguments]
         environment = {**os.environ, "COLUMNS": "160"}
-        finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+        finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG)
         self.code, self.out, self.err = finished.returncode, finished.stdout, finished.stderr
 
     def row(self, step):

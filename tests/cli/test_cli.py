@@ -17,7 +17,7 @@ import safetensors.torch
 import timm_reference
 import torch
 from PIL import Image
-from project import ROOT
+from project import HANG, ROOT
 
 import keras_efficientformer as kef
 from keras_efficientformer import cli, conversion
@@ -581,7 +581,7 @@ def test_help(command):
 def run(*arguments, **env):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")} | env
     finished = subprocess.run(
-        [str(argument) for argument in arguments], env=environment, capture_output=True, text=True, timeout=120
+        [str(argument) for argument in arguments], env=environment, capture_output=True, text=True, timeout=HANG
     )
     return Result(finished.returncode, finished.stdout, finished.stderr)
 

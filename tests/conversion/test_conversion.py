@@ -20,6 +20,7 @@ import timm
 import timm.models
 import timm_reference
 import torch
+from project import HANG
 
 import keras_efficientformer as kef
 from keras_efficientformer import conversion
@@ -612,10 +613,13 @@ def test_other_models_are_refused(small_tensors):
         conversion.to_state_dict(tuned)
 
 
-# Reads, builds and loads L7; before that a tiny model, so that the difference is what L7 takes.
+# Reads, builds and loads L7; before that a tiny model, so that the difference is what L7 takes. CPU time is a multiple
+# of what importing took, which is as slow where a machine is slow or busy.
 COST = r"""
 import json, re, sys, time
+start = time.process_time()
 import keras, keras_efficientformer as kef
+importing = time.process_time() - start
 from keras_efficientformer import conversion
 
 def peak():
@@ -625,18 +629,18 @@ def peak():
 if sys.argv[1].endswith(".pth"):
     import torch
 kef.EfficientFormer((1, 1, 1, 1), (8, 16, 24, 32), input_shape=(32, 32, 3), classes=2)
-before, start = peak(), time.perf_counter()
+before, start = peak(), time.process_time()
 state_dict = conversion.read_checkpoint(sys.argv[1])
 model = kef.EfficientFormerL7(weights=None)
 conversion.load_state_dict(model, state_dict)
-print(json.dumps({"seconds": time.perf_counter() - start, "bytes": peak() - before}))
+print(json.dumps({"imports": (time.process_time() - start) / importing, "bytes": peak() - before}))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read from Linux' /proc")
 @pytest.mark.parametrize("file", ["timm.safetensors", "snap-model.pth"])
 def test_cost_of_l7(reference, tmp_path, file):
-    """Under 10 seconds (twice that here, for busy machines), and under 2.5 times the file above Keras' own memory.
+    """As much CPU time as a few imports of Keras, some seconds, and under 2.5 times the file above Keras' own memory.
 
     glibc is told to give freed memory back: left alone, it keeps holes between TensorFlow's aligned buffers that can
     take half the file, or almost nothing, by chance.
@@ -645,10 +649,10 @@ def test_cost_of_l7(reference, tmp_path, file):
     path = save(tmp_path / file, wrap(reference("l7").in_dialect(dialect)))
     environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": str(2**20)}
     command = [sys.executable, "-c", COST, path]
-    cost = json.loads(subprocess.check_output(command, text=True, timeout=120, env=environment))
+    cost = json.loads(subprocess.check_output(command, text=True, timeout=HANG, env=environment))
     ratio = cost["bytes"] / path.stat().st_size
-    print(f"L7 from {file}: {cost['seconds']:.1f} s, {ratio:.2f} times the file")
-    assert cost["seconds"] < 20
+    print(f"L7 from {file}: {cost['imports']:.1f} imports' CPU time, {ratio:.2f} times the file")
+    assert cost["imports"] < 4
     assert ratio < 2.5
 
 

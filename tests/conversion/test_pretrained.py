@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from hub_server import Fault, HubServer
-from project import ROOT
+from project import HANG, ROOT
 
 REPO = "timm/efficientformer_l1.snap_dist_in1k"
 REPO_300 = "snap-research/efficientformer-l1-300"
@@ -63,7 +63,7 @@ def start(endpoint, home, name="imagenet", changes=None, pauses=(0.1, 0.1), env=
 
 
 def finish(process):
-    output, log = process.communicate(timeout=60)
+    output, log = process.communicate(timeout=HANG)
     assert process.returncode == 0, log
     return json.loads(output)
 

@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 import timm_reference
 import torch
+from project import HANG
 
 import keras_efficientformer as kef
 
@@ -99,7 +100,7 @@ def run(request, tmp_path_factory, loud_l1, loud_state_dict):
 
     environment = {**os.environ, "KERAS_BACKEND": request.param, "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", PROGRAM, folder, json.dumps(SMALL), POLICIES[request.param][0]]
-    subprocess.run(command, env=environment, check=True, timeout=300)
+    subprocess.run(command, env=environment, check=True, timeout=HANG)
     found = {**np.load(folder / "found.npz"), **json.loads((folder / "facts.json").read_text())}
     assert found["backend"] == request.param
     found["model"], found["network"], found["inputs"] = model, network, inputs

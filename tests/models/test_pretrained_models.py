@@ -16,6 +16,7 @@ import safetensors.numpy
 import timm_reference
 import torch
 from hub_server import Fault, HubServer
+from project import HANG
 
 from keras_efficientformer.imagenet import preprocess_input
 from keras_efficientformer.images import seeded_images
@@ -75,7 +76,7 @@ class Loading:
         self.process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
     def finish(self):
-        output, log = self.process.communicate(timeout=120)
+        output, log = self.process.communicate(timeout=HANG)
         assert self.process.returncode == 0, log
         with np.load(self.results) as outputs:
             return Loaded(json.loads(output), [outputs[key] for key in sorted(outputs, key=int)])

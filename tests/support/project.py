@@ -8,3 +8,6 @@ CHECKPOINT = ROOT / "weights" / "efficientformer_l1_cifar10.safetensors"
 # A folder with cifar10-images.zip and imagenet-samples.zip, which are not part of the project.
 IMAGES_VARIABLE = "EFFICIENTFORMER_IMAGES"
 IMAGES = Path(os.environ.get(IMAGES_VARIABLE, "")) if os.environ.get(IMAGES_VARIABLE) else None
+
+# Seconds after which a process that a test waits for is taken to hang. It is no measure: busy machines are slow.
+HANG = 900

@@ -13,6 +13,7 @@ import sys
 import numpy as np
 import pytest
 import training_images
+from project import HANG
 
 CONFIG = {"epochs": 2, "freeze_epochs": 0, "batch_size": 8, "min_crop": 1, "flip": False, "save_every": 1}
 
@@ -131,7 +132,7 @@ def free_port():
 
 def finish(*processes):
     for process in processes:
-        printed, _ = process.communicate(timeout=500)
+        printed, _ = process.communicate(timeout=HANG)
         assert process.returncode == 0, printed[-3000:]
 
 
@@ -161,7 +162,7 @@ def test_second_run(setting):
 def test_two_processes_one_killed(setting):
     """The one that is left cannot go on; both started again go on from the last checkpoint, and nothing is lost."""
     left, killed = setting.start_two("processes", kill_at=2)
-    assert killed.wait(timeout=500) == -signal.SIGKILL
+    assert killed.wait(timeout=HANG) == -signal.SIGKILL
     left.kill()
     for process in (left, killed):
         process.communicate()

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import training_images
-from project import ROOT
+from project import HANG, ROOT
 
 from keras_efficientformer.training import FineTuneConfig, finetune
 
@@ -76,7 +76,7 @@ finetune(
 def run(folder, output, kill, code, environment=None):
     environment = {**os.environ, "PYTHONPATH": SUPPORT, **(environment or {})}
     command = [sys.executable, "-c", PROGRAM, folder, output, json.dumps(kill), json.dumps(CONFIG)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG)
     assert result.returncode == code, result.stderr[-3000:]
 
 
@@ -168,6 +168,6 @@ def test_other_backends(backend, tmp_path):
         "JAX_PLATFORMS": "cpu",
     }
     command = [sys.executable, "-c", OTHER_BACKEND, folder, tmp_path, "{}", json.dumps(config)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG)
     assert result.returncode == 0, result.stderr[-3000:]
     assert_same(tmp_path / "stopped", contents(tmp_path / "unbroken"))

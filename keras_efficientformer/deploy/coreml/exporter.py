@@ -35,6 +35,7 @@ from keras_efficientformer.deploy.export import (
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.report import ExportReport
 from keras_efficientformer.errors import require
+from keras_efficientformer.imagenet import MEAN
 from keras_efficientformer.images import seeded_images
 
 IMAGE = "image"
@@ -67,7 +68,7 @@ def export_coreml(
     Before it gets its name the saved package is run (`CoreMLModel`) and compared with the Keras model.
 
     Args:
-        model: an EfficientFormer of this package.
+        model: an EfficientFormer of this package, or what `training` made of one (a pruned one: `compress="sparse"`).
         path: the package to write, `.mlpackage`; or an existing folder, in which it is called by the model's name,
             input size and mode, e.g. `efficientformer_l1_224_float16.mlpackage`.
         precision: "float16", what the Neural Engine computes in, or "float32", for CPU and GPU.
@@ -101,11 +102,12 @@ def export_coreml(
     _check_arguments(precision, compress, minimum_ios)
     require("coremltools", "Core ML export", "coreml")
     source = open_source(model)
-    network = source.network(source.takes_rgb, feature_maps)
+    network = source.network(source.preprocessing, feature_maps)
     if image_input and not network.preprocessing:
+        channels = network.input_shape[2]
+        taken = "normalised images" if channels == len(MEAN) else f"{channels} channels"
         raise ValueError(
-            f"An image input is raw RGB, and {network.name} takes {network.input_shape[2]} normalised channels: "
-            "export it with image_input=False."
+            f"An image input is raw RGB, and {network.name} takes {taken}. Export it with image_input=False."
         )
     if compress == "int8":
         network = keep_weak_channels(network)

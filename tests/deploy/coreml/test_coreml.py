@@ -70,13 +70,13 @@ def l1(tmp_path_factory, loud_state_dict):
     safetensors.numpy.save_file(loud_state_dict, checkpoint)
     code, output, log = finish(exports.start("export_coreml", checkpoint, folder))
     assert code == 0, log
-    return checkpoint, folder / "efficientformer_l1_224_float16.mlpackage", json.loads(output)["seconds"]
+    return checkpoint, folder / "efficientformer_l1_224_float16.mlpackage", json.loads(output)["imports"]
 
 
 def test_l1_classifier(l1, loud_l1):
-    checkpoint, path, seconds = l1
-    print(f"exported in {seconds:.1f} s")
-    assert seconds < 30  # 6 s on an idle machine
+    checkpoint, path, imports = l1
+    print(f"an export takes the CPU time of {imports:.1f} imports")
+    assert imports < 8
     report = json.loads(path.with_suffix(".json").read_text())
     assert sum(report["operations"].values()) <= 129
     assert report["operations"].get("transpose", 0) == 0

@@ -231,10 +231,42 @@ def test_refusals(make, words):
         fuse(make())
 
 
-@pytest.mark.parametrize("operation", ["convolution_transpose", "batch_norm", "_protocol"])
-def test_recorder_refuses_what_no_builder_has(operation):
-    with pytest.raises(AttributeError, match=f"no operation '{operation}'"):
-        getattr(Recorder(), operation)
+def test_recorder_declares_the_whole_interface():
+    """Beside its own `at`; what no builder has, it has not either."""
+    declared = public_methods(Recorder)
+    assert declared.pop("at") == ["self", "location"]
+    assert declared == public_methods(Builder)
+    assert not hasattr(Recorder(), "batch_norm")
+
+
+class Told:
+    """A builder of which every operation gives its name, and which writes down what it is told of steps."""
+
+    def __init__(self):
+        self.log = []
+
+    def begin(self, *step):
+        self.log.append(("begin", *step))
+
+    def end(self, results):
+        self.log.append(("end", *results))
+
+    def __getattr__(self, operation):
+        return lambda **arguments: (f"{operation} of {len(arguments)}",) * len(arguments.get("sizes", " "))
+
+
+def test_builders_are_told_which_step_begins_and_ends(build):
+    """Each once, in order, with its number, which is its place, and what it gave."""
+    network, told = fuse(build()), Told()
+    network.build(told)
+    assert len(told.log) == 2 * len(network.steps) > 50
+    for number, step in enumerate(network.steps):
+        begin, end = told.log[2 * number : 2 * number + 2]
+        assert begin == ("begin", number, step.operation, step.location)
+        assert end[0] == "end"
+        assert len(end) == 1 + len(step.results)
+    located = {step.location for step in network.steps}
+    assert {"stem.step1", "stage3.blocks.0.mlp.fc1", "stage4.blocks.1.token_mixer.qkv", "head"} <= located
 
 
 @pytest.mark.parametrize("builder", [KerasBuilder, NumPyBuilder])
@@ -247,4 +279,4 @@ def test_the_networks_use_the_whole_interface():
     networks = [fuse(small(**MODELS[name])) for name in ("both heads, softmax", "sigmoid", "maximum of features")]
     networks += [fuse(small(**MODELS["features"])), fuse(kef.EfficientFormerV2(**timm_reference_v2.SMALL))]
     used = {step.operation for network in networks for step in network.steps}
-    assert used == public_methods(Builder).keys()
+    assert used == public_methods(Builder).keys() - {"begin", "end"}

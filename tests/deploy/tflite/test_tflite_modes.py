@@ -20,7 +20,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from exports import contents, run_litert
 from PIL import Image
-from project import CHECKPOINT, IMAGES
+from project import CHECKPOINT, HANG, IMAGES
 from skimage import data
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
@@ -410,7 +410,7 @@ def test_command_prints_json_alone(tmp_path):
     code = "from keras_efficientformer.cli import main; main()"
     arguments = ["export", "tflite", CHECKPOINT, tmp_path / "m.tflite", "--quantize", "int8", "--json"]
     command = [sys.executable, "-c", code, *arguments, "--calibration", tmp_path / "images"]
-    result = subprocess.run(list(map(str, command)), env=dict(os.environ), capture_output=True, text=True, timeout=300)
+    result = subprocess.run(list(map(str, command)), env=dict(os.environ), capture_output=True, text=True, timeout=HANG)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == json.loads((tmp_path / "m.json").read_text())
     assert json.loads(result.stdout)["mode"] == "int8"

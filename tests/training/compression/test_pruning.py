@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from keras_efficientformer.deploy import export_tflite
+from keras_efficientformer.deploy import export_coreml, export_tflite
 from keras_efficientformer.deploy.network.tf_keras_builder import trained_network
 from keras_efficientformer.imagenet import preprocess_input
 from keras_efficientformer.images import seeded_images
@@ -79,6 +79,18 @@ def test_files_keep_the_zeros(model, stripped, tmp_path, mode):
     assert sparse.stat().st_size == dense.stat().st_size
     # Compressed as app stores do; measured: 0.39 in float32 and 0.53 in int8.
     assert len(gzip.compress(sparse.read_bytes())) < 0.6 * len(gzip.compress(dense.read_bytes()))
+
+
+def test_core_ml_packages_are_made_of_what_was_trained(stripped, tmp_path):
+    plain = export_coreml(stripped, tmp_path / "plain.mlpackage", precision="float32")
+    assert plain.differences[0].max < 1e-5
+    sparse = export_coreml(stripped, tmp_path / "sparse.mlpackage", compress="sparse")
+    assert sparse.size < 0.8 * plain.size
+    with pytest.raises(ValueError, match="made for training and has no feature maps"):
+        export_coreml(stripped, tmp_path, feature_maps=True)
+    normalised = prune_low_magnitude(to_keras(stripped), include_preprocessing=False)
+    with pytest.raises(ValueError, match=r"takes normalised images\. Export it with image_input=False"):
+        export_coreml(strip_pruning(normalised), tmp_path)
 
 
 def test_training_without_the_callback_is_an_error(model):
