@@ -7,7 +7,7 @@ import sys
 import zipfile
 
 import pytest
-from project import ROOT
+from project import HANG, ROOT
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def distributions(tmp_path_factory):
     unwanted = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "*.safetensors")
     shutil.copytree(ROOT, source, ignore=unwanted)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", target, source]
-    subprocess.run(command, check=True, capture_output=True, timeout=240)
+    subprocess.run(command, check=True, capture_output=True, timeout=HANG)
     (sdist,), (wheel,) = target.glob("*.tar.gz"), target.glob("*.whl")
     return sdist, wheel
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from project import ROOT
+from project import HANG, ROOT
 
 import keras_efficientformer
 
@@ -38,7 +38,7 @@ def run(program, *arguments, folder=ROOT, **environment):
     """What a new process prints, as JSON."""
     command = [sys.executable, "-P", "-c", program, *map(str, arguments)]
     environment = {**os.environ, **{name: str(value) for name, value in environment.items()}}
-    return json.loads(subprocess.check_output(command, env=environment, cwd=folder, text=True, timeout=120))
+    return json.loads(subprocess.check_output(command, env=environment, cwd=folder, text=True, timeout=HANG))
 
 
 def test_wheel_holds_the_package_alone(wheel):
