@@ -24,6 +24,7 @@ from project import HANG
 
 import keras_efficientformer as kef
 from keras_efficientformer import conversion
+from keras_efficientformer.variants import ALL_VARIANTS
 
 VARIANTS = ("l1", "l3", "l7")
 DIALECTS = ("timm", "snap", "transformers")
@@ -189,7 +190,7 @@ def test_other_sizes(reference, variant, sides):
     for logits, expected in zip(found, heads, strict=True):
         close(logits, expected, 2e-5)
     close(sum(found) / 2, average, 2e-5)
-    assert len(report.resized) == VARIANTS[variant].num_meta3d
+    assert len(report.resized) == ALL_VARIANTS[variant].num_meta3d
     assert all(line.endswith(f"(7, 7) -> {grid}") for line in report.resized)
 
 
@@ -436,7 +437,7 @@ def test_infer_variant(variant, dialect):
     tensors |= {name: indices for name in tensors if name.endswith("attention_bias_idxs")}
     info = conversion.infer_variant(timm_reference.in_dialect(tensors, variant, dialect))
     assert (info.dialect, info.variant, info.classes, info.heads) == (dialect, variant, 1000, 2)
-    assert info.architecture == VARIANTS[variant]
+    assert info.architecture == ALL_VARIANTS[variant]
     assert info.resolution == (7, 7)
 
 
