@@ -4,7 +4,7 @@ Two small networks, one of each family, were saved and exported once by that ver
 what came out, and `data/make_exported_before.py` is what wrote it. Of a Core ML package the program is compared without
 the date of its making, which coremltools writes into it, and the manifest, whose identifiers are random, not at all.
 
-Half of the recorded exports are made; with the environment variable EVERY_EXPORT=1 all of them.
+To save time, 15 of the 34 recorded exports are made; with the environment variable EVERY_EXPORT=1 all of them.
 """
 
 import gc
@@ -50,7 +50,7 @@ COREML = {
     "feature maps of an array": {"feature_maps": True, "image_input": False},
 }
 EXPORTS = [("tflite", name) for name in TFLITE] + [("coreml", name) for name in COREML]
-# Of each way to write a file and to change its weights there is one: the others differ from it in arguments alone.
+# What is made anyway: every mode of TFLite, and of Core ML both precisions, two compressions and the largest signature.
 FEW = {
     "v1": {"tflite": tuple(TFLITE)[:7], "coreml": ("float32", "int8", "palette4 for iOS 18")},
     "v2": {"tflite": ("none", "float16", "int8"), "coreml": ("float16", "feature maps of an array")},
@@ -67,7 +67,7 @@ TOOLS = {
     "tflite": ("keras-efficientformer", "ai-edge-litert", "ai-edge-quantizer", "flatbuffers", "numpy"),
     "coreml": ("keras-efficientformer", "coremltools", "numpy", "protobuf", "scikit-learn"),
 }
-# Ranges of activations and palettes are sums of floats, whose last bits depend on the processor's instructions.
+# Ranges of activations and palettes come of sums of floats, whose last bits may depend on the processor's instructions.
 MEASURED = {("tflite", name) for name in TFLITE if name.startswith("int")}
 MEASURED |= {("coreml", name) for name in COREML if name.startswith("palette")}
 
@@ -88,7 +88,7 @@ def network(family):
 def rule(model):
     """Values for the weights of a model, in their order: each is drawn with its place as seed, in steps of 2**-8.
 
-    Steps let the files be compressed to a third, and are the same on every machine.
+    Steps let the files be compressed to a quarter, and are the same on every machine.
     """
     return [_draw(variable, np.random.default_rng(place)) for place, variable in enumerate(model.weights)]
 

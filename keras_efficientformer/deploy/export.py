@@ -49,14 +49,15 @@ class Source(Protocol):
     """What an export reads.
 
     Attributes:
-        preprocessing: whether its network can have the normalisation inside: its images are RGB and, of a model that
-            training has made, it was made so.
         ranges: {number of a step: (smallest, largest) of its tensors}, where quantization-aware training has learnt
             them; else empty.
     """
 
-    preprocessing: bool
     ranges: dict[int, list[tuple[float, float]]]
+
+    @property
+    def preprocessing(self) -> bool:
+        """Whether its network can have the normalisation inside: its images are RGB and, if trained, it was made so."""
 
     @property
     def checkpoint(self) -> dict[str, str] | None:
@@ -79,13 +80,16 @@ class Source(Protocol):
 
 
 class KerasSource:
-    """A Keras model; `fuse` checks it."""
+    """A Keras model, which is looked at when it is asked for something: settings are checked before."""
 
     def __init__(self, model: keras.Model) -> None:
-        layers_of(model)  # it raises where the model may have no inputs
         self._model = model
-        self.preprocessing = model.inputs[0].shape[-1] == len(MEAN)
         self.ranges: dict[int, list[tuple[float, float]]] = {}
+
+    @property
+    def preprocessing(self) -> bool:
+        layers_of(self._model)  # it raises where the model may have no inputs
+        return self._model.inputs[0].shape[-1] == len(MEAN)
 
     @property
     def checkpoint(self) -> dict[str, str] | None:

@@ -409,7 +409,7 @@ def test_overwrite(model, exported, tmp_path):
     (path / "mine").write_text("mine")
     with pytest.raises(FileExistsError, match=r"m\.mlpackage exists"):
         export_coreml(model, path)
-    with pytest.raises(IsADirectoryError, match=r"m\.mlpackage is a folder, and no Core ML package"):
+    with pytest.raises(IsADirectoryError, match=r"m\.mlpackage is a folder of another kind"):
         export_coreml(model, path, overwrite=True)
     (path / "mine").rename(path / "Manifest.json")
     with pytest.raises(ExportError):

@@ -463,7 +463,7 @@ def test_models_of_lower_precision(tmp_path, policy):
 
 def test_a_folder_is_not_replaced(model, tmp_path):
     (tmp_path / "model.tflite" / "mine").mkdir(parents=True)
-    with pytest.raises(IsADirectoryError, match=r"model\.tflite is a folder, and no Core ML package"):
+    with pytest.raises(IsADirectoryError, match=r"model\.tflite is a folder of another kind"):
         export_tflite(model, tmp_path / "model.tflite", overwrite=True)
     assert [path.name for path in tmp_path.rglob("*")] == ["model.tflite", "mine"]
 
@@ -590,7 +590,7 @@ def test_missing_framework(small_checkpoint, tmp_path, module):
     process = exports.start("export_tflite", small_checkpoint, tmp_path, {"quantize": "dynamic"}, blocked=[module])
     code, _, log = finish(process)
     assert code != 0
-    expected = f"needs {module.replace('_', '-')}: pip install 'keras-efficientformer[tflite]'"
+    expected = f"needs {module.replace('_', '-')}: pip install 'keras-efficientformer[litert]'"
     assert log.strip().splitlines()[-1] == f"ImportError: TFLite export {expected}"
     assert contents(tmp_path) == []
 
