@@ -409,7 +409,9 @@ def test_networks_of_another_family_are_refused(model):
 
 def test_what_to_install(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_model_optimization", None)
-    with pytest.raises(ImportError, match=r"needs tensorflow-model-optimization: pip install 'keras-efficientformer\[train\]'"):
+    with pytest.raises(
+        ImportError, match=r"needs tensorflow-model-optimization: pip install 'keras-efficientformer\[train\]'"
+    ):
         quantize_aware(model)
 
 
