@@ -27,12 +27,14 @@ SHA256 = hashlib.sha256(CHECKPOINT).hexdigest()
 FILES = {REPO: {"main": {"model.safetensors": CHECKPOINT}}}
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
-# The package without its __init__, which imports Keras: that takes seconds and is not needed here.
+# The package and its folder without their __init__, which import Keras: that takes seconds and is not needed here.
 DRIVER = """
 import dataclasses, json, os, pathlib, sys, types, warnings
-package = sys.modules["keras_efficientformer"] = types.ModuleType("keras_efficientformer")
-package.__path__ = [sys.argv[1]]
-from keras_efficientformer.conversion import pretrained
+for name, folder in (("keras_efficientformer", ""), ("keras_efficientformer.conversion", "conversion")):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [str(pathlib.Path(sys.argv[1], folder))]
+import keras_efficientformer.conversion.pretrained as pretrained
+assert "keras" not in sys.modules
 name, changes, pauses = sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
 pretrained.PRETRAINED["l1", name] = dataclasses.replace(pretrained.PRETRAINED["l1", name], **changes)
 pretrained.PAUSES = pauses
