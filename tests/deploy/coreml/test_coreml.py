@@ -76,7 +76,7 @@ def l1(tmp_path_factory, loud_state_dict):
 def test_l1_classifier(l1, loud_l1):
     checkpoint, path, imports = l1
     print(f"an export takes the CPU time of {imports:.1f} imports")
-    assert imports < 8
+    assert imports < 6  # measured: 1.8
     report = json.loads(path.with_suffix(".json").read_text())
     assert sum(report["operations"].values()) <= 129
     assert report["operations"].get("transpose", 0) == 0

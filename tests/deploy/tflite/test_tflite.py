@@ -142,7 +142,7 @@ def test_l3_and_l7_equal_timm(published, variant):
 def test_l1_is_exported_within_its_means(published):
     l1 = published("l1")
     print(f"an export of L1 takes the CPU time of {l1.imports:.1f} imports")
-    assert l1.imports < 8
+    assert l1.imports < 4  # measured: 0.6
     # Measured: 1.1, of which importing TensorFlow (and what it finds installed), Keras' backend here, takes 0.8.
     assert l1.gigabytes < 1.4
 
