@@ -79,7 +79,8 @@ class BatchAugmentation:
         rng = np.random.default_rng(seed)
         with keras.device("cpu"):
             if self._colour:
-                images = _seeded(self._colour, rng)(images)
+                # On PyTorch Keras' RandAugment goes far beyond its value range.
+                images = keras.ops.clip(_seeded(self._colour, rng)(images), 0.0, 255.0)
             if self._mixers:
                 mixer = self._mixers[rng.integers(len(self._mixers))]
                 mixed = _seeded(mixer, rng)({"images": images, "labels": labels})
