@@ -13,6 +13,7 @@ from keras_efficientformer import conversion
 from keras_efficientformer.cli.options import Json, Size, open_keras, output, print_facts
 from keras_efficientformer.deploy.layer_errors import layer_errors
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
+from keras_efficientformer.files import size_of
 
 if TYPE_CHECKING:  # it imports coremltools
     from keras_efficientformer.deploy.coreml.lint import Finding
@@ -58,7 +59,7 @@ def _inspect_package(path: Path) -> tuple[dict[str, Any], "tuple[Finding, ...]"]
     facts: dict[str, Any] = {end: [feature.name for feature in features] for end, features in names.items()}
     facts |= {"classes": len(package.labels) if package.labels else None} | package.metadata
     facts |= dataclasses.asdict(summary(package.program))
-    facts["bytes"] = sum(item.stat().st_size for item in Path(path).rglob("*") if item.is_file())
+    facts["bytes"] = size_of(path)
     return facts, lint(package.program)
 
 

@@ -28,6 +28,7 @@ from keras_efficientformer.deploy.benchmark.reports import DeviceError, DeviceRe
 from keras_efficientformer.deploy.coreml.exporter import export_coreml
 from keras_efficientformer.deploy.export import changed_copy
 from keras_efficientformer.errors import require
+from keras_efficientformer.files import size_of
 from keras_efficientformer.layers.names import PREDICTIONS
 from keras_efficientformer.reporting import versions_of
 
@@ -255,7 +256,7 @@ async def _measure(
         file=package.name,
         model=name,
         mode=mode,
-        bytes=sum(file.stat().st_size for file in package.rglob("*") if file.is_file()),
+        bytes=size_of(package),
         unit=unit,
         threads=None,
         load_ms=load.statistics.median,
