@@ -2,10 +2,14 @@
 
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+import secrets
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 
@@ -15,31 +19,94 @@ def finished_file(
 ) -> Iterator[Path]:
     """Gives a path to write to, which becomes `path` when the block ends well and is removed when it does not.
 
+    Args and errors are those of `finished_files`.
+    """
+    with finished_files([path], overwrite, may_replace) as (partial,):
+        yield partial
+
+
+@contextmanager
+def finished_files(
+    paths: Sequence[str | os.PathLike[str]],
+    overwrite: bool = False,
+    may_replace: Callable[[Path], bool] = Path.is_file,
+) -> Iterator[list[Path]]:
+    """Gives paths to write to, which become `paths` together when the block ends well; else all are removed.
+
     Args:
-        path: the file, or the folder where a format's files are folders.
+        paths: files, or folders where a format's files are folders. They are in the same folder.
         overwrite: whether what stands there may be replaced.
         may_replace: says of what stands there whether it is of the kind that is written; by default a file.
 
     Raises:
-        FileExistsError: `path` exists and `overwrite` is False.
-        FileNotFoundError: the folder of `path` does not exist.
-        IsADirectoryError: `path` is a folder that `may_replace` refuses.
+        FileExistsError: one of them exists and `overwrite` is False.
+        FileNotFoundError: their folder does not exist.
+        IsADirectoryError: one is a folder that `may_replace` refuses.
     """
-    path = Path(path)
+    files = list(map(Path, paths))
+    for file in files:
+        _check_free(file, overwrite, may_replace)
+    # It is in the same folder, so that the last step is a rename. Its name is chosen before it is made: an interrupt
+    # right after that leaves nothing either, as it would with tempfile's.
+    folder = files[0].parent / f".partial-{secrets.token_hex(6)}"
+    # The suffixes are kept, as they decide the format.
+    partials = [folder / file.name for file in files]
+    try:
+        folder.mkdir(mode=0o700)
+        with _Interrupts() as interrupts:
+            yield partials
+            interrupts.hold()
+            for partial, file in zip(partials, files, strict=True):
+                # A folder cannot replace another that is not empty.
+                if file.exists() and partial.is_dir():
+                    os.replace(file, folder / "replaced")
+                os.replace(partial, file)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_free(path: Path, overwrite: bool, may_replace: Callable[[Path], bool]) -> None:
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists. Choose another name, or say that it may be overwritten.")
     if path.is_dir() and not may_replace(path):
         raise IsADirectoryError(f"{path} is a folder of another kind, which is not replaced. Choose another name.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"The folder {path.parent} does not exist. Make it first, or choose another.")
-    # It is in the same folder, so that the last step is a rename, and has the same suffix, which decides the format.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
-        partial = Path(folder) / path.name
-        yield partial
-        # A folder cannot replace another that is not empty.
-        if path.exists() and partial.is_dir():
-            os.replace(path, Path(folder) / "replaced")
-        os.replace(partial, path)
+
+
+class _Interrupts:
+    """Has every Ctrl-C of a block end it by KeyboardInterrupt, also one that a library swallows or takes for an error.
+
+    Python drops what is raised in a destructor or a callback of its garbage collector; TensorFlow and JAX have such.
+    Elsewhere than in the main thread, and where Ctrl-C means something else already, this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._heard = self._held = self._installed = False
+
+    def __enter__(self) -> "_Interrupts":
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._installed = True
+            signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def hold(self) -> None:
+        """Lets what follows in the block happen as a whole: an interrupt waits for the block's end."""
+        self._held = True
+        if self._heard:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._heard = True
+        if not self._held:
+            raise KeyboardInterrupt
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if self._installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._heard and (error is None or isinstance(error, Exception)):
+            raise KeyboardInterrupt from error
 
 
 def size_of(path: str | os.PathLike[str]) -> int:

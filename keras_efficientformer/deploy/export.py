@@ -23,7 +23,7 @@ from keras_efficientformer.deploy.network.fuse import fuse
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.report import Difference, ExportReport, TensorInfo, compare
 from keras_efficientformer.errors import listing
-from keras_efficientformer.files import finished_file, size_of
+from keras_efficientformer.files import finished_files, size_of
 from keras_efficientformer.imagenet import MEAN, imagenet_labels, preprocess_input, read_labels
 from keras_efficientformer.layers.initialization import weights_follow
 from keras_efficientformer.layers.names import STAGES
@@ -180,7 +180,7 @@ class ExportJob:
         tools: packages whose versions the report has.
         overwrite: whether existing files may be replaced.
         quantized: whether the file computes as a quantization-aware source does.
-        may_replace: as for `finished_file`.
+        may_replace: as for `finished_files`.
         started: `time.perf_counter()` at the start of the export.
     """
 
@@ -208,10 +208,7 @@ def write_checked(job: ExportJob) -> ExportReport:
         OSError: a file exists and may not be replaced, or cannot be written.
     """
     sidecar_path = job.file.with_suffix(".json")
-    with (
-        finished_file(job.file, job.overwrite, job.may_replace) as partial,
-        finished_file(sidecar_path, job.overwrite) as sidecar,
-    ):
+    with finished_files([job.file, sidecar_path], job.overwrite, job.may_replace) as (partial, sidecar):
         images, images_from = job.images()
         job.write(partial, images)
         opened = job.run(partial, images)
