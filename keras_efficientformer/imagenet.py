@@ -12,40 +12,58 @@ import math
 import operator
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import IO, Any
 
 import keras
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from keras_efficientformer.labels import Labels, class_names, read_labels
+
+__all__ = [
+    "ImageError",
+    "decode_predictions",
+    "imagenet_labels",
+    "load_image",
+    "preprocess_image",
+    "preprocess_input",
+    "read_labels",
+    "resize_and_crop",
+]
+
 # ImageNet's training pixels have these in red, green and blue, scaled to 0..1.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+
+# A larger scaled image, of which only the centre is kept, is not made: some 250 MB.
+MAX_SCALED_PIXELS = 1 << 26
 
 
 class ImageError(ValueError):
     """A file that is no image, is damaged, or holds what has no 8-bit RGB form. The message names the file."""
 
 
-def preprocess_input(x: Any, data_format: str | None = None) -> Any:
-    """Normalises images as the pretrained weights expect: `(x / 255 - MEAN) / STD`, channel by channel.
+def preprocess_input(
+    x: Any, data_format: str | None = None, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> Any:
+    """Normalises images as the pretrained weights expect: `(x / 255 - mean) / std`, channel by channel.
 
-    This is the "torch" mode of `keras.applications.imagenet_utils.preprocess_input`, except that the input is never
-    written over and that integer tensors are accepted too.
+    With ImageNet's mean and deviation this is the "torch" mode of `keras.applications.imagenet_utils.preprocess_input`,
+    except that the input is never written over and that integer tensors are accepted too.
 
     Args:
-        x: RGB images with values in [0, 255], shape (height, width, 3) or (batch, height, width, 3), of any integer or
-            floating-point dtype: a NumPy array, a tensor of the backend, a symbolic `keras.KerasTensor`, or, on every
-            backend, a TensorFlow tensor inside `tf.data.Dataset.map`.
+        x: images with values in [0, 255], shape (height, width, channels) or (batch, height, width, channels), of any
+            integer or floating-point dtype: a NumPy array, a tensor of the backend, a symbolic `keras.KerasTensor`,
+            or, on every backend, a TensorFlow tensor inside `tf.data.Dataset.map`.
         data_format: None or "channels_last". None means `keras.config.image_data_format()`.
+        mean, std: one number for each channel, of pixels scaled to 0..1; ImageNet's unless given.
 
     Returns:
-        The normalised images, about -2.1 to 2.6, in the shape of `x` and in `keras.config.floatx()` (float32 unless
-        changed): a NumPy array for a NumPy array, a tensor for a tensor.
+        The normalised images, about -2.1 to 2.6 with ImageNet's, in the shape of `x` and in `keras.config.floatx()`
+        (float32 unless changed): a NumPy array for a NumPy array, a tensor for a tensor.
 
     Raises:
-        ValueError: if the data format is not channels last, or the last axis of `x` has not 3 channels.
+        ValueError: if the data format is not channels last, or the last axis of `x` has another number of channels.
     """
     data_format = data_format or keras.config.image_data_format()
     if data_format != "channels_last":
@@ -54,20 +72,24 @@ def preprocess_input(x: Any, data_format: str | None = None) -> Any:
             f"supports. Received: data_format={data_format}. Transpose the images to (height, width, 3), or call "
             "`keras.config.set_image_data_format('channels_last')`."
         )
-    if x.shape[-1] not in (3, None):
-        raise ValueError(
-            f"`preprocess_input` expects RGB images, 3 channels on the last axis. Received shape: {x.shape}"
-        )
+    if x.shape[-1] not in (len(mean), None):
+        kind = "RGB images, 3 channels" if tuple(mean) == MEAN else f"images of {len(mean)} channels"
+        raise ValueError(f"`preprocess_input` expects {kind} on the last axis. Received shape: {x.shape}")
 
     if isinstance(x, np.ndarray):
-        # It is copied because Keras writes its result over a floating-point input.
+        # In this order Keras' own function computes, to the last digit.
         copy = np.array(x, dtype=keras.config.floatx())
-        return keras.applications.imagenet_utils.preprocess_input(copy, data_format, mode="torch")
+        copy /= 255.0
+        copy -= np.array(mean, copy.dtype)
+        copy /= np.array(std, copy.dtype)
+        return copy
     # Keras' own function fails on integer tensors and changes PyTorch's in place. This layer does neither, and works
     # inside tf.data on every backend. Its constants have three axes because it would reorder a vector under a global
     # "channels_first".
-    mean, std = np.reshape(MEAN, (1, 1, 3)), np.reshape(STD, (1, 1, 3))
-    rescale = keras.layers.Rescaling((1 / (255 * std)).tolist(), (-mean / std).tolist(), dtype=keras.config.floatx())
+    means, deviations = np.reshape(mean, (1, 1, -1)), np.reshape(std, (1, 1, -1))
+    rescale = keras.layers.Rescaling(
+        (1 / (255 * deviations)).tolist(), (-means / deviations).tolist(), dtype=keras.config.floatx()
+    )
     return rescale(x)
 
 
@@ -109,7 +131,7 @@ def _decode_image(file: IO[bytes], name: str) -> np.ndarray:
     try:
         with Image.open(file) as image:
             kind = f"{image.format} image"
-            return np.array(_convert_to_rgb(ImageOps.exif_transpose(image)))
+            return rgb_array(image)
     except UnidentifiedImageError as error:
         file.seek(0)
         start = file.read(12)
@@ -130,6 +152,15 @@ def _decode_image(file: IO[bytes], name: str) -> np.ndarray:
             f"{name} is a damaged or unsupported {kind}: {error}. "
             "Fetch it again, or save it as an 8-bit RGB JPEG or PNG file."
         ) from error
+
+
+def rgb_array(image: Image.Image) -> np.ndarray:
+    """A Pillow image as `load_image` gives a file: uint8 (height, width, 3), RGB, its EXIF orientation applied.
+
+    Raises:
+        ValueError: it is of a kind that has no agreed 8-bit RGB form.
+    """
+    return np.array(_convert_to_rgb(ImageOps.exif_transpose(image)))
 
 
 def _convert_to_rgb(image: Image.Image) -> Image.Image:
@@ -185,8 +216,17 @@ def resize_and_crop(image: np.ndarray, size: Sequence[int] = (224, 224), crop_fr
     scaled_height, scaled_width = _scaled_size(image.shape[:2], (height, width), crop_fraction)
     top = round((scaled_height - height) / 2)
     left = round((scaled_width - width) / 2)
-    scaled = Image.fromarray(image).resize((scaled_width, scaled_height), Image.Resampling.BICUBIC)
-    return np.array(scaled.crop((left, top, left + width, top + height)))
+    picture = Image.fromarray(image)
+    if scaled_height * scaled_width <= MAX_SCALED_PIXELS:
+        scaled = picture.resize((scaled_width, scaled_height), Image.Resampling.BICUBIC)
+        return np.array(scaled.crop((left, top, left + width, top + height)))
+    # Of an image a thousand times as wide as high, all of it scaled would take gigabytes. Pillow scales rows first,
+    # then columns, and so does this with what is kept; it rounds a box's ends, so that single values differ by 1.
+    across, down = image.shape[1] / scaled_width, image.shape[0] / scaled_height
+    columns = (left * across, 0, min((left + width) * across, image.shape[1]), image.shape[0])
+    rows = (0, top * down, width, min((top + height) * down, image.shape[0]))
+    picture = picture.resize((width, image.shape[0]), Image.Resampling.BICUBIC, columns)
+    return np.array(picture.resize((width, height), Image.Resampling.BICUBIC, rows))
 
 
 def _scaled_size(image_size: Sequence[int], size: Sequence[int], crop_fraction: float) -> list[int]:
@@ -203,7 +243,7 @@ def _scaled_size(image_size: Sequence[int], size: Sequence[int], crop_fraction: 
 
 
 def preprocess_image(
-    image: str | os.PathLike[str] | IO[bytes] | np.ndarray,
+    image: str | os.PathLike[str] | IO[bytes] | np.ndarray | Image.Image,
     size: Sequence[int] = (224, 224),
     crop_fraction: float = 0.95,
 ) -> np.ndarray:
@@ -215,7 +255,8 @@ def preprocess_image(
     crop_pct=crop_fraction, mean=MEAN, std=STD)` but for the axes' order and float32 rounding.
 
     Args:
-        image: path or binary file object of an image, or a uint8 array of shape (height, width, 3), RGB, 0..255.
+        image: path or binary file object of an image, a Pillow image, or a uint8 array of shape (height, width, 3),
+            RGB, 0..255.
         size: (height, width) of the network's input.
         crop_fraction: share of the scaled image's side that the crop keeps, 0 < crop_fraction <= 1.
 
@@ -227,7 +268,9 @@ def preprocess_image(
         ImageError, OSError, TypeError: as `load_image`.
         ValueError: as `resize_and_crop` and `preprocess_input`.
     """
-    if not isinstance(image, np.ndarray):
+    if isinstance(image, Image.Image):
+        image = rgb_array(image)
+    elif not isinstance(image, np.ndarray):
         image = load_image(image)
     return preprocess_input(resize_and_crop(image, size, crop_fraction))
 
@@ -244,31 +287,14 @@ def imagenet_labels() -> tuple[tuple[str, str], ...]:
     return tuple((wordnet_id, name) for wordnet_id, name in (line.split(" ") for line in lines))
 
 
-def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Class names from a UTF-8 text file with one in each line.
-
-    Raises:
-        ValueError: the file is not UTF-8.
-        OSError: it cannot be read.
-    """
-    try:
-        # Windows' editors put a byte order mark before the first name.
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} should hold class names as UTF-8 text, one in each line: {error}") from error
-    # `splitlines` is not used, as it also splits at characters that may stand in a name.
-    return tuple(text.rstrip("\n").split("\n"))
-
-
-def decode_predictions(
-    preds: Any, top: int = 5, labels: Sequence[str] | None = None
-) -> list[list[tuple[str, str, float]]]:
+def decode_predictions(preds: Any, top: int = 5, labels: Labels | None = None) -> list[list[tuple[str, str, float]]]:
     """Names the classes with the highest scores, as `keras.applications.imagenet_utils.decode_predictions` does.
 
     Args:
         preds: scores of shape (samples, classes), probabilities or logits: a NumPy array or a tensor of the backend.
         top: how many classes to return for each sample; more than there are gives all.
-        labels: names (`str`) of the classes in the order of the scores. None means ImageNet's 1000.
+        labels: names of the classes in the order of the scores, or what else `labels.class_names` takes. None means
+            ImageNet's 1000.
 
     Returns:
         A list with, for each sample, a list of `top` tuples (class id, name, score), highest score first, equal scores
@@ -276,15 +302,13 @@ def decode_predictions(
         0.93)`, and the class' index as a string for labels of your own, `("3", "cat", 0.93)`. Scores are `float`.
 
     Raises:
-        ValueError: if `preds` is not of shape (samples, number of labels), or `top` under 1.
-        TypeError: if `top` is not an integer or a label not a string.
+        ValueError: if `preds` is not of shape (samples, number of labels), `top` under 1, or `labels` unfit.
+        TypeError: if `top` is not an integer.
     """
     if labels is None:
         classes = imagenet_labels()
     else:
-        classes = tuple((str(index), label) for index, label in enumerate(labels))
-        if not all(isinstance(label, str) for _, label in classes):
-            raise TypeError(f"`labels` must be a list of strings. Received: {list(labels)[:3]}...")
+        classes = tuple((str(index), label) for index, label in enumerate(class_names(labels)))
     if len(preds.shape) != 2 or preds.shape[1] != len(classes):
         raise ValueError(
             "`decode_predictions` expects a batch of predictions (i.e. a 2D array of shape "

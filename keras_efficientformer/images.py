@@ -1,17 +1,27 @@
 """Finds and reads the images that a network or an export is measured on, or makes seeded ones. Room: top level."""
 
+import collections
+import contextlib
+import functools
+import importlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from keras_efficientformer.imagenet import load_image, resize_and_crop
+from keras_efficientformer.errors import listing
+from keras_efficientformer.imagenet import load_image, resize_and_crop, rgb_array
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+# Pillow opens these too: containers of other data, films, and drawings that other programs have to render.
+NOT_PICTURES = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
 SEEDED_IMAGES = 4
+LUMINANCE = np.array([0.299, 0.587, 0.114], "float32")
+# In the dictionaries that datasets give, images are called so.
+IMAGE_KEYS = ("image", "images")
 
 
 def seeded_images(input_shape: tuple[int, int, int]) -> np.ndarray:
@@ -45,18 +55,45 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
         raise FileNotFoundError(f"{folder} is not a folder of images.")
     files = image_files(folder)
     if not files:
-        raise ValueError(f"{folder} holds no images: expected files ending in {', '.join(IMAGE_SUFFIXES)}.")
+        raise ValueError(f"{folder} holds no images: expected files ending in .jpg, .png or as others of Pillow's.")
     return files
 
 
 def image_files(folder: Path) -> list[Path]:
     """Files of images in a folder and the folders below it, by their names; hidden ones are left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
+    return [path for path in _files(folder) if path.suffix.lower() in image_suffixes()]
+
+
+def count_other_files(folder: str | os.PathLike[str]) -> dict[str, int]:
+    """How many files in a folder and below it are left out, by their suffixes: those that are called as no image."""
+    suffixes = (path.suffix.lower() for path in _files(Path(folder)))
+    return dict(collections.Counter(suffix for suffix in suffixes if suffix not in image_suffixes()).most_common())
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files in a folder and below it, by their names; links to folders are followed, into each folder once."""
+    found: list[Path] = []
+    seen = {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        visible = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(folders) if name[0] != "."}
+        # A folder that has two names here is gone into under the first.
+        new = {real: name for name, real in reversed(visible.items()) if real not in seen}
+        folders[:] = new.values()
+        seen |= new.keys()
+        found += [Path(place, name) for name in names if name[0] != "."]
+    return sorted(path for path in found if path.is_file())
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of the files that Pillow reads as images, e.g. ".jpg"; HEIC's where pillow-heif is installed."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    return frozenset(
+        suffix
+        for suffix, kind in Image.registered_extensions().items()
+        if kind in Image.OPEN and kind not in NOT_PICTURES
     )
 
 
@@ -68,7 +105,8 @@ def read_images(
     Args:
         images: a folder, searched recursively, whose files are resized and cropped as for evaluation; or an array
             (number, height, width, channels), or an iterable of images (height, width, channels) or of batches of them,
-            such as a `tf.data.Dataset`, with labels or without. Values in 0..255.
+            such as a `tf.data.Dataset`, with labels or without, or of dictionaries with an "image". Values in 0..255.
+            Pillow's images are resized and cropped as files are.
         input_shape: (height, width, channels).
         limit: how many to take at most, evenly spread over a folder's files, else the first.
 
@@ -85,33 +123,65 @@ def read_images(
         files = [
             files[index] for index in np.unique(np.linspace(0, len(files) - 1, min(limit, len(files))).astype(int))
         ]
-        return _stacked([resize_and_crop(load_image(path), input_shape[:2]) for path in files], input_shape)
+        pixels = [resize_and_crop(load_image(path), input_shape[:2]) for path in files]
+        return _stacked(pixels, input_shape).astype("float32")
     if not isinstance(images, Iterable):
         raise TypeError(f"Images are a folder, an array or an iterable of arrays. Received: {images!r}")
-    found = _stacked(list(itertools.islice(_single_images(images), limit)), input_shape)
-    _check_values(found)
-    return found
+    found = _stacked(list(itertools.islice(_single_images(images, input_shape[:2]), limit)), input_shape)
+    check_raw(found)
+    return found.astype("float32")
 
 
 def _stacked(arrays: Sequence[np.ndarray], input_shape: tuple[int, int, int]) -> np.ndarray:
     if not arrays or any(array.shape != input_shape for array in arrays):
         shapes = sorted({array.shape for array in arrays}) or "none"
         raise ValueError(f"Images of the shape {input_shape}, values in 0..255, are needed. Received: {shapes}")
-    return np.stack(arrays).astype("float32")
+    return np.stack(arrays)
 
 
-def _single_images(images: Iterable[Any]) -> Iterator[np.ndarray]:
+def _single_images(images: Iterable[Any], size: tuple[int, int]) -> Iterator[np.ndarray]:
     """Images (height, width, channels), one by one, of an iterable of them or of batches, labels left out."""
     for item in images:
-        with_labels = isinstance(item, tuple | list) and np.ndim(item[0]) >= 3
-        array = np.asarray(item[0] if with_labels else item, "float32")
+        found = item
+        if isinstance(item, Mapping):
+            found = next((item[name] for name in IMAGE_KEYS if name in item), None)
+            if found is None:
+                expected = " or ".join(map(repr, IMAGE_KEYS))
+                received = listing(list(map(repr, item)))
+                raise ValueError(f"Images given as dictionaries have {expected}. Received: {received}")
+        elif isinstance(item, tuple | list) and (isinstance(item[0], Image.Image) or np.ndim(item[0]) >= 3):
+            found = item[0]
+        if isinstance(found, Image.Image):
+            found = resize_and_crop(rgb_array(found), size)
+        array = np.asarray(found)
         yield from array if array.ndim == 4 else [array]
 
 
-def _check_values(images: np.ndarray) -> None:
+def of_channels(images: np.ndarray, channels: int) -> np.ndarray:
+    """RGB images, float32 (number, height, width, 3) in 0..255, as those of a network of so many channels.
+
+    For one channel that is their luminance, as Pillow's mode "L" has it (ITU-R 601).
+
+    Raises:
+        ValueError: photographs have no such channels.
+    """
+    if channels == images.shape[-1]:
+        return images
+    if channels != 1:
+        raise ValueError(f"Photographs have three channels or, in grey, one, and the model takes {channels}.")
+    return np.round(images @ LUMINANCE)[..., None].astype("float32")
+
+
+def check_raw(images: np.ndarray) -> None:
+    """Raises ValueError for images that somebody has scaled or normalised: raw pixels are 0..255, bright or dark.
+
+    Args:
+        images: an array of any shape, of any integer or floating-point dtype.
+    """
     lowest, highest = float(images.min()), float(images.max())
-    # Pictures that are black but for a value of one are none; those that somebody has scaled or normalised are many.
-    if not (lowest >= 0 and 1 < highest <= 255):
+    # Whole numbers are raw even where they are dark. Of others, an image that is not all black reaches 1 at least.
+    is_scaled = images.dtype.kind == "f" and 0 < highest <= 1
+    if is_scaled or not 0 <= lowest <= highest <= 255:
         raise ValueError(
             f"Raw RGB images, values in 0..255, are needed, neither scaled nor normalised. Received: values in "
             f"{lowest:g}..{highest:g}"

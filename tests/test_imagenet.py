@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -625,3 +626,31 @@ def test_decode_predictions_errors():
             decode_predictions(np.zeros((1, 1000)), top=top)
     with pytest.raises(TypeError):
         decode_predictions(np.zeros((1, 1000)), top=2.5)
+
+
+@pytest.mark.parametrize("shape", [(1, 20000), (20000, 1), (3, 6000), (2, 1500)])
+def test_thin_images(shape, monkeypatch):
+    """A thin image takes no gigabytes: only what is kept is scaled, as all of it would be."""
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype("uint8")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = resize_and_crop(image)
+    assert found.shape == (224, 224, 3)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600e3  # KiB
+    # The centre alone, with room around it, is scaled whole.
+    monkeypatch.setattr(imagenet, "MAX_SCALED_PIXELS", 0)
+    part = np.random.default_rng(1).integers(0, 256, (90, 160, 3)).astype("uint8")
+    boxed = resize_and_crop(part).astype(int)
+    monkeypatch.undo()
+    assert np.abs(boxed - resize_and_crop(part)).max() <= 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_scaled_box_is_the_box_of_the_scaled(seed, monkeypatch):
+    numbers = np.random.default_rng(seed)
+    image = numbers.integers(0, 256, (*numbers.integers(1, 300, 2), 3)).astype("uint8")
+    size, crop = tuple(numbers.integers(1, 200, 2)), float(numbers.choice([1.0, 0.95, 0.5]))
+    expected = resize_and_crop(image, size, crop).astype(int)
+    monkeypatch.setattr(imagenet, "MAX_SCALED_PIXELS", 0)
+    difference = np.abs(resize_and_crop(image, size, crop) - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.01

@@ -6,7 +6,7 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_efficientformer.imagenet import ImageError, resize_and_crop
-from keras_efficientformer.images import find_images, read_images, seeded_images
+from keras_efficientformer.images import count_other_files, find_images, read_images, seeded_images
 
 SHAPE = (40, 56, 3)
 
@@ -57,12 +57,37 @@ def test_hidden_files_are_left_out(folder):
     assert find_images(folder) == before
 
 
+def test_other_kinds_of_images(tmp_path):
+    """All that Pillow opens as a picture, whatever the case of the name; the rest is counted."""
+    image = Image.fromarray(np.full((50, 60, 3), 90, "uint8"))
+    names = ("a.jfif", "b.JPE", "c.ppm", "d.avif", "e.jp2", "f.tga", "g.ico", "h.dib")
+    for name in names:
+        image.save(tmp_path / name, format={".jfif": "JPEG", ".jpe": "JPEG"}.get(name[1:].lower()))
+    for name in ("notes.txt", "more.TXT", "film.mpg", "drawing.eps", "table.h5", "plain"):
+        (tmp_path / name).write_text("no image")
+    (tmp_path / ".hidden.txt").write_text("hidden")
+    assert [path.name for path in find_images(tmp_path)] == list(names)
+    assert colours(read_images(tmp_path, SHAPE, limit=10)) == [3] * len(names)
+    assert count_other_files(tmp_path) == {".txt": 2, ".mpg": 1, ".eps": 1, ".h5": 1, "": 1}
+
+
+def test_linked_folders_are_followed_once(folder, tmp_path_factory):
+    linked = tmp_path_factory.mktemp("linked")
+    (linked / "one").symlink_to(folder, target_is_directory=True)
+    (folder / "c" / "round").symlink_to(folder, target_is_directory=True)
+    (folder / "z_again").symlink_to(folder / "c", target_is_directory=True)
+    assert [path.relative_to(linked / "one").as_posix() for path in find_images(linked)] == [
+        path.relative_to(folder).as_posix() for path in find_images(folder)
+    ]
+    assert len(find_images(folder)) == 7
+
+
 def test_find_images_errors(folder):
     with pytest.raises(FileNotFoundError, match="missing is not a folder of images"):
         find_images(folder / "missing")
     with pytest.raises(FileNotFoundError, match=r"a\.png is not a folder of images"):
         find_images(folder / "a.png")
-    with pytest.raises(ValueError, match=r"folder\.png holds no images: expected files ending in \.jpg, \.jpeg"):
+    with pytest.raises(ValueError, match=r"folder\.png holds no images: expected files ending in \.jpg, \.png"):
         find_images(folder / "folder.png")
 
 
@@ -125,8 +150,22 @@ def test_unfit_arrays(images, words):
         lambda images: list(zip(images, range(3), strict=True)),
         lambda images: [[image[None]] for image in images],
         lambda images: tf.data.Dataset.from_tensor_slices((images, range(3))).batch(2),
+        lambda images: [{"image": images[:2], "label": [0, 1]}, {"image": images[2:], "label": [2]}],
+        lambda images: [{"image": Image.fromarray(image.astype("uint8")), "label": 0} for image in images],
+        lambda images: [Image.fromarray(image.astype("uint8")).resize((112, 80)) for image in images],
+        lambda images: [(Image.fromarray(image.astype("uint8")), 0) for image in images],
     ],
-    ids=["batches", "labelled batches", "labelled", "TFLite's representative dataset", "tf.data"],
+    ids=[
+        "batches",
+        "labelled batches",
+        "labelled",
+        "TFLite's representative dataset",
+        "tf.data",
+        "dictionaries",
+        "dictionaries of Pillow's images",
+        "Pillow's images of another size",
+        "labelled images of Pillow's",
+    ],
 )
 def test_read_datasets(arrange):
     assert colours(read_images(arrange(constant_images(0, 30, 60)), SHAPE, limit=10)) == [0, 1, 2]
@@ -138,6 +177,11 @@ def test_images_that_are_not_raw(scale):
         ValueError, match=r"values in 0\.\.255, are needed, neither scaled nor normalised. Received: val"
     ):
         read_images(scale(constant_images(0, 255)), SHAPE, limit=10)
+
+
+def test_dictionaries_without_an_image():
+    with pytest.raises(ValueError, match=r"'image' or 'images'\. Received: 'pixel_values', 'label'"):
+        read_images([{"pixel_values": np.zeros(SHAPE), "label": 0}], SHAPE, limit=10)
 
 
 @pytest.mark.parametrize("images", [3, None])
