@@ -1,26 +1,29 @@
-"""Opens models and exported files as classifiers, which all take raw RGB pixels and give scores. Room: top level.
+"""Opens models and exported files as classifiers, which all take raw pixels and give scores. Room: top level.
 
 A Keras model, a checkpoint of any dialect, a .tflite file and a Core ML package are used alike, so that the commands
-`predict` and `evaluate` need not know which they have.
+`predict` and `evaluate` need not know which they have. How raw pixels go in is what the model or the file itself says.
 """
 
-import json
 import os
-import zipfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import keras
 import numpy as np
 
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
-from keras_efficientformer.deploy.tflite.metadata import LABELS_FILE
+from keras_efficientformer.deploy.file_facts import FileFacts
+from keras_efficientformer.deploy.network.fuse import check_whole
+from keras_efficientformer.deploy.report_sidecar import check_sidecar
+from keras_efficientformer.deploy.tflite.metadata import read_facts
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
-from keras_efficientformer.imagenet import preprocess_input
+from keras_efficientformer.layers.image_normalization import model_inputs
+from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.models.opening import open_model
 
 # Exported files call the scores of the classes one of these.
 SCORES = ("probabilities", "classLabel_probs", "logits", "scores")
+EMBEDDINGS = ("embedding", "features")
 
 
 class Classifier(Protocol):
@@ -28,95 +31,93 @@ class Classifier(Protocol):
 
     Attributes:
         size: (height, width) of the images that it takes.
-        labels: names of the classes in the order of the scores, or None where the file has none.
+        channels: of those images.
+        labels: names of the classes in the order of the scores, or None where it does not know them.
+        output: "scores" of classes; or what it gives in their place, "embedding" or "features".
     """
 
     size: tuple[int, int]
-    labels: list[str] | None
+    channels: int
+    labels: tuple[str, ...] | None
+    output: str
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
-        """Raw RGB images, float32 (batch, height, width, 3) in 0..255 -> scores, float32 (batch, classes)."""
+        """Raw images, float32 (batch, height, width, channels) in 0..255 -> float32 scores (batch, classes), or what
+        `output` says."""
 
 
 class KerasClassifier:
-    """A Keras model; of two heads, the one that was trained on labels."""
+    """A Keras model; of two heads, the one that was trained on labels.
 
-    labels: list[str] | None = None
+    Raises:
+        ValueError: it is no EfficientFormer of this package alone, so that nobody knows how its images are prepared.
+    """
 
     def __init__(self, model: keras.Model) -> None:
+        check_whole(model)
         self._model = model
         self.size: tuple[int, int] = tuple(model.inputs[0].shape[1:3])
+        self.channels = int(model.inputs[0].shape[3])
+        self.labels = labels_of(model)
+        shape = model.outputs[0].shape
+        classifies = any(layer.name == "head" for layer in model.layers)
+        self.output = "scores" if classifies else "embedding" if len(shape) == 2 else "features"
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
-        scores = self._model.predict(preprocess_input(pixels), verbose=0)
+        scores = self._model.predict(model_inputs(self._model, pixels), verbose=0)
         return scores[0] if isinstance(scores, list) else scores
 
 
 class FileClassifier:
-    """A .tflite file or a Core ML package; its sidecar has the labels and says whether the file normalises by itself.
-
-    Without one, labels are those in a .tflite file itself, and it is taken to normalise, as exports do by default.
+    """A .tflite file or a Core ML package.
 
     Args:
         model: the opened file.
-        path: the file's path, beside which its sidecar stands.
+        facts: what it says of itself.
 
     Raises:
-        ValueError: the sidecar is no report of an export.
+        ValueError: it does not say how images are prepared for it, or gives neither scores of classes nor an embedding.
     """
 
-    def __init__(self, model: LiteRTModel | CoreMLModel, path: str | os.PathLike[str]) -> None:
+    def __init__(self, model: LiteRTModel | CoreMLModel, facts: FileFacts | None) -> None:
         self._model = model
-        self.size = model.input_shape[:2]
-        report = _read_report(Path(path).with_suffix(".json"))
-        self.labels: list[str] | None = report.get("labels") or _embedded_labels(path)
-        self._preprocessing = report.get("preprocessing", True)
+        self.size, self.channels = model.input_shape[:2], model.input_shape[2]
+        if facts is None or not facts.mean:
+            raise ValueError(
+                f"{model.path} does not say how raw pixels are prepared for it: it has no metadata of their "
+                "normalisation. Export the model again, or run it with code of your own."
+            )
+        self._facts = facts
+        names = [output.name for output in model.outputs]
+        found = [name for name in (*SCORES, *EMBEDDINGS) if name in names]
+        if not found:
+            raise ValueError(
+                f"{model.path} has no output of classes: expected one of {', '.join(SCORES)}. Found: {', '.join(names)}"
+            )
+        # A Core ML classifier also names the class; files with feature maps have those first.
+        self._output = found[0]
+        self.output = "scores" if found[0] in SCORES else found[0]
+        self.labels = getattr(model, "labels", None) or facts.labels
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
-        outputs = self._model.predict(pixels if self._preprocessing else preprocess_input(pixels))
-        # A Core ML classifier also names the class; files with feature maps have those first.
-        return next(outputs[name] for name in SCORES if name in outputs)
+        return self._model.predict(self._facts.inputs(pixels))[self._output]
 
 
-def _read_report(sidecar: Path) -> dict[str, Any]:
-    """What an export wrote beside its file; empty where there is none."""
-    if not sidecar.exists():
-        return {}
-    try:
-        report = json.loads(sidecar.read_text(encoding="utf-8"))
-    except ValueError:
-        report = None
-    if not isinstance(report, dict):
-        raise ValueError(
-            f"{sidecar} is not the report that an export writes beside its file, which says how the file takes images. "
-            "Bring the report again, or move this one away."
-        )
-    return report
-
-
-def _embedded_labels(path: str | os.PathLike[str]) -> list[str] | None:
-    """The labels in a .tflite file; None where there are none."""
-    if not (os.path.isfile(path) and zipfile.is_zipfile(path)):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(LABELS_FILE).decode().split("\n") if LABELS_FILE in archive.namelist() else None
-
-
-def open_classifier(source: str | os.PathLike[str], input_shape: tuple[int, int, int] | None = None) -> Classifier:
+def open_classifier(source: str | os.PathLike[str], input_shape: tuple[int, ...] | None = None) -> Classifier:
     """The classifier that a file or a name stands for.
 
     Args:
         source: a `.tflite` file, an `.mlpackage`, or anything that `open_model` takes.
-        input_shape: (h, w, 3) for a Keras model; None means its own.
+        input_shape: (h, w) or (h, w, channels) for a Keras model; None means its own.
 
     Raises:
-        ValueError: the file is unfit, or its sidecar is no report of an export.
+        ValueError: the file is unfit, or the report beside it is another file's.
         OSError: the file is missing or cannot be read.
         ImportError: the file needs LiteRT, coremltools or PyTorch, which is not installed.
     """
     suffix = Path(source).suffix
-    if suffix == ".tflite":
-        return FileClassifier(LiteRTModel(source), source)
-    if suffix == ".mlpackage":
-        return FileClassifier(CoreMLModel(source), source)
-    return KerasClassifier(open_model(source, input_shape))
+    if suffix not in (".tflite", ".mlpackage"):
+        return KerasClassifier(open_model(source, input_shape))
+    file: LiteRTModel | CoreMLModel = LiteRTModel(source) if suffix == ".tflite" else CoreMLModel(source)
+    check_sidecar(source)
+    return FileClassifier(file, read_facts(source) if isinstance(file, LiteRTModel) else file.facts)

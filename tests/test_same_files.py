@@ -1,8 +1,9 @@
-"""Tests that exports give byte for byte the files of the version at commit 249a86f, and that its .keras files load.
+"""Tests that exports give byte for byte the files that are recorded, and that .keras files of commit 249a86f load.
 
-Two small networks, one of each family, were saved and exported once by that version; `data/exported_before.json` holds
-what came out, and `data/make_exported_before.py` is what wrote it. Of a Core ML package the program is compared without
-the date of its making, which coremltools writes into it, and the manifest, whose identifiers are random, not at all.
+Two small networks, one of each family, were saved by that version; `data/exported_before.json` holds what their exports
+gave when the files were last meant to change, and `data/make_exported_before.py` is what wrote it. Of a Core ML package
+the program is compared without the date of its making, which coremltools writes into it, and the manifest, whose
+identifiers are random, not at all.
 
 To save time, 15 of the 34 recorded exports are made; with the environment variable EVERY_EXPORT=1 all of them.
 """

@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from keras_efficientformer.cli.options import Json, track
+from keras_efficientformer.cli.options import Json, left_out, track
 from keras_efficientformer.cli.options import output as console
-from keras_efficientformer.imagenet import read_labels
 from keras_efficientformer.reporting import facts_table
 from keras_efficientformer.training import EvaluationReport
 from keras_efficientformer.training import evaluate as evaluate_model
@@ -32,9 +31,9 @@ def evaluate(
     report = evaluate_model(
         model,
         folder,
-        labels=read_labels(labels) if labels else None,
+        labels=labels,
         ground_truth=ground_truth,
-        input_shape=(size, size, 3) if size else None,
+        input_shape=(size, size) if size else None,
         crop_fraction=crop,
         batch_size=batch_size,
         skip_bad=skip_bad,
@@ -46,10 +45,11 @@ def evaluate(
 def _evaluation_table(report: EvaluationReport) -> Table:
     table = facts_table(Path(report.model).name)
     table.add_row("images", f"{report.images:,}")
+    table.add_row("folders taken", report.classes_from)
     table.add_row("top-1", f"{report.scores.top1:.2%}")
     table.add_row("top-5", f"{report.scores.top5:.2%}")
     table.add_row("images per second", f"{report.images_per_second:,.1f}")
-    table.add_row("left out", f"{len(report.skipped)} unreadable images")
+    table.add_row("left out", left_out(report.skipped, report.other_files))
     classes = sorted(report.to_dict()["classes"], key=lambda row: row["top1"])
     for row in classes[:WORST_SHOWN]:
         table.add_row(row["label"], f"{row['top1']:.1%} of {row['images']}")

@@ -7,7 +7,7 @@ import typer
 
 from keras_efficientformer.cli.options import (
     Json,
-    Labels,
+    LabelsFile,
     MaxDifference,
     Model,
     Overwrite,
@@ -26,7 +26,7 @@ def export_coreml_command(
     path: Annotated[Path, typer.Argument(help="The .mlpackage, or an existing folder to name it in.")] = Path("."),
     precision: Annotated[str, choice(COREML_PRECISIONS, "Arithmetic.")] = "float16",
     compress: Annotated[str, choice(COMPRESSIONS, "Of the weights.")] = "none",
-    labels: Labels = None,
+    labels: LabelsFile = None,
     size: Size = None,
     minimum_ios: Annotated[int, choice(TARGETS, "Oldest system that opens it.")] = 16,
     image_input: Annotated[bool, typer.Option("--image/--array", help="Type of the input: image or float32.")] = True,

@@ -7,7 +7,7 @@ import typer
 
 from keras_efficientformer.cli.options import (
     Json,
-    Labels,
+    LabelsFile,
     MaxDifference,
     Model,
     Overwrite,
@@ -25,7 +25,7 @@ def export_tflite_command(
     path: Annotated[Path, typer.Argument(help="The .tflite file, or an existing folder.")],
     quantize: Annotated[str, choice(MODES, "Quantization.")] = "none",
     calibration: Annotated[Path | None, typer.Option(help="Folder of images to measure ranges and errors on.")] = None,
-    labels: Labels = None,
+    labels: LabelsFile = None,
     size: Size = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one inference.")] = 1,
     io: Annotated[str, choice(IO_TYPES, "Type of input and output.")] = "float32",

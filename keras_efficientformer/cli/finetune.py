@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from keras_efficientformer.classifiers import open_classifier
-from keras_efficientformer.cli.options import Json, choice, errors, image_sides, track
+from keras_efficientformer.cli.options import Json, LabelsFile, choice, errors, image_sides, left_out, track
 from keras_efficientformer.cli.options import output as console
 from keras_efficientformer.reporting import facts_table
 from keras_efficientformer.training import FineTuneConfig, FineTuneReport
@@ -75,6 +75,7 @@ def finetune(
         str | None, typer.Option(help=r"TOML file with a table \[finetune], or imagenet: the paper's recipe.")
     ] = None,
     validation: Annotated[Path | None, typer.Option(help="Another folder of the same classes.")] = None,
+    labels: LabelsFile = None,
     teacher: Annotated[str | None, typer.Option(help="Model to distil from: as for --model.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     as_json: Json = False,
@@ -88,6 +89,7 @@ def finetune(
         folder,
         output,
         validation=validation,
+        labels=labels,
         teacher=_open_teacher(teacher),
         config=chosen,
         resume=resume,
@@ -111,6 +113,6 @@ def _finetune_table(report: FineTuneReport, output: Path) -> Table:
     if report.scores:
         table.add_row("validation top-1", f"{report.scores.top1:.2%}")
         table.add_row("validation top-5", f"{report.scores.top5:.2%}")
-    table.add_row("left out", f"{len(report.skipped)} unreadable images")
+    table.add_row("left out", left_out(report.skipped, report.other_files))
     table.add_row("more", ", ".join(str(output / name) for name in ("report.json", "curves.png", "confusion.png")))
     return table

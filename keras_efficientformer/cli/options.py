@@ -1,7 +1,7 @@
 """What the commands share: consoles, options that mean the same everywhere, and how they open a model. Room: cli."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -30,7 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 Size = Annotated[str | None, typer.Option(help="Input size, 224 or 160x224 (height x width). Default: its own.")]
 MaxDifference = Annotated[float | None, typer.Option(help="Write nothing beyond it. Default: the mode's.")]
-Labels = Annotated[Path | None, typer.Option(help="Text file with one class name in each line.")]
+LabelsFile = Annotated[Path | None, typer.Option(help="Text file with one class name in each line.")]
 
 
 def choice(names: Iterable[str | int], meaning: str) -> Any:
@@ -50,9 +50,9 @@ def open_keras(source: str, size: str | None) -> keras.Model:
     return open_model(source, image_shape(size), progress=partial(track, description="Loading weights"))
 
 
-def image_shape(size: str | None) -> tuple[int, int, int] | None:
-    """(height, width, 3) of --size, in pixels; None where it is not given."""
-    return None if size is None else (*image_sides(size), 3)
+def image_shape(size: str | None) -> tuple[int, int] | None:
+    """(height, width) of --size, in pixels; None where it is not given. The channels are the model's."""
+    return None if size is None else image_sides(size)
 
 
 def image_sides(text: str) -> tuple[int, int]:
@@ -66,6 +66,13 @@ def image_sides(text: str) -> tuple[int, int]:
 def track(sequence: Iterable[Tracked], description: str) -> Iterable[Tracked]:
     """The same items, with a progress bar on standard error where that is a terminal."""
     return progress_bar(sequence, description, console=errors, transient=True, disable=not errors.is_terminal)
+
+
+def left_out(skipped: Mapping[str, str], other_files: Mapping[str, int]) -> str:
+    """One line on the files of a folder that were left out."""
+    others = ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in list(other_files.items())[:5])
+    total = sum(other_files.values())
+    return f"{len(skipped)} unreadable images, {total} files that are none" + (f" ({others})" if others else "")
 
 
 def print_facts(report: dict[str, Any], as_json: bool, title: str) -> None:

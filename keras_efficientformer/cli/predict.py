@@ -9,9 +9,10 @@ import typer
 from rich.table import Column, Table
 
 from keras_efficientformer.classifiers import open_classifier
-from keras_efficientformer.cli.options import Json, Labels, Size, image_shape, output, track
-from keras_efficientformer.imagenet import decode_predictions, load_image, read_labels, resize_and_crop
-from keras_efficientformer.images import find_images
+from keras_efficientformer.cli.options import Json, LabelsFile, Size, image_shape, output, track
+from keras_efficientformer.imagenet import decode_predictions, load_image, resize_and_crop
+from keras_efficientformer.images import find_images, of_channels
+from keras_efficientformer.labels import class_names
 
 BATCH_SIZE = 32
 
@@ -20,7 +21,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     model: Annotated[str, typer.Option(help="As for convert, a .tflite file or an .mlpackage.")] = "l1",
     top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
-    labels: Labels = None,
+    labels: LabelsFile = None,
     size: Size = None,
     crop: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of the image that is looked at.")] = 0.95,
     as_json: Json = False,
@@ -28,19 +29,22 @@ def predict(
     """Classify photographs."""
     files = [file for path in images for file in (find_images(path) if path.is_dir() else [path])]
     network = open_classifier(model, image_shape(size))
-    names = list(read_labels(labels)) if labels else network.labels
+    if network.output == "features" or (network.output == "embedding" and not as_json):
+        raise ValueError(
+            f"{model} has no classifier: it gives {network.output}. With --json the embedding of each image is printed."
+        )
+    names = class_names(labels) if labels else network.labels
     results: dict[str, Any] = {}
     for start in track(range(0, len(files), BATCH_SIZE), "Classifying"):
         batch = files[start : start + BATCH_SIZE]
         pixels = np.stack([resize_and_crop(load_image(file), network.size, crop) for file in batch])
-        scores = network.predict(pixels.astype("float32"))
-        if scores.ndim != 2:
-            raise ValueError(f"{model} has no classifier: its output is of the shape {list(scores.shape[1:])}.")
+        scores = network.predict(of_channels(pixels.astype("float32"), network.channels))
         if not np.isfinite(scores).all():
             raise ValueError(f"{model} answers with scores that are not finite: its weights are damaged.")
-        results |= zip(map(str, batch), _decode(scores, top, names), strict=True)
+        rows = scores.tolist() if network.output == "embedding" else _decode(scores, top, names)
+        results |= zip(map(str, batch), rows, strict=True)
     if as_json:
-        print(json.dumps({file: [list(row) for row in rows] for file, rows in results.items()}, indent=2))
+        print(json.dumps(results, indent=2))
         return
     table = Table(Column("image", overflow="fold"), "class", "score")
     are_logits = any(not 0 <= score <= 1 for rows in results.values() for *_, score in rows)
@@ -51,8 +55,10 @@ def predict(
     output.print(table)
 
 
-def _decode(scores: np.ndarray, top: int, names: list[str] | None) -> list[list[tuple[str, str, float]]]:
+def _decode(scores: np.ndarray, top: int, names: tuple[str, ...] | None) -> list[list[tuple[str, str, float]]]:
     """[(class id, name, score), ...] of each image, the highest scores first."""
     if names is None and scores.shape[-1] != 1000:
-        names = [f"class {index}" for index in range(scores.shape[-1])]
+        names = tuple(f"class {index}" for index in range(scores.shape[-1]))
+    if names is not None:
+        names = class_names(names, scores.shape[-1])
     return decode_predictions(scores, top=top, labels=names)

@@ -3,6 +3,7 @@
 from keras_efficientformer.conversion.bindings import architecture_of
 from keras_efficientformer.conversion.checkpoint import (
     CheckpointInfo,
+    adapt_channels,
     infer_variant,
     read_checkpoint,
     write_checkpoint,
@@ -16,6 +17,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointInfo",
     "LoadReport",
+    "adapt_channels",
     "architecture_of",
     "infer_variant",
     "load_state_dict",

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_efficientformer.errors import listing
 from keras_efficientformer.layers.common import BiasedAttention, LayerScale
+from keras_efficientformer.layers.keras_quantization import check_not_quantized, has_lora
 from keras_efficientformer.layers.names import BODY_LAYERS, HEADS, STAGES
 from keras_efficientformer.layers.v1 import Stage
 from keras_efficientformer.layers.v2 import BlockV2, DownsampleV2, StageV2
@@ -33,6 +34,7 @@ class Binding:
         variable: the `keras.Variable`.
         resolution: of a "table", an attention's bias table: (height, width) of its token grid.
         positions: of a "table": its column for each pair of a query and a key, integers (queries, keys).
+        lora: of a kernel, its layer where Keras' LoRA is on it; else None.
     """
 
     name: str
@@ -40,6 +42,13 @@ class Binding:
     variable: Any
     resolution: tuple[int, int] | None = None
     positions: np.ndarray | None = None
+    lora: Any = None
+
+    @property
+    def value(self) -> np.ndarray:
+        """What it holds, float32 in Keras' layout; of a kernel with LoRA the sum that the layer computes with."""
+        value = self.variable if self.lora is None else self.lora.kernel
+        return np.asarray(keras.ops.convert_to_numpy(value), dtype="float32")
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
@@ -102,14 +111,20 @@ def bindings(model: keras.Model) -> list[Binding]:
     """Every variable of a model of this package, but for random generators' seeds, under timm's name for it.
 
     Raises:
-        ValueError: the model is not an EfficientFormer of this package, or has a variable that none has.
+        ValueError: the model is not an EfficientFormer of this package, was quantized by Keras, or has a variable that
+            none has.
     """
     layers = layers_of(model)
+    check_not_quantized(model)
     found = _BODIES[family_of(model)](layers)
     for head in HEADS:
         found += _dense(head, layers[head]) if head in layers else []
     bound = {id(binding.variable) for binding in found}
-    foreign = [variable.path for variable in model.weights if id(variable) not in bound and "seed" not in variable.path]
+    foreign = [
+        variable.path
+        for variable in model.weights
+        if id(variable) not in bound and not any(word in variable.path for word in ("seed", "lora_kernel"))
+    ]
     if foreign:
         raise ValueError(
             f"The model has variables that no EfficientFormer has: {listing(foreign)}. Convert the EfficientFormer "
@@ -239,11 +254,18 @@ def _scale(name: str, layer: LayerScale) -> Binding:
 
 
 def _conv(name: str, layer: keras.layers.Layer, kind: str = "conv") -> list[Binding]:
-    return [Binding(f"{name}.weight", kind, layer.kernel), Binding(f"{name}.bias", "vector", layer.bias)]
+    return [_kernel(name, layer, kind), Binding(f"{name}.bias", "vector", layer.bias)]
 
 
 def _dense(name: str, layer: keras.layers.Layer) -> list[Binding]:
-    return [Binding(f"{name}.weight", "dense", layer.kernel), Binding(f"{name}.bias", "vector", layer.bias)]
+    return [_kernel(name, layer, "dense"), Binding(f"{name}.bias", "vector", layer.bias)]
+
+
+def _kernel(name: str, layer: keras.layers.Layer, kind: str) -> Binding:
+    if not has_lora(layer):
+        return Binding(f"{name}.weight", kind, layer.kernel)
+    (variable,) = [variable for variable in layer.weights if variable.name == "kernel"]
+    return Binding(f"{name}.weight", kind, variable, lora=layer)
 
 
 def _layer_norm(name: str, layer: keras.layers.Layer) -> list[Binding]:

@@ -23,6 +23,11 @@ from keras_efficientformer.layers.names import HEADS
 from keras_efficientformer.layers.v2_attention import downsampling_positions
 from keras_efficientformer.variants import AnyArchitecture, Architecture, ArchitectureV2, mlp_ratio, variant_name
 
+# timm's checkpoints of the second family have no indices, and were published for this size.
+PUBLISHED_SIZE = (224, 224)
+# The tables of both families belong to grids of as many pixels: tokens of the last stages, and of V2 those that its
+# downsampling reads.
+TABLE_STRIDES = (16, 32, 64)
 # A model of this package has layers of these Keras classes at its top level, under these names alone.
 NAMED_LAYERS = {"Dense": HEADS, "BatchNormalization": ("norm",), "LayerNormalization": ("norm",)}
 
@@ -38,8 +43,10 @@ class CheckpointInfo:
         classes: number of classes, or None without a classifier.
         heads: number of classifiers, 0, 1 or 2.
         resolution: (height, width) of the last stage's tokens, of V2 of the third stage's feature map, from
-            `attention_bias_idxs`; where the file has none of them, the square of as many tokens as the bias table has;
-            None without attention or where the number is no square.
+            `attention_bias_idxs`; where the file has none of them, from the input size that it says it is of, else that
+            of 224x224 if the bias table is as long; None without attention or where nothing tells it.
+        channels: of the images.
+        declared_size: (height, width) of the images that the file says it is of, or None.
     """
 
     dialect: str
@@ -48,10 +55,14 @@ class CheckpointInfo:
     classes: int | None
     heads: int
     resolution: tuple[int, int] | None
+    channels: int = 3
+    declared_size: tuple[int, int] | None = None
 
     @property
     def input_size(self) -> tuple[int, int] | None:
-        """(height, width) of the images, in pixels, that `resolution` is of; the largest where there are several."""
+        """(height, width) of the images, in pixels: the declared one, else the largest that `resolution` is of."""
+        if self.declared_size is not None:
+            return self.declared_size
         if self.resolution is None:
             return None
         pixels = self.architecture.table_stride
@@ -75,10 +86,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         ImportError: torch is needed and not installed.
     """
     checkpoint = read_tensors(path)
-    if suffix_of(path) == ".keras":
+    if suffix_of(path) in (".keras", ".weights.h5"):
         _check_own_layers(path)
     if suffix_of(path) in (".keras", ".weights.h5"):
-        return Checkpoint(to_timm_names(checkpoint), path)
+        return Checkpoint(to_timm_names(checkpoint), path, input_size=checkpoint.input_size)
     return checkpoint
 
 
@@ -86,7 +97,8 @@ def _check_own_layers(path: str | os.PathLike[str]) -> None:
     """Raises CheckpointError for layers of the user's own, which weights files tell by class and order alone."""
     layers = keras_layers(path)
     foreign = [name for kind, name in layers if kind in NAMED_LAYERS and name not in NAMED_LAYERS[kind]]
-    if foreign and "stem" in [name for _, name in layers]:
+    # The layers of older files have no names.
+    if any(foreign) and "stem" in [name for _, name in layers]:
         raise CheckpointError(
             f"{path} holds an EfficientFormer with layers of your own: {listing(foreign)}. Load it with "
             "keras.saving.load_model, and save the EfficientFormer alone."
@@ -112,7 +124,7 @@ def write_checkpoint(
     """
     dialect = find_dialect(strip_prefix(state_dict))
     wrapper = "model" if dialect is not None and dialect.name == "snap" else None
-    write_tensors(path, state_dict, overwrite, wrapper)
+    write_tensors(path, state_dict, overwrite, wrapper, input_size_of(state_dict))
 
 
 def infer_variant(state_dict: Mapping[str, Any]) -> CheckpointInfo:
@@ -126,10 +138,17 @@ def infer_variant(state_dict: Mapping[str, Any]) -> CheckpointInfo:
         CheckpointError: the names are those of none of the dialects, or tensors that tell the shape are missing.
     """
     source = source_name(state_dict)
-    return infer_from_tensors(arrays_of(state_dict, source), source)
+    return infer_from_tensors(arrays_of(state_dict, source), source, input_size_of(state_dict))
 
 
-def infer_from_tensors(tensors: Mapping[str, np.ndarray], source: str) -> CheckpointInfo:
+def input_size_of(state_dict: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(height, width) of the images that a state dict says it is of; None where it does not."""
+    return getattr(state_dict, "input_size", None)
+
+
+def infer_from_tensors(
+    tensors: Mapping[str, np.ndarray], source: str, input_size: tuple[int, int] | None = None
+) -> CheckpointInfo:
     """What `infer_variant` returns, from what `arrays_of` returns; error messages begin with `source`."""
     dialect = find_dialect(tensors)
     if dialect is None:
@@ -147,7 +166,9 @@ def infer_from_tensors(tensors: Mapping[str, np.ndarray], source: str) -> Checkp
         architecture=architecture,
         classes=heads[0].size if heads else None,
         heads=len(heads),
-        resolution=_infer_resolution(tensors, names),
+        resolution=_infer_resolution(tensors, names, input_size),
+        channels=_channels(tensors, names),
+        declared_size=input_size,
     )
 
 
@@ -235,13 +256,56 @@ def _kernels(tensors: Mapping[str, np.ndarray], names: Sequence[str], source: st
     return [tensors[name] for name in names]
 
 
-def _infer_resolution(tensors: Mapping[str, np.ndarray], names: Mapping[str, str]) -> tuple[int, int] | None:
+def _channels(tensors: Mapping[str, np.ndarray], names: Mapping[str, str]) -> int:
+    """How many channels the first convolution takes; three where it is missing, which later checks say."""
+    kernel = next((tensors[name] for name in _first_convolution(names) if name in tensors), None)
+    return int(kernel.shape[1]) if kernel is not None and kernel.ndim == 4 and kernel.shape[1] else 3
+
+
+def _first_convolution(names: Mapping[str, str]) -> list[str]:
+    """What the weights of the first convolution are called, in either family."""
+    return [names[name] for name in ("stem.conv1.weight", "stem.conv1.conv.weight") if name in names]
+
+
+def adapt_channels(state_dict: Mapping[str, Any], channels: int) -> Checkpoint:
+    """A state dict for RGB images as one for images of other channels, by timm's rule (`adapt_input_conv`).
+
+    Args:
+        state_dict: of three channels, or of `channels`, which is returned as it is.
+        channels: for one, the filters' sum over colours; for more, the filters repeated, and scaled by 3 / channels.
+
+    Raises:
+        CheckpointError: the state dict is for other images than RGB.
+    """
+    source = source_name(state_dict)
+    tensors = arrays_of(state_dict, source)
+    info = infer_from_tensors(tensors, source, input_size_of(state_dict))
+    if info.channels not in (3, channels):
+        raise CheckpointError(
+            f"{source} is for images of {info.channels} channels, and only those for RGB can be adapted to {channels}."
+        )
+    adapted = Checkpoint(tensors, source, input_size=input_size_of(state_dict))
+    if info.channels == channels:
+        return adapted
+    dialect = next(one for one in ALL_DIALECTS if (one.name, one.family) == (info.dialect, type(info.architecture)))
+    (name,) = [name for name in _first_convolution(names_in_dialect(info.architecture, dialect)) if name in tensors]
+    kernel = np.asarray(tensors[name], "float32")
+    if channels == 1:
+        adapted[name] = kernel.sum(axis=1, keepdims=True)
+    else:
+        adapted[name] = np.tile(kernel, (1, -(-channels // 3), 1, 1))[:, :channels] * np.float32(3 / channels)
+    return adapted
+
+
+def _infer_resolution(
+    tensors: Mapping[str, np.ndarray], names: Mapping[str, str], input_size: tuple[int, int] | None
+) -> tuple[int, int] | None:
     # In V2 several grids have tables, of which only the one before the last stage is always there.
     downsampling = names.get("stages.3.downsample.attn.attention_biases")
     tables = [downsampling] if downsampling else [name for name in tensors if name.endswith(".attention_biases")]
     # A table with indices is read first, because the length of one without tells only a square grid.
     tables.sort(key=lambda name: indices_name(name) not in tensors)
-    return resolution_of_table(tensors, tables[0]) if tables else None
+    return resolution_of_table(tensors, tables[0], input_size) if tables else None
 
 
 def indices_name(table: str) -> str:
@@ -249,17 +313,27 @@ def indices_name(table: str) -> str:
     return table.removesuffix("attention_biases") + "attention_bias_idxs"
 
 
-def resolution_of_table(tensors: Mapping[str, np.ndarray], name: str) -> tuple[int, int] | None:
-    """(height, width) of the grid that the bias table `name` is of, from its indices or as the square of its length.
+def resolution_of_table(
+    tensors: Mapping[str, np.ndarray], name: str, input_size: tuple[int, int] | None = None
+) -> tuple[int, int] | None:
+    """(height, width) of the grid that the bias table `name` is of: from its indices, else from the input size.
 
-    None where its indices are of no known kind, or where it has none and its length is no square.
+    Args:
+        tensors: the state dict.
+        name: of the table.
+        input_size: (height, width) of the images that the state dict says it is of; None means the published 224x224.
+
+    Returns:
+        None where its indices are of no known kind, or where it has none and no grid of such images is as large: a
+        table's length alone does not tell a square from other shapes.
     """
     if indices_name(name) in tensors:
         return _resolution_of_indices(np.asarray(tensors[indices_name(name)]))
     if name not in tensors or tensors[name].ndim != 2:
         return None
-    side = round(tensors[name].shape[-1] ** 0.5)
-    return (side, side) if side * side == tensors[name].shape[-1] else None
+    height, width = input_size or PUBLISHED_SIZE
+    grids = [(-(-height // stride), -(-width // stride)) for stride in TABLE_STRIDES]
+    return next((grid for grid in grids if grid[0] * grid[1] == tensors[name].shape[-1]), None)
 
 
 def _resolution_of_indices(indices: np.ndarray) -> tuple[int, int] | None:

@@ -16,19 +16,35 @@ from typing import Any
 
 import numpy as np
 
-from keras_efficientformer.errors import CheckpointError, first_line, require
+from keras_efficientformer.errors import CheckpointError, first_line, listing, require
 from keras_efficientformer.files import finished_file
 
 PYTORCH_SUFFIXES = (".pth", ".pt", ".bin")
+# These are read too: timm's and fairseq's, and Lightning's.
+OTHER_PYTORCH_SUFFIXES = (".pth.tar", ".ckpt")
+# transformers writes large checkpoints in parts, with this file beside them.
+INDEX_SUFFIX = ".safetensors.index.json"
 KERAS_SUFFIXES = (".weights.h5", ".keras")
-CHECKPOINT_SUFFIXES = (".safetensors", *PYTORCH_SUFFIXES, *KERAS_SUFFIXES)
+CHECKPOINT_SUFFIXES = (".safetensors", INDEX_SUFFIX, *PYTORCH_SUFFIXES, *OTHER_PYTORCH_SUFFIXES, *KERAS_SUFFIXES)
 
 # Training scripts put the state dict under these keys, of which the first that is there is read. timm's evaluates the
 # averaged weights ("state_dict_ema"); snap-research's, which comes from DeiT's, evaluates "model" and published what
 # that gives, not "model_ema".
-WRAPPERS = ("state_dict_ema", "state_dict", "model", "model_ema", "ema", "module")
+WRAPPERS = (
+    "state_dict_ema",
+    "ema_state_dict",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "model_ema",
+    "ema",
+    "module",
+)
 # DistributedDataParallel, torch.compile and Lightning put these before every name.
-PREFIXES = ("module.", "_orig_mod.", "model.", "ema.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "ema.", "net.", "backbone.", "encoder.")
+# What is written beside a state dict: "64x96", height and width of its model's images.
+INPUT_SIZE = "input_size"
 # torch's AveragedModel counts its updates beside its tensors.
 COUNTERS = ("n_averaged",)
 
@@ -36,18 +52,35 @@ COUNTERS = ("n_averaged",)
 UNSAFE = re.compile(r"unsupported (?:global|class):?(?: GLOBAL)? ([\w.]+)", re.IGNORECASE)
 
 
-class Checkpoint(dict[str, np.ndarray]):
-    """A state dict, {tensor name: NumPy array}, that remembers the file it was read from.
+class StateDict(dict[str, np.ndarray]):
+    """A state dict, {tensor name: NumPy array}, that knows its model's input size.
+
+    Attributes:
+        input_size: (height, width) of the images that its attention biases are for; None where that is not known.
+    """
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], input_size: tuple[int, int] | None = None) -> None:
+        super().__init__(tensors)
+        self.input_size = input_size
+
+
+class Checkpoint(StateDict):
+    """A state dict that remembers the file it was read from.
 
     Attributes:
         source: path of the file, for messages.
         wrappers: the keys and prefixes that were taken off to reach the tensors, outermost first; often empty.
+        input_size: as of `StateDict`, from the file.
     """
 
     def __init__(
-        self, tensors: Mapping[str, np.ndarray], source: str | os.PathLike[str], wrappers: Iterable[str] = ()
+        self,
+        tensors: Mapping[str, np.ndarray],
+        source: str | os.PathLike[str],
+        wrappers: Iterable[str] = (),
+        input_size: tuple[int, int] | None = None,
     ) -> None:
-        super().__init__(tensors)
+        super().__init__(tensors, input_size)
         self.source = str(source)
         self.wrappers = tuple(wrappers)
 
@@ -70,7 +103,13 @@ def read_tensors(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     suffix = suffix_of(path)
     if suffix is None:
-        # A missing file and a folder raise an OSError here: they are no file of another kind.
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} does not exist: the path of a checkpoint file was expected, ending in one of "
+                f"{', '.join(CHECKPOINT_SUFFIXES)}. Weights on a hub are downloaded by a model's function, e.g. "
+                'EfficientFormerL1(weights="imagenet").'
+            )
+        # A folder raises an OSError here: it is no file of another kind.
         path.open("rb").close()
         raise CheckpointError(
             f"{path} is not a kind of checkpoint that can be read: found the suffix {path.suffix!r}, "
@@ -81,16 +120,32 @@ def read_tensors(path: str | os.PathLike[str]) -> Checkpoint:
         if not file.read(1):
             raise CheckpointError(f"{path} is empty: a checkpoint was expected. Bring the file again.")
     wrappers: list[str] = []
+    said: Any = None
     if suffix == ".safetensors":
-        tensors = _read_safetensors(path)
+        tensors, said = _read_safetensors(path)
+    elif suffix == INDEX_SUFFIX:
+        tensors, said = _read_shards(path)
     elif suffix in KERAS_SUFFIXES:
         return Checkpoint(_read_hdf5(path), path)
     else:
-        tensors, wrappers = _read_pytorch(path)
+        tensors, wrappers, said = _read_pytorch(path)
     tensors, prefixes = _strip_prefixes(tensors)
     if not tensors:
-        raise CheckpointError(f"{path} holds no tensors: a state dict was expected. Save `model.state_dict()`.")
-    return Checkpoint(tensors, path, [*wrappers, *prefixes])
+        raise CheckpointError(
+            f"{path} holds no tensors where a state dict was expected. Save `model.state_dict()`, alone or under one "
+            f"of the keys {', '.join(WRAPPERS)}."
+        )
+    return Checkpoint(tensors, path, [*wrappers, *prefixes], _input_size(said, path))
+
+
+def _input_size(said: Any, path: Path) -> tuple[int, int] | None:
+    """What a file says is its model's input size: "64x96", or None."""
+    if said is None:
+        return None
+    height, cross, width = str(said).partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise CheckpointError(f"{path} says that its input size is {said!r}: HEIGHTxWIDTH in pixels was expected.")
+    return int(height), int(width)
 
 
 def write_tensors(
@@ -98,6 +153,7 @@ def write_tensors(
     tensors: Mapping[str, np.ndarray],
     overwrite: bool = False,
     wrapper: str | None = None,
+    input_size: tuple[int, int] | None = None,
 ) -> None:
     """Writes a state dict as `.safetensors`, or as `.pth`, `.pt` or `.bin` with torch.
 
@@ -106,6 +162,9 @@ def write_tensors(
         tensors: {name: contiguous NumPy array}.
         overwrite: whether an existing file may be replaced.
         wrapper: key under which PyTorch's formats hold the state dict, or None to hold it bare.
+        input_size: (height, width) of its model's images, which is written beside it: in safetensors' metadata; in
+            PyTorch's formats, under "state_dict" where there is no other wrapper, if nothing else tells that it is not
+            for squares.
 
     Raises:
         FileExistsError: the file exists and `overwrite` is False.
@@ -114,20 +173,26 @@ def write_tensors(
     """
     path = Path(path)
     suffix = suffix_of(path)
+    said = {} if input_size is None else {INPUT_SIZE: f"{input_size[0]}x{input_size[1]}"}
     if suffix == ".safetensors":
         from safetensors.numpy import save_file
 
         with finished_file(path, overwrite) as partial:
             # transformers and timm refuse a file that does not say which framework's layout it has.
-            save_file(dict(tensors), partial, metadata={"format": "pt"})
+            save_file(dict(tensors), partial, metadata={"format": "pt"} | said)
         return
     if suffix not in PYTORCH_SUFFIXES:
         expected = ", ".join((".safetensors", *PYTORCH_SUFFIXES))
         raise CheckpointError(f"{path} cannot be written as a PyTorch checkpoint: expected one of {expected}.")
     torch = _torch_for(path)
     state_dict = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+    has_indices = any(name.endswith("attention_bias_idxs") for name in tensors)
+    if input_size is None or input_size[0] == input_size[1] or has_indices:
+        said = {}
+    elif wrapper is None:
+        wrapper = "state_dict"
     with finished_file(path, overwrite) as partial:
-        torch.save({wrapper: state_dict} if wrapper else state_dict, partial)
+        torch.save({wrapper: state_dict} | said if wrapper else state_dict, partial)
 
 
 def suffix_of(path: str | os.PathLike[str]) -> str | None:
@@ -136,14 +201,17 @@ def suffix_of(path: str | os.PathLike[str]) -> str | None:
     return next((suffix for suffix in CHECKPOINT_SUFFIXES if name.endswith(suffix)), None)
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
+    """The tensors, and what the metadata say is the input size."""
     # ml_dtypes teaches NumPy bfloat16, without which safetensors refuses such files.
     import ml_dtypes  # noqa: F401
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load_file
 
     try:
-        return load_file(path)
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+        return load_file(path), metadata.get(INPUT_SIZE)
     except (SafetensorError, TypeError, KeyError) as error:
         raise _damaged(path, "safetensors", error) from error
     # An AttributeError means that NumPy has no such dtype.
@@ -151,7 +219,31 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise _unknown_kind(path, error) from error
 
 
-def _read_pytorch(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+def _read_shards(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
+    """The tensors of the parts that an index names, which lie beside it."""
+    try:
+        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(places.values()))
+        if not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
+            raise ValueError(f"its parts are {listing(list(map(repr, files)))}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, "sharded safetensors", error) from error
+    missing = [file for file in files if not (path.parent / file).is_file()]
+    if missing:
+        raise CheckpointError(f"{path} names parts that are not beside it: {listing(missing)}. Bring them too.")
+    tensors: dict[str, np.ndarray] = {}
+    said = None
+    for file in files:
+        part, said = _read_safetensors(path.parent / file)
+        tensors |= part
+    lost = [name for name in places if name not in tensors]
+    if lost:
+        raise CheckpointError(f"{path} names tensors that its parts do not hold: {listing(lost)}. Bring all again.")
+    return tensors, said
+
+
+def _read_pytorch(path: Path) -> tuple[dict[str, np.ndarray], list[str], Any]:
+    """The tensors, the keys that held them, and what stands beside them as the input size."""
     torch = _torch_for(path)
     # snap-research's checkpoints hold their training arguments too, which are plain values in this plain container.
     plain = [argparse.Namespace]
@@ -166,15 +258,22 @@ def _read_pytorch(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
                 "Save `model.state_dict()` alone, best as .safetensors, in the program that made the file."
             ) from error
         raise _damaged(path, "PyTorch", _without_advice(error)) from error
+    said = content.get(INPUT_SIZE) if isinstance(content, Mapping) else None
     content, wrappers = _unwrap(content)
     tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if content and not tensors:
+        found = listing([f"{name!r} ({type(value).__name__})" for name, value in content.items()])
+        raise CheckpointError(
+            f"{path} holds no tensors at its top, but {found}. A state dict is read there, or under one of the keys "
+            f"{', '.join(WRAPPERS)}: save it so."
+        )
     for name, tensor in tensors.items():
         try:
             tensors[name] = to_numpy(tensor)
         # These are raised for quantized, sparse and float8 tensors and for those without values.
         except (TypeError, RuntimeError) as error:
             raise _unknown_kind(path, f"{name}: {first_line(error)}") from error
-    return tensors, wrappers
+    return tensors, wrappers, said
 
 
 def _torch_for(path: Path) -> Any:
@@ -217,10 +316,27 @@ def to_numpy(value: Any) -> Any:
 
 
 def keras_layers(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """(class, name) of the layers of a `.keras` file that `read_tensors` has read."""
+    """(class, name) of the layers of a `.keras` or `.weights.h5` file that `read_tensors` has read.
+
+    Of a `.weights.h5` file the classes are told by the groups' names; in older files layers have no names: "".
+    """
+    if suffix_of(path) == ".weights.h5":
+        return _layers_of_hdf5(path)
     with zipfile.ZipFile(path) as archive:
         config = json.loads(archive.read("config.json"))
     return [(layer["class_name"], layer["config"]["name"]) for layer in config["config"].get("layers", ())]
+
+
+def _layers_of_hdf5(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    import h5py
+
+    found = []
+    with h5py.File(path) as content:
+        for group, layer in content.get("layers", {}).items():
+            kind = "".join(word.title() for word in re.sub(r"_\d+$", "", group).split("_"))
+            name = layer["vars"].attrs.get("name", "") if "vars" in layer else ""
+            found.append((kind, name.decode() if isinstance(name, bytes) else str(name)))
+    return found
 
 
 def _read_hdf5(path: Path) -> dict[str, np.ndarray]:

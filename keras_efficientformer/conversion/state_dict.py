@@ -4,6 +4,7 @@ A model's variables are listed once, under timm's names (`bindings`); `dialects`
 checks come before the first assignment, so a load that fails leaves the model as it was.
 """
 
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,12 +24,15 @@ from keras_efficientformer.conversion.checkpoint import (
     arrays_of,
     indices_name,
     infer_from_tensors,
+    input_size_of,
     names_in_dialect,
     resolution_of_table,
     source_name,
 )
 from keras_efficientformer.conversion.dialects import Dialect, add_prefix, dialects_of
+from keras_efficientformer.conversion.formats import StateDict
 from keras_efficientformer.errors import CheckpointError, listing
+from keras_efficientformer.layers.keras_quantization import check_without_lora
 from keras_efficientformer.layers.names import HEADS
 from keras_efficientformer.variants import AnyArchitecture, ArchitectureV2, class_name, variant_name, variants_of
 
@@ -84,8 +88,9 @@ def load_state_dict(
     """
     source = source_name(state_dict)
     model_bindings = bindings(model)
+    check_without_lora(model)
     tensors = arrays_of(state_dict, source)
-    info = infer_from_tensors(tensors, source)
+    info = infer_from_tensors(tensors, source, input_size_of(state_dict))
     _check_architecture(info, architecture_of(model), source)
     dialect = dialects_of(info.architecture)[info.dialect]
     names = names_in_dialect(info.architecture, dialect)
@@ -95,16 +100,30 @@ def load_state_dict(
     _check_heads(info, wanted, names, source)
     _check_names(tensors, wanted, ignored, source)
     _check_values({name: tensors[name] for name in wanted}, source)
-    values, resized = _fit(tensors, wanted, dialect, source)
+    values, resized = _fit(tensors, wanted, dialect, source, input_size_of(state_dict))
     for name, binding in progress(list(wanted.items())):
         binding.variable.assign(values.pop(name))
     model._checkpoint_source = getattr(state_dict, "source", None)
+    model._checkpoint_digest = _digest(model)
     return LoadReport(info, source, len(wanted), tuple(sorted(ignored)), tuple(resized))
 
 
 def source_of(model: keras.Model) -> str | None:
     """Path of the checkpoint file that was last loaded into the model in this process, None where it is not known."""
     return getattr(model, "_checkpoint_source", None)
+
+
+def changed_since(model: keras.Model) -> bool:
+    """Whether a model's weights are others than those of the checkpoint that `source_of` names."""
+    return getattr(model, "_checkpoint_digest", None) != _digest(model)
+
+
+def _digest(model: keras.Model) -> int:
+    """A number that changes with the weights."""
+    total = 0
+    for variable in model.weights:
+        total = zlib.crc32(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).view("uint8").data, total)
+    return total
 
 
 def to_state_dict(model: keras.Model, dialect: str = "timm") -> dict[str, np.ndarray]:
@@ -120,7 +139,8 @@ def to_state_dict(model: keras.Model, dialect: str = "timm") -> dict[str, np.nda
         dialect: "timm", "snap" or "transformers".
 
     Returns:
-        {tensor name: contiguous array}, float32 weights and int64 buffers.
+        {tensor name: contiguous array}, float32 weights and int64 buffers; as a `StateDict`, which also says for which
+            input size it is, and so do the files that `write_checkpoint` writes of it.
 
     Raises:
         ValueError: a dialect that the model's family does not have, or a model that is not an EfficientFormer of this
@@ -133,7 +153,7 @@ def to_state_dict(model: keras.Model, dialect: str = "timm") -> dict[str, np.nda
     target = dialects[dialect]
     tensors: dict[str, np.ndarray] = {}
     for binding in bindings(model):
-        tensor = to_torch_layout(np.array(binding.variable, dtype="float32"), binding.kind)
+        tensor = to_torch_layout(binding.value, binding.kind)
         if binding.kind == "scale":
             tensor = tensor.reshape(-1, *(1,) * (target.scale_axes - 1))
         tensors[binding.name] = tensor
@@ -145,7 +165,8 @@ def to_state_dict(model: keras.Model, dialect: str = "timm") -> dict[str, np.nda
     if dialect == "timm" and f"{HEAD}.weight" in tensors and f"{HEAD_DIST}.weight" not in tensors:
         tensors |= {f"{HEAD_DIST}.{leaf}": tensors[f"{HEAD}.{leaf}"].copy() for leaf in ("weight", "bias")}
     names = names_in_dialect(architecture, target)
-    return {add_prefix(names[name], target): tensor for name, tensor in tensors.items()}
+    height, width = model.inputs[0].shape[1:3]
+    return StateDict({add_prefix(names[name], target): tensor for name, tensor in tensors.items()}, (height, width))
 
 
 def _describe(architecture: AnyArchitecture) -> str:
@@ -245,7 +266,11 @@ def _is_finite(tensor: np.ndarray) -> bool:
 
 
 def _fit(
-    tensors: Mapping[str, np.ndarray], wanted: Mapping[str, Binding], dialect: Dialect, source: str
+    tensors: Mapping[str, np.ndarray],
+    wanted: Mapping[str, Binding],
+    dialect: Dialect,
+    source: str,
+    input_size: tuple[int, int] | None,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """The values in Keras' layouts and the model's sizes, and a line for each resized table."""
     values: dict[str, np.ndarray] = {}
@@ -256,8 +281,9 @@ def _fit(
             value = value.reshape(-1)
         # Only bias tables have a resolution.
         if binding.resolution is not None and value.ndim == 2:
-            found = resolution_of_table(tensors, name)
-            if _is_other_table(value, found, binding.resolution, told=indices_name(name) in tensors):
+            found = resolution_of_table(tensors, name, input_size)
+            told = indices_name(name) in tensors or input_size is not None
+            if _is_other_table(value, found, binding.resolution, told):
                 resolution = _checked_resolution(value, found, name, source)
                 value = resize_bias_table(value, resolution, binding.resolution)
                 resized.append(f"{name}: {resolution} -> {binding.resolution}")

@@ -5,7 +5,6 @@ The exporter says how its file is written and run (`ExportJob`); `write_checked`
 """
 
 import contextlib
-import hashlib
 import os
 import sys
 import time
@@ -18,13 +17,15 @@ import keras
 import numpy as np
 
 from keras_efficientformer.conversion.bindings import layers_of
-from keras_efficientformer.conversion.state_dict import source_of
+from keras_efficientformer.conversion.state_dict import changed_since, source_of
 from keras_efficientformer.deploy.network.fuse import fuse
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.report import Difference, ExportReport, TensorInfo, compare
-from keras_efficientformer.errors import listing
+from keras_efficientformer.deploy.report_sidecar import content_hash, sidecar_of
 from keras_efficientformer.files import finished_files, size_of
-from keras_efficientformer.imagenet import MEAN, imagenet_labels, preprocess_input, read_labels
+from keras_efficientformer.imagenet import imagenet_labels
+from keras_efficientformer.labels import Labels, class_names
+from keras_efficientformer.layers.image_normalization import Normalization, normalization_of, takes_raw_pixels
 from keras_efficientformer.layers.initialization import weights_follow
 from keras_efficientformer.layers.names import STAGES
 from keras_efficientformer.reporting import versions_of
@@ -57,7 +58,7 @@ class Source(Protocol):
 
     @property
     def preprocessing(self) -> bool:
-        """Whether its network can have the normalisation inside: its images are RGB and, if trained, it was made so."""
+        """Whether its network can have the normalisation inside: it is known and, if trained, it was made so."""
 
     @property
     def checkpoint(self) -> dict[str, str] | None:
@@ -89,7 +90,7 @@ class KerasSource:
     @property
     def preprocessing(self) -> bool:
         layers_of(self._model)  # it raises where the model may have no inputs
-        return self._model.inputs[0].shape[-1] == len(MEAN)
+        return normalization_of(self._model) is not None
 
     @property
     def checkpoint(self) -> dict[str, str] | None:
@@ -102,7 +103,8 @@ class KerasSource:
         model, stages = self._model, [name for name in network.outputs if name in STAGES]
         if stages:  # else the model itself is run, which need not be traced again for every export
             model = keras.Model(model.inputs, [*(model.get_layer(name).output for name in stages), *model.outputs])
-        return _as_list(_in_float32(model).predict(normalised(images), verbose=0))
+        taken = images if takes_raw_pixels(model) else normalised(images, network.normalization)
+        return _as_list(_in_float32(model).predict(taken, verbose=0))
 
 
 class TrainedSource:
@@ -178,6 +180,7 @@ class ExportJob:
         write: writes the file to a path; it gets those images too.
         run: opens the written file and runs it on raw images.
         tools: packages whose versions the report has.
+        requires: as in `ExportReport`.
         overwrite: whether existing files may be replaced.
         quantized: whether the file computes as a quantization-aware source does.
         may_replace: as for `finished_files`.
@@ -194,6 +197,7 @@ class ExportJob:
     write: Callable[[Path, np.ndarray], None]
     run: Callable[[Path, np.ndarray], Opened]
     tools: tuple[str, ...]
+    requires: str
     overwrite: bool
     started: float
     quantized: bool = False
@@ -207,8 +211,7 @@ def write_checked(job: ExportJob) -> ExportReport:
         ExportError: it differs too much from the model. It is not written.
         OSError: a file exists and may not be replaced, or cannot be written.
     """
-    sidecar_path = job.file.with_suffix(".json")
-    with finished_files([job.file, sidecar_path], job.overwrite, job.may_replace) as (partial, sidecar):
+    with finished_files([job.file, sidecar_of(job.file)], job.overwrite, job.may_replace) as (partial, sidecar):
         images, images_from = job.images()
         job.write(partial, images)
         opened = job.run(partial, images)
@@ -219,6 +222,7 @@ def write_checked(job: ExportJob) -> ExportReport:
             path=str(job.file),
             mode=job.mode,
             size=size_of(partial),
+            sha256=content_hash(partial),
             model=job.network.name,
             preprocessing=job.network.preprocessing,
             inputs=opened.inputs,
@@ -230,6 +234,7 @@ def write_checked(job: ExportJob) -> ExportReport:
             images_from=images_from,
             operations=opened.operations,
             partitions=opened.partitions,
+            requires=job.requires,
             checkpoint=job.source.checkpoint,
             versions=versions_of(*job.tools),
             seconds=round(time.perf_counter() - job.started, 2),
@@ -238,24 +243,21 @@ def write_checked(job: ExportJob) -> ExportReport:
     return report
 
 
-def label_names(labels: str | os.PathLike | Sequence[str] | None, classes: int | None) -> tuple[str, ...] | None:
-    """Class names from a list or a text file with one in each line; None means ImageNet's for 1000 classes, else none.
+def label_names(labels: Labels | None, network: FusedNetwork) -> tuple[str, ...] | None:
+    """Class names in the order of the outputs, as `class_names` reads them; None means the model's own, else ImageNet's
+    for 1000 classes.
 
     Raises:
-        ValueError: their number is not that of the classes, or one is no single line of text.
-        OSError: the file cannot be read.
+        ValueError: their number is not that of the classes, or as `class_names`.
+        OSError: a file cannot be read.
     """
+    if labels is None and (network.labels or network.classes != len(imagenet_labels())):
+        return network.labels
     if labels is None:
-        return tuple(name for _, name in imagenet_labels()) if classes == len(imagenet_labels()) else None
-    names = read_labels(labels) if isinstance(labels, str | os.PathLike) else tuple(labels)
-    if classes is None:
-        raise ValueError(f"The model has no classifier that {len(names)} labels could be for: leave them out.")
-    if len(names) != classes:
-        raise ValueError(f"The model has {classes} classes and there are {len(names)} labels: one for each is needed.")
-    unfit = [name for name in names if not isinstance(name, str) or "\n" in name or "\r" in name]
-    if unfit:  # exported files hold one label in a line
-        raise ValueError(f"Labels should be single lines of text. Received: {listing(list(map(repr, unfit)))}")
-    return tuple(map(str, names))
+        return tuple(name for _, name in imagenet_labels())
+    if network.classes is None:
+        raise ValueError("The model has no classifier that labels could be for: leave them out.")
+    return class_names(labels, network.classes)
 
 
 def file_path(path: str | os.PathLike, network: FusedNetwork, mode: str, suffix: str) -> Path:
@@ -276,13 +278,13 @@ def file_path(path: str | os.PathLike, network: FusedNetwork, mode: str, suffix:
 
 def network_inputs(images: np.ndarray, network: FusedNetwork) -> np.ndarray:
     """Raw images, float32 (number, height, width, channels) in 0..255, as the network takes them."""
-    return images if network.preprocessing else normalised(images)
+    return images if network.preprocessing else normalised(images, network.normalization)
 
 
-def normalised(images: np.ndarray) -> np.ndarray:
-    """Raw images, float32 (number, height, width, channels) in 0..255, as the Keras model takes them."""
-    # Of other images than RGB nobody knows the normalisation; any range that networks are used to will do.
-    return preprocess_input(images) if images.shape[-1] == len(MEAN) else images / 127.5 - 1.0
+def normalised(images: np.ndarray, normalization: Normalization | None) -> np.ndarray:
+    """Raw images, float32 (number, height, width, channels) in 0..255, normalised."""
+    # Where nobody has said how, any range that networks are used to will do for a comparison.
+    return images / 127.5 - 1.0 if normalization is None else normalization(images)
 
 
 def _in_float32(model: keras.Model) -> keras.Model:
@@ -330,13 +332,15 @@ def check(differences: tuple[Difference, ...], limit: float, path: Path) -> None
 
 
 def checkpoint_of(model: keras.Model) -> dict[str, str] | None:
-    """File name and sha256 of the checkpoint that the model was loaded from, where that is known."""
+    """File name and sha256 of the checkpoint that the model was loaded from, where that is known; and whether its
+    weights were changed since."""
     source = source_of(model)
     if source is None:
         return None
-    with contextlib.suppress(OSError), open(source, "rb") as file:
-        return {"file": Path(source).name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    return {"file": Path(source).name, "sha256": "unknown: the file is gone"}
+    found = {"file": Path(source).name, "sha256": "unknown: the file is gone"}
+    with contextlib.suppress(OSError):
+        found["sha256"] = content_hash(source)
+    return found | ({"weights": "changed since"} if changed_since(model) else {})
 
 
 def _as_list(outputs: Any) -> list[np.ndarray]:

@@ -61,6 +61,7 @@ class ExportReport:
         path: the file.
         mode: its quantization or precision.
         size: bytes.
+        sha256: of the file; of a package, `report_sidecar.content_hash`.
         model: name of the Keras model.
         preprocessing: whether the input is raw RGB in 0..255.
         inputs, outputs: the file's tensors.
@@ -72,6 +73,7 @@ class ExportReport:
         operations: number of operations of each kind, most frequent first.
         partitions: how many parts of the graph XNNPACK computes here; 1 where nothing is left to slower kernels; None
             for Core ML.
+        requires: the oldest runtime or system that the file can be run with.
         checkpoint: file name and sha256 of the checkpoint that the model was loaded from, where that is known.
         versions: of the tools that made the file.
         seconds: how long the export took, the check included.
@@ -80,6 +82,7 @@ class ExportReport:
     path: str
     mode: str
     size: int
+    sha256: str
     model: str
     preprocessing: bool
     inputs: tuple[TensorInfo, ...]
@@ -91,6 +94,7 @@ class ExportReport:
     images_from: str
     operations: dict[str, int]
     partitions: int | None
+    requires: str
     checkpoint: dict[str, str] | None
     versions: dict[str, str]
     seconds: float
@@ -108,6 +112,7 @@ class ExportReport:
             "mode": f"{self.mode}, {self.size / 1e6:.1f} MB, {sum(self.operations.values())} operations{partitions}",
             "input": _describe(self.inputs) + (", raw RGB 0..255" if self.preprocessing else ", normalised"),
             "output": _describe(self.outputs),
+            "needs": self.requires,
             "compared on": f"{self.images} images: {self.images_from}",
         }
         for difference in self.differences:

@@ -4,6 +4,7 @@ Models are made with these names, and conversion, folding and training find the 
 hold them, so they do not change.
 """
 
+NORMALIZATION = "normalization"
 STEM = "stem"
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 NORM = "norm"

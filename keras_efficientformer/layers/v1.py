@@ -26,6 +26,7 @@ from keras_efficientformer.layers.common import (
     require_channels,
     require_positive,
 )
+from keras_efficientformer.layers.keras_quantization import check_savable
 from keras_efficientformer.layers.normalization import batch_norm, layer_norm
 from keras_efficientformer.layers.v1_attention import Attention
 
@@ -422,6 +423,7 @@ class Stage(keras.layers.Layer):
         return tuple(input_shape)
 
     def get_config(self) -> dict[str, Any]:
+        check_savable(self)
         return {
             **super().get_config(),
             "dim": self.dim,

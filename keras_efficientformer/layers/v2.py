@@ -19,6 +19,7 @@ from keras_efficientformer.layers.common import (
     require_channels,
     require_positive,
 )
+from keras_efficientformer.layers.keras_quantization import check_savable
 from keras_efficientformer.layers.v2_attention import STRIDE, AttentionDownsample, AttentionV2, ConvNorm
 
 
@@ -306,6 +307,7 @@ class StageV2(keras.layers.Layer):
         return tuple(input_shape)
 
     def get_config(self) -> dict[str, Any]:
+        check_savable(self)
         return {
             **super().get_config(),
             "dim": self.dim,

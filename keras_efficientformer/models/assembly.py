@@ -14,9 +14,13 @@ import keras
 
 from keras_efficientformer import conversion
 from keras_efficientformer.conversion import pretrained
+from keras_efficientformer.imagenet import imagenet_labels
+from keras_efficientformer.labels import Labels, class_names
 from keras_efficientformer.layers.common import linear
+from keras_efficientformer.layers.image_normalization import ImageNormalization, Normalization
 from keras_efficientformer.layers.initialization import weights_follow
-from keras_efficientformer.layers.names import AVERAGE_POOL, HEAD_AVERAGE, HEADS, MAX_POOL, PREDICTIONS
+from keras_efficientformer.layers.names import AVERAGE_POOL, HEAD_AVERAGE, HEADS, MAX_POOL, NORMALIZATION, PREDICTIONS
+from keras_efficientformer.layers.predictions import Predictions
 from keras_efficientformer.variants import AnyArchitecture, variant_name
 
 DEFAULT_SIZE = 224
@@ -48,6 +52,10 @@ class ModelArguments:
     name: str | None = None
     head: str = "average"
     drop_path_rate: float = 0.0
+    include_preprocessing: bool = False
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    labels: Labels | None = None
 
     def __post_init__(self) -> None:
         if keras.config.image_data_format() != "channels_last":
@@ -67,6 +75,10 @@ class ModelArguments:
             raise ValueError(
                 f"`drop_path_rate` should be in the range [0, 1). Received: drop_path_rate={self.drop_path_rate}"
             )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"`mean` and `std` go together. Received: mean={self.mean}, std={self.std}")
+        if self.labels is not None and not self.include_top:
+            raise ValueError("A model without the top has no classes that `labels` could be of: leave them out.")
 
 
 def assemble(
@@ -86,10 +98,12 @@ def assemble(
     image = _image_input(arguments.input_tensor, arguments.input_shape)
     state_dict = _read_weights(architecture, arguments, image.shape[-1])
 
+    labels = _labels(architecture, arguments)
+    x = _normalized(image, arguments)
     with contextlib.nullcontext() if state_dict is None else weights_follow():
-        x = backbone(image, architecture, arguments.drop_path_rate)
+        x = backbone(x, architecture, arguments.drop_path_rate)
     if arguments.include_top:
-        x = _classifier(x, arguments.classes, arguments.classifier_activation, arguments.head)
+        x = _classifier(x, arguments.classes, arguments.classifier_activation, arguments.head, labels)
     elif arguments.pooling is not None:
         layer, name = POOLINGS[arguments.pooling]
         x = layer(name=name)(x)
@@ -101,6 +115,39 @@ def assemble(
     return model
 
 
+def _labels(architecture: AnyArchitecture, arguments: ModelArguments) -> tuple[str, ...] | None:
+    """The names of the classes: those that were given, or ImageNet's with its weights."""
+    if arguments.labels is not None:
+        return class_names(arguments.labels, int(arguments.classes))
+    variant = variant_name(architecture)
+    of_imagenet = variant is not None and arguments.weights in pretrained.names(variant)
+    return tuple(name for _, name in imagenet_labels()) if of_imagenet and arguments.include_top else None
+
+
+def _normalized(image: Any, arguments: ModelArguments) -> Any:
+    """The image after a layer that normalises it or says how it is; without one where that goes without saying."""
+    if arguments.mean is not None and arguments.std is not None:
+        normalization = Normalization(arguments.mean, arguments.std)
+    elif arguments.include_preprocessing:
+        normalization = Normalization()
+    else:
+        return image
+    channels = image.shape[-1]
+    if len(normalization.mean) != channels:
+        raise ValueError(
+            f"The input has {channels} channels, and its normalisation {len(normalization.mean)}: pass `mean` and "
+            f"`std` with a number for each channel. Received: mean={arguments.mean}, std={arguments.std}"
+        )
+    if not arguments.include_preprocessing and normalization == Normalization():
+        return image
+    # Raw pixels would lose digits in a mixed policy's precision.
+    dtype = keras.config.dtype_policy().variable_dtype
+    layer = ImageNormalization(
+        normalization.mean, normalization.std, arguments.include_preprocessing, dtype=dtype, name=NORMALIZATION
+    )
+    return layer(image)
+
+
 def check_depths_and_widths(depths: Sequence[int], widths: Sequence[int]) -> None:
     """Raises ValueError for what no network of either family can be."""
     if len(depths) != 4 or any(depth < 0 for depth in depths):
@@ -109,7 +156,7 @@ def check_depths_and_widths(depths: Sequence[int], widths: Sequence[int]) -> Non
         raise ValueError(f"`widths` should be four integers >= 1, the first even. Received: widths={widths}")
 
 
-def _classifier(x: Any, classes: int, activation: Any, head: str) -> Any:
+def _classifier(x: Any, classes: int, activation: Any, head: str, labels: tuple[str, ...] | None) -> Any:
     """Features (batch, h, w, channels) -> probabilities or logits (batch, classes), or two of them."""
     x = keras.layers.GlobalAveragePooling2D(name=AVERAGE_POOL)(x)
     # Keras refuses NumPy's integers.
@@ -124,7 +171,7 @@ def _classifier(x: Any, classes: int, activation: Any, head: str) -> Any:
     # Under a mixed policy the probabilities are float32, as Keras' guide to mixed precision asks for.
     dtype = keras.config.dtype_policy().variable_dtype
     outputs = [
-        keras.layers.Activation(activation, dtype=dtype, name=n)(x) for n, x in zip(PREDICTIONS, logits, strict=False)
+        Predictions(activation, labels, dtype=dtype, name=n)(x) for n, x in zip(PREDICTIONS, logits, strict=False)
     ]
     return outputs if head == "both" else outputs[0]
 
@@ -132,7 +179,9 @@ def _classifier(x: Any, classes: int, activation: Any, head: str) -> Any:
 def _image_input(input_tensor: Any, input_shape: Sequence[int] | None) -> Any:
     if input_tensor is not None and input_shape is None:
         input_shape = tuple(input_tensor.shape[1:])
-    shape = (DEFAULT_SIZE, DEFAULT_SIZE, 3) if input_shape is None else tuple(input_shape)
+    shape: tuple[Any, ...] = (DEFAULT_SIZE, DEFAULT_SIZE, 3)
+    if input_shape is not None:
+        shape = tuple(input_shape) if isinstance(input_shape, Sequence) else (input_shape,)
     if len(shape) != 3 or any(not isinstance(side, Integral) for side in shape):
         raise ValueError(
             "`input_shape` must be a tuple of three integers (height, width, channels): the attention biases belong "

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_efficientformer.labels import Labels
 from keras_efficientformer.layers.names import NORM, STAGES, STEM
 from keras_efficientformer.layers.normalization import layer_norm
 from keras_efficientformer.layers.v1 import Stage, Stem
@@ -33,6 +34,10 @@ def EfficientFormer(
     *,
     head: str = "average",
     drop_path_rate: float = 0.0,
+    include_preprocessing: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    labels: Labels | None = None,
 ) -> keras.Model:
     """An EfficientFormer of any depths and widths.
 
@@ -56,10 +61,16 @@ def EfficientFormer(
             `"both"` (two outputs: the head trained on labels, then the one trained on a teacher) or `"single"`
             (the first head alone; the one choice for checkpoints that have a single head).
         drop_path_rate: rate of stochastic depth of the last block, in [0, 1); it grows linearly from 0 at the first.
+        include_preprocessing: whether the model takes raw pixels in 0..255 and normalises them itself.
+        mean: of pixels scaled to 0..1, a number for each channel, by which images are normalised, inside or before;
+            `None` means ImageNet's. All that prepares images for the model reads it from there.
+        std: their standard deviation, with `mean`.
+        labels: the names of the classes, a list, a file or a dictionary as for `labels.class_names`, kept with the
+            model; `None` means ImageNet's with its weights, else none.
 
     Returns:
-        A `keras.Model`, channels last: float images (batch, h, w, 3) normalised by `preprocess_input` -> float class
-        probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
+        A `keras.Model`, channels last: float images (batch, h, w, 3), normalised by `preprocess_input` or raw -> float
+        class probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
         feature maps with strides of 4, 8, 16 and 32 pixels.
 
     Raises:
@@ -86,6 +97,10 @@ def EfficientFormer(
             name=name,
             head=head,
             drop_path_rate=drop_path_rate,
+            include_preprocessing=include_preprocessing,
+            mean=mean,
+            std=std,
+            labels=labels,
         ),
     )
 
@@ -107,6 +122,10 @@ def EfficientFormerL1(
     *,
     head: str = "average",
     drop_path_rate: float = 0.0,
+    include_preprocessing: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    labels: Labels | None = None,
 ) -> keras.Model:
     """EfficientFormer-L1: 12.3 million parameters, 1.3 GMACs at 224x224.
 
@@ -128,10 +147,16 @@ def EfficientFormerL1(
             `"both"` (two outputs: the head trained on labels, then the one trained on a teacher) or `"single"`
             (the first head alone; the one choice for checkpoints that have a single head).
         drop_path_rate: rate of stochastic depth of the last block, in [0, 1); it grows linearly from 0 at the first.
+        include_preprocessing: whether the model takes raw pixels in 0..255 and normalises them itself.
+        mean: of pixels scaled to 0..1, a number for each channel, by which images are normalised, inside or before;
+            `None` means ImageNet's. All that prepares images for the model reads it from there.
+        std: their standard deviation, with `mean`.
+        labels: the names of the classes, a list, a file or a dictionary as for `labels.class_names`, kept with the
+            model; `None` means ImageNet's with its weights, else none.
 
     Returns:
-        A `keras.Model`, channels last: float images (batch, h, w, 3) normalised by `preprocess_input` -> float class
-        probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
+        A `keras.Model`, channels last: float images (batch, h, w, 3), normalised by `preprocess_input` or raw -> float
+        class probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
         feature maps with strides of 4, 8, 16 and 32 pixels.
 
     Raises:
@@ -157,6 +182,10 @@ def EfficientFormerL3(
     *,
     head: str = "average",
     drop_path_rate: float = 0.0,
+    include_preprocessing: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    labels: Labels | None = None,
 ) -> keras.Model:
     """EfficientFormer-L3: 31.4 million parameters, 3.9 GMACs at 224x224.
 
@@ -177,10 +206,16 @@ def EfficientFormerL3(
             `"both"` (two outputs: the head trained on labels, then the one trained on a teacher) or `"single"`
             (the first head alone; the one choice for checkpoints that have a single head).
         drop_path_rate: rate of stochastic depth of the last block, in [0, 1); it grows linearly from 0 at the first.
+        include_preprocessing: whether the model takes raw pixels in 0..255 and normalises them itself.
+        mean: of pixels scaled to 0..1, a number for each channel, by which images are normalised, inside or before;
+            `None` means ImageNet's. All that prepares images for the model reads it from there.
+        std: their standard deviation, with `mean`.
+        labels: the names of the classes, a list, a file or a dictionary as for `labels.class_names`, kept with the
+            model; `None` means ImageNet's with its weights, else none.
 
     Returns:
-        A `keras.Model`, channels last: float images (batch, h, w, 3) normalised by `preprocess_input` -> float class
-        probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
+        A `keras.Model`, channels last: float images (batch, h, w, 3), normalised by `preprocess_input` or raw -> float
+        class probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
         feature maps with strides of 4, 8, 16 and 32 pixels.
 
     Raises:
@@ -206,6 +241,10 @@ def EfficientFormerL7(
     *,
     head: str = "average",
     drop_path_rate: float = 0.0,
+    include_preprocessing: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    labels: Labels | None = None,
 ) -> keras.Model:
     """EfficientFormer-L7: 82.2 million parameters, 10.2 GMACs at 224x224.
 
@@ -226,10 +265,16 @@ def EfficientFormerL7(
             `"both"` (two outputs: the head trained on labels, then the one trained on a teacher) or `"single"`
             (the first head alone; the one choice for checkpoints that have a single head).
         drop_path_rate: rate of stochastic depth of the last block, in [0, 1); it grows linearly from 0 at the first.
+        include_preprocessing: whether the model takes raw pixels in 0..255 and normalises them itself.
+        mean: of pixels scaled to 0..1, a number for each channel, by which images are normalised, inside or before;
+            `None` means ImageNet's. All that prepares images for the model reads it from there.
+        std: their standard deviation, with `mean`.
+        labels: the names of the classes, a list, a file or a dictionary as for `labels.class_names`, kept with the
+            model; `None` means ImageNet's with its weights, else none.
 
     Returns:
-        A `keras.Model`, channels last: float images (batch, h, w, 3) normalised by `preprocess_input` -> float class
-        probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
+        A `keras.Model`, channels last: float images (batch, h, w, 3), normalised by `preprocess_input` or raw -> float
+        class probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
         feature maps with strides of 4, 8, 16 and 32 pixels.
 
     Raises:

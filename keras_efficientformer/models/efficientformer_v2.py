@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_efficientformer.labels import Labels
 from keras_efficientformer.layers.names import NORM, STAGES, STEM
 from keras_efficientformer.layers.normalization import batch_norm
 from keras_efficientformer.layers.v2 import StageV2, StemV2
@@ -34,6 +35,10 @@ def EfficientFormerV2(
     *,
     head: str = "average",
     drop_path_rate: float = 0.0,
+    include_preprocessing: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    labels: Labels | None = None,
 ) -> keras.Model:
     """An EfficientFormerV2 of any depths and widths.
 
@@ -59,10 +64,16 @@ def EfficientFormerV2(
             `"both"` (two outputs: the head trained on labels, then the one trained on a teacher) or `"single"`
             (the first head alone; the one choice for checkpoints that have a single head).
         drop_path_rate: rate of stochastic depth of the last block, in [0, 1); it grows linearly from 0 at the first.
+        include_preprocessing: whether the model takes raw pixels in 0..255 and normalises them itself.
+        mean: of pixels scaled to 0..1, a number for each channel, by which images are normalised, inside or before;
+            `None` means ImageNet's. All that prepares images for the model reads it from there.
+        std: their standard deviation, with `mean`.
+        labels: the names of the classes, a list, a file or a dictionary as for `labels.class_names`, kept with the
+            model; `None` means ImageNet's with its weights, else none.
 
     Returns:
-        A `keras.Model`, channels last: float images (batch, h, w, 3) normalised by `preprocess_input` -> float class
-        probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
+        A `keras.Model`, channels last: float images (batch, h, w, 3), normalised by `preprocess_input` or raw -> float
+        class probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
         feature maps with strides of 4, 8, 16 and 32 pixels.
 
     Raises:
@@ -90,6 +101,10 @@ def EfficientFormerV2(
             name=name,
             head=head,
             drop_path_rate=drop_path_rate,
+            include_preprocessing=include_preprocessing,
+            mean=mean,
+            std=std,
+            labels=labels,
         ),
     )
 
@@ -111,6 +126,10 @@ def EfficientFormerV2S0(
     *,
     head: str = "average",
     drop_path_rate: float = 0.0,
+    include_preprocessing: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    labels: Labels | None = None,
 ) -> keras.Model:
     """EfficientFormerV2-S0: 3.6 million parameters, 0.4 GMACs at 224x224.
 
@@ -131,10 +150,16 @@ def EfficientFormerV2S0(
             `"both"` (two outputs: the head trained on labels, then the one trained on a teacher) or `"single"`
             (the first head alone; the one choice for checkpoints that have a single head).
         drop_path_rate: rate of stochastic depth of the last block, in [0, 1); it grows linearly from 0 at the first.
+        include_preprocessing: whether the model takes raw pixels in 0..255 and normalises them itself.
+        mean: of pixels scaled to 0..1, a number for each channel, by which images are normalised, inside or before;
+            `None` means ImageNet's. All that prepares images for the model reads it from there.
+        std: their standard deviation, with `mean`.
+        labels: the names of the classes, a list, a file or a dictionary as for `labels.class_names`, kept with the
+            model; `None` means ImageNet's with its weights, else none.
 
     Returns:
-        A `keras.Model`, channels last: float images (batch, h, w, 3) normalised by `preprocess_input` -> float class
-        probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
+        A `keras.Model`, channels last: float images (batch, h, w, 3), normalised by `preprocess_input` or raw -> float
+        class probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
         feature maps with strides of 4, 8, 16 and 32 pixels.
 
     Raises:
@@ -160,6 +185,10 @@ def EfficientFormerV2S1(
     *,
     head: str = "average",
     drop_path_rate: float = 0.0,
+    include_preprocessing: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    labels: Labels | None = None,
 ) -> keras.Model:
     """EfficientFormerV2-S1: 6.2 million parameters, 0.7 GMACs at 224x224.
 
@@ -180,10 +209,16 @@ def EfficientFormerV2S1(
             `"both"` (two outputs: the head trained on labels, then the one trained on a teacher) or `"single"`
             (the first head alone; the one choice for checkpoints that have a single head).
         drop_path_rate: rate of stochastic depth of the last block, in [0, 1); it grows linearly from 0 at the first.
+        include_preprocessing: whether the model takes raw pixels in 0..255 and normalises them itself.
+        mean: of pixels scaled to 0..1, a number for each channel, by which images are normalised, inside or before;
+            `None` means ImageNet's. All that prepares images for the model reads it from there.
+        std: their standard deviation, with `mean`.
+        labels: the names of the classes, a list, a file or a dictionary as for `labels.class_names`, kept with the
+            model; `None` means ImageNet's with its weights, else none.
 
     Returns:
-        A `keras.Model`, channels last: float images (batch, h, w, 3) normalised by `preprocess_input` -> float class
-        probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
+        A `keras.Model`, channels last: float images (batch, h, w, 3), normalised by `preprocess_input` or raw -> float
+        class probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
         feature maps with strides of 4, 8, 16 and 32 pixels.
 
     Raises:
@@ -209,6 +244,10 @@ def EfficientFormerV2S2(
     *,
     head: str = "average",
     drop_path_rate: float = 0.0,
+    include_preprocessing: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    labels: Labels | None = None,
 ) -> keras.Model:
     """EfficientFormerV2-S2: 12.7 million parameters, 1.2 GMACs at 224x224.
 
@@ -229,10 +268,16 @@ def EfficientFormerV2S2(
             `"both"` (two outputs: the head trained on labels, then the one trained on a teacher) or `"single"`
             (the first head alone; the one choice for checkpoints that have a single head).
         drop_path_rate: rate of stochastic depth of the last block, in [0, 1); it grows linearly from 0 at the first.
+        include_preprocessing: whether the model takes raw pixels in 0..255 and normalises them itself.
+        mean: of pixels scaled to 0..1, a number for each channel, by which images are normalised, inside or before;
+            `None` means ImageNet's. All that prepares images for the model reads it from there.
+        std: their standard deviation, with `mean`.
+        labels: the names of the classes, a list, a file or a dictionary as for `labels.class_names`, kept with the
+            model; `None` means ImageNet's with its weights, else none.
 
     Returns:
-        A `keras.Model`, channels last: float images (batch, h, w, 3) normalised by `preprocess_input` -> float class
-        probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
+        A `keras.Model`, channels last: float images (batch, h, w, 3), normalised by `preprocess_input` or raw -> float
+        class probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
         feature maps with strides of 4, 8, 16 and 32 pixels.
 
     Raises:
@@ -258,6 +303,10 @@ def EfficientFormerV2L(
     *,
     head: str = "average",
     drop_path_rate: float = 0.0,
+    include_preprocessing: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    labels: Labels | None = None,
 ) -> keras.Model:
     """EfficientFormerV2-L: 26.3 million parameters, 2.6 GMACs at 224x224.
 
@@ -278,10 +327,16 @@ def EfficientFormerV2L(
             `"both"` (two outputs: the head trained on labels, then the one trained on a teacher) or `"single"`
             (the first head alone; the one choice for checkpoints that have a single head).
         drop_path_rate: rate of stochastic depth of the last block, in [0, 1); it grows linearly from 0 at the first.
+        include_preprocessing: whether the model takes raw pixels in 0..255 and normalises them itself.
+        mean: of pixels scaled to 0..1, a number for each channel, by which images are normalised, inside or before;
+            `None` means ImageNet's. All that prepares images for the model reads it from there.
+        std: their standard deviation, with `mean`.
+        labels: the names of the classes, a list, a file or a dictionary as for `labels.class_names`, kept with the
+            model; `None` means ImageNet's with its weights, else none.
 
     Returns:
-        A `keras.Model`, channels last: float images (batch, h, w, 3) normalised by `preprocess_input` -> float class
-        probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
+        A `keras.Model`, channels last: float images (batch, h, w, 3), normalised by `preprocess_input` or raw -> float
+        class probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are
         feature maps with strides of 4, 8, 16 and 32 pixels.
 
     Raises:

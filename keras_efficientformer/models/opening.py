@@ -9,8 +9,12 @@ import keras
 
 from keras_efficientformer import conversion
 from keras_efficientformer.conversion.formats import suffix_of
+from keras_efficientformer.errors import CheckpointError, first_line
+from keras_efficientformer.labels import Labels
+from keras_efficientformer.layers.image_normalization import normalization_arguments
 from keras_efficientformer.layers.initialization import weights_follow
 from keras_efficientformer.layers.names import HEADS, PREDICTIONS
+from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.models.assembly import POOLINGS
 from keras_efficientformer.models.efficientformer import (
     EfficientFormer,
@@ -51,16 +55,26 @@ def build(architecture: AnyArchitecture, **arguments: Any) -> keras.Model:
 def from_checkpoint(
     path: str | os.PathLike[str],
     *,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: tuple[int, ...] | None = None,
     classifier_activation: Any = "softmax",
+    adapt_channels: bool = False,
+    include_preprocessing: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    labels: Labels | None = None,
     progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
 ) -> keras.Model:
     """Makes the model that a checkpoint file is of, with the file's depths, widths, classes, heads and input size.
 
     Args:
         path: a checkpoint, as for `weights` of `EfficientFormer`.
-        input_shape: (h, w, 3), both sides at least 32; None means the size that the attention biases are of.
+        input_shape: (h, w) or (h, w, channels), both sides at least 32; None means the size that the attention biases
+            are of, and the channels are the file's.
         classifier_activation: activation of the classifier, `"softmax"`, `None` for logits, or any Keras activation.
+        adapt_channels: whether a file for RGB images may become a model for images of other channels, by timm's rule
+            (`adapt_input_conv`): for one channel the filters' sum over colours, for more the filters repeated, and
+            scaled so that an equal image in all channels gives what it gave.
+        include_preprocessing, mean, std, labels: as for `EfficientFormer`.
         progress: wraps the iteration over the model's variables, e.g. `rich.progress.track`.
 
     Returns:
@@ -76,7 +90,11 @@ def from_checkpoint(
     if input_shape is None:
         if info.input_size is None:
             raise ValueError(f"{path} does not say for which input size it is: pass `input_shape`.")
-        input_shape = (*info.input_size, 3)
+        input_shape = (*info.input_size, info.channels)
+    if len(input_shape) == 2:
+        input_shape = (*input_shape, info.channels)
+    if adapt_channels:
+        state_dict = conversion.adapt_channels(state_dict, input_shape[2])
     with weights_follow():
         model = build(
             info.architecture,
@@ -86,6 +104,10 @@ def from_checkpoint(
             classifier_activation=classifier_activation,
             **({"name": model_name(info.variant)} if info.variant else {}),
             head="average" if info.heads == 2 else "single",
+            include_preprocessing=include_preprocessing,
+            mean=mean,
+            std=std,
+            labels=labels,
         )
     conversion.load_state_dict(model, state_dict, progress)
     return model
@@ -93,7 +115,7 @@ def from_checkpoint(
 
 def open_model(
     source: str | os.PathLike[str],
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: tuple[int, ...] | None = None,
     progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
 ) -> keras.Model:
     """The Keras model that a file or a name stands for.
@@ -101,7 +123,7 @@ def open_model(
     Args:
         source: a key of `PUBLISHED` (ImageNet, downloaded) such as "l1", "l1:imagenet-300", a .keras file or a
             checkpoint file.
-        input_shape: (h, w, 3); None means the file's own, or 224x224.
+        input_shape: (h, w), or (h, w, channels); None means the file's own, or 224x224.
         progress: wraps the iteration over a checkpoint's variables, e.g. `rich.progress.track`.
 
     Raises:
@@ -110,17 +132,39 @@ def open_model(
     """
     variant, _, weights = str(source).partition(":")
     if variant in PUBLISHED:
-        return PUBLISHED[variant](weights=weights or "imagenet", input_shape=input_shape)
+        shape = None if input_shape is None else (*input_shape[:2], *(input_shape[2:] or (3,)))
+        return PUBLISHED[variant](weights=weights or "imagenet", input_shape=shape)
     if suffix_of(source) == ".keras":
-        with weights_follow():
-            model = keras.saving.load_model(source, compile=False)
-        return model if input_shape in (None, model.inputs[0].shape[1:]) else _at_size(model, input_shape)
+        model = _load_keras(source)
+        own = tuple(model.inputs[0].shape[1:])
+        shape = own if input_shape is None else (*input_shape[:2], *(input_shape[2:] or own[2:]))
+        return model if shape == own else _at_size(model, shape)
     if suffix_of(source) is None and not os.path.exists(source):
         raise FileNotFoundError(f"{source} is neither a file nor one of the names {', '.join(PUBLISHED)}.")
     return from_checkpoint(source, input_shape=input_shape, progress=progress)
 
 
-def _at_size(model: keras.Model, input_shape: tuple[int, int, int]) -> keras.Model:
+def _load_keras(path: str | os.PathLike[str]) -> keras.Model:
+    """The model in a .keras file."""
+    with open(path, "rb"):  # an OSError names a file that is missing, a folder or not permitted
+        pass
+    try:
+        with weights_follow():
+            model = keras.saving.load_model(path, compile=False)
+        if not isinstance(model, keras.Model) or not model.inputs:
+            raise ValueError(f"it holds a {type(model).__name__}, and a model of images was expected")
+        return model
+    except MemoryError:
+        raise
+    # Damaged bytes come out of zipfile, JSON, h5py and Keras as exceptions of every kind.
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be opened as a Keras model: {first_line(error)}. It is truncated, damaged, of a newer "
+            "version, or holds layers of other packages, which have to be imported first."
+        ) from error
+
+
+def _at_size(model: keras.Model, input_shape: tuple[int, ...]) -> keras.Model:
     """The same model for images of another size."""
     architecture, layers = conversion.architecture_of(model), {layer.name: layer for layer in model.layers}
     pooling = next((choice for choice, (_, name) in POOLINGS.items() if name in layers), None)
@@ -128,8 +172,9 @@ def _at_size(model: keras.Model, input_shape: tuple[int, int, int]) -> keras.Mod
     if HEADS[0] in layers:
         head = "both" if len(model.outputs) == 2 else "average" if HEADS[1] in layers else "single"
         activation = layers[PREDICTIONS[0]].activation
-        top = {"classes": layers[HEADS[0]].units, "classifier_activation": activation, "head": head}
+        classes = layers[HEADS[0]].units
+        top = {"classes": classes, "classifier_activation": activation, "head": head, "labels": labels_of(model)}
     with weights_follow():
-        resized = build(architecture, input_shape=input_shape, name=model.name, **top)
+        resized = build(architecture, input_shape=input_shape, name=model.name, **top, **normalization_arguments(model))
     conversion.load_state_dict(resized, conversion.to_state_dict(model))
     return resized

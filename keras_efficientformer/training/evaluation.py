@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ import keras
 import numpy as np
 
 from keras_efficientformer.classifiers import Classifier, KerasClassifier, open_classifier
-from keras_efficientformer.imagenet import imagenet_labels, read_labels
+from keras_efficientformer.imagenet import imagenet_labels
+from keras_efficientformer.images import count_other_files, of_channels
+from keras_efficientformer.labels import Labels, class_names
 from keras_efficientformer.training.data.batches import Batch, ValidationImages, prefetched
+from keras_efficientformer.training.data.class_places import class_places
 from keras_efficientformer.training.data.image_folder import ImageSet, list_images, without_unreadable
 from keras_efficientformer.training.data.imagenet_layout import is_flat, read_flat
 from keras_efficientformer.training.scores import Scores, count
@@ -30,7 +33,9 @@ class EvaluationReport:
         scores: top-1, top-5 and the confusion matrix.
         labels: class names in the order of the outputs.
         images_per_second: of prediction alone, without the first batch, which compiles.
+        classes_from: how it is known of which class a folder's images are.
         skipped: {path: reason} of images that were left out.
+        other_files: {suffix: number} of files in the folder that are called as no image.
     """
 
     model: str
@@ -39,7 +44,9 @@ class EvaluationReport:
     scores: Scores
     labels: tuple[str, ...]
     images_per_second: float
+    classes_from: str
     skipped: dict[str, str] = field(default_factory=dict)
+    other_files: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, without the confusion matrix."""
@@ -51,8 +58,10 @@ class EvaluationReport:
             "top1": scores["top1"],
             "top5": scores["top5"],
             "images_per_second": round(self.images_per_second, 2),
+            "classes_from": self.classes_from,
             "classes": scores["classes"],
             "skipped": self.skipped,
+            "other_files": self.other_files,
         }
 
     def to_json(self) -> str:
@@ -64,9 +73,9 @@ def evaluate(
     model: keras.Model | str | os.PathLike,
     folder: str | os.PathLike,
     *,
-    labels: Sequence[str] | None = None,
+    labels: Labels | None = None,
     ground_truth: str | os.PathLike | None = None,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: tuple[int, ...] | None = None,
     crop_fraction: float = 0.95,
     batch_size: int = 32,
     skip_bad: bool = False,
@@ -77,12 +86,13 @@ def evaluate(
     Args:
         model: a `keras.Model` of normalised images, or a .keras file, a checkpoint, a .tflite file, an .mlpackage, or
             "l1", "l3", "l7", "v2_s0", "v2_s1", "v2_s2", "v2_l".
-        folder: a subfolder of images for each class, called as the class or, for ImageNet, by its WordNet id; or
-            ImageNet's ILSVRC2012_val_*.JPEG in one folder.
-        labels: class names in the order of the outputs. None means those in the file's sidecar, else in a `labels.txt`
-            beside the file, else ImageNet's where there are 1000, else the names of the subfolders, sorted.
+        folder: a subfolder of images for each class, called as the class, by its index or, for ImageNet, by its WordNet
+            id; or ImageNet's ILSVRC2012_val_*.JPEG in one folder.
+        labels: class names in the order of the outputs, or what else `labels.class_names` takes. None means the
+            model's own, else those in a `labels.txt` beside the file, else ImageNet's where there are 1000, else the
+            names of the subfolders, sorted, which the report says.
         ground_truth: for ImageNet's files in one folder: what they are (`imagenet_layout`); None means the file beside.
-        input_shape: (h, w, 3) for a Keras model or checkpoint; None means its own.
+        input_shape: (h, w) or (h, w, channels) for a Keras model or checkpoint; None means its own.
         crop_fraction: as for `imagenet.resize_and_crop`.
         batch_size: images in a prediction.
         skip_bad: leave unreadable images out, instead of raising.
@@ -102,46 +112,40 @@ def evaluate(
     if labels is None:
         labels = classifier.labels
     if labels is None and beside is not None and beside.is_file():
-        labels = read_labels(beside)
+        labels = beside
 
+    if classifier.output != "scores":
+        raise ValueError(f"{model} has no classifier that could be evaluated: it gives {classifier.output}.")
     classes = _number_of_classes(classifier)
-    names, images = _read_images(folder, classes, labels, ground_truth)
+    names = None if labels is None else class_names(labels, classes)
+    all_names, images, classes_from = _read_images(folder, classes, names, ground_truth)
     images, skipped = without_unreadable(images, (), skip_bad, track)
     answers, seconds = _answers(classifier, images, classes, crop_fraction, batch_size, track)
     scores = count(answers, images.targets, probabilities=False)
     name = model.name if isinstance(model, keras.Model) else str(model)
-    return EvaluationReport(name, str(folder), len(images), scores, tuple(names), seconds, skipped)
+    others = count_other_files(folder)
+    return EvaluationReport(name, str(folder), len(images), scores, all_names, seconds, classes_from, skipped, others)
 
 
 def _number_of_classes(classifier: Classifier) -> int:
     """How many classes a classifier answers with, found by asking it."""
-    return classifier.predict(np.zeros((1, *classifier.size, 3), "float32")).shape[-1]
+    return classifier.predict(np.zeros((1, *classifier.size, classifier.channels), "float32")).shape[-1]
 
 
 def _read_images(
-    folder: Path, classes: int, labels: Sequence[str] | None, ground_truth: str | os.PathLike | None
-) -> tuple[Sequence[str], ImageSet]:
-    """The classes' names in the order of the outputs, and the images with their places among them."""
+    folder: Path, classes: int, labels: tuple[str, ...] | None, ground_truth: str | os.PathLike | None
+) -> tuple[tuple[str, ...], ImageSet, str]:
+    """The classes' names in the order of the outputs, the images, and how it is known which class each is of."""
     imagenet = imagenet_labels()
-    if labels is not None and len(labels) != classes:
-        raise ValueError(f"The model has {classes} classes, and there are {len(labels)} labels.")
     if folder.is_dir() and is_flat(folder):
         if classes != len(imagenet):
             raise ValueError(f"{folder} holds ImageNet's validation images, of 1000 classes; the model has {classes}.")
         files, targets = read_flat(folder, Path(ground_truth) if ground_truth else None)
-        return labels or [name for _, name in imagenet], ImageSet(files, targets, np.arange(len(files)))
+        all_names = labels or tuple(name for _, name in imagenet)
+        return all_names, ImageSet(files, targets, np.arange(len(files))), "by ImageNet's ground truth"
     names, images = list_images(folder)
-    ids = {wordnet_id: place for place, (wordnet_id, _) in enumerate(imagenet)}
-    if classes == len(imagenet) and all(name in ids for name in names):
-        return labels or [name for _, name in imagenet], _at([ids[name] for name in names], images)
-    if labels is None and len(names) == classes:
-        return names, images
-    if labels is None:
-        raise ValueError(f"{folder} has {len(names)} classes and the model {classes}: say which are which with labels.")
-    unknown = sorted(set(names) - set(labels))
-    if unknown:
-        raise ValueError(f"{folder} has classes that the model does not know: {', '.join(unknown)}.")
-    return labels, _at([list(labels).index(name) for name in names], images)
+    places, all_names, how = class_places(folder, names, classes, labels)
+    return all_names, images.moved(places), how
 
 
 class _Sized:
@@ -155,11 +159,6 @@ class _Sized:
 
     def __len__(self) -> int:
         return self._length
-
-
-def _at(places: Sequence[int], images: ImageSet) -> ImageSet:
-    """The images with class `places[n]` in the place of class n."""
-    return ImageSet(images.files, np.array(places)[images.targets], images.rows)
 
 
 def _answers(
@@ -178,7 +177,7 @@ def _answers(
         pixels = np.zeros((batch_size, *batch.images.shape[1:]), "float32")
         pixels[: len(batch.images)] = batch.images
         started = time.perf_counter()
-        found = classifier.predict(pixels)
+        found = classifier.predict(of_channels(pixels, classifier.channels))
         times.append(time.perf_counter() - started)
         answers.append(found[: len(batch.images)])
     later = times[1:] or times

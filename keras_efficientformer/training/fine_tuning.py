@@ -11,10 +11,15 @@ import keras
 import numpy as np
 
 from keras_efficientformer.files import write_json, write_text
+from keras_efficientformer.imagenet import imagenet_labels
+from keras_efficientformer.images import count_other_files
+from keras_efficientformer.labels import Labels, class_names
 from keras_efficientformer.models.opening import open_model
 from keras_efficientformer.training.config import FineTuneConfig
-from keras_efficientformer.training.data.batches import Batches, LoaderBatches, TrainingImages, ValidationImages
+from keras_efficientformer.training.data.batches import Batches, TrainingImages, ValidationImages
+from keras_efficientformer.training.data.class_places import class_places
 from keras_efficientformer.training.data.image_folder import read_folder, read_validation, without_unreadable
+from keras_efficientformer.training.data.loaders import LoaderBatches
 from keras_efficientformer.training.devices import Devices, open_devices
 from keras_efficientformer.training.plots import require_matplotlib
 from keras_efficientformer.training.run import BEST_FILE, FineTuneReport, Run, RunData
@@ -31,7 +36,7 @@ def finetune(
     output: str | os.PathLike[str],
     *,
     validation: Any = None,
-    labels: Sequence[str] | None = None,
+    labels: Labels | None = None,
     teacher: Any = None,
     config: FineTuneConfig | None = None,
     resume: bool = False,
@@ -55,7 +60,9 @@ def finetune(
         output: the run's folder, which is made, outside of the images' folders; all processes must see it.
         validation: a folder or loader to choose the best model by; None means `val` beside `train`, or else a share of
             each class held out, or, with a loader, nothing: then the last epoch's model is the best.
-        labels: the class names, which a loader needs.
+        labels: the class names in the order of the outputs, as for `labels.class_names`: a loader needs them, and a
+            folder takes that order in place of the alphabet's. With `keep_head` they are the model's own, and needed
+            where it does not know them; folders are found among them by name, index or WordNet id.
         teacher: for distillation (paper, section 5; DeiT, arXiv 2012.12877, section 4): a `keras.Model` of normalised
             images; any callable, raw RGB images (batch, height, width, 3) in 0..255 -> scores (batch, classes); or an
             array of scores (images, classes), a row for each image of the folder in the order of `list_images`. A
@@ -85,7 +92,7 @@ def finetune(
     keras.utils.set_random_seed(config.seed)
 
     source = Network.of(model if isinstance(model, keras.Model) else open_model(model), config)
-    run_data = _open_data(data, validation, labels, config, source.size, devices, track)
+    run_data = _open_data(data, validation, _class_order(source, labels), source, config, devices, track)
     run_teacher = open_teacher(teacher, len(run_data.labels), run_data.images_listed)
     run = Run(config, output, devices, run_data, source, run_teacher, callbacks, verbose)
     restored = run.restore() if resume else None
@@ -98,45 +105,79 @@ def finetune(
     return run.report()
 
 
+def _class_order(source: Network, labels: Labels | None) -> tuple[str, ...] | None:
+    """The classes' names in the order of the outputs, where that is given or kept with the head."""
+    given = None if labels is None else class_names(labels)
+    if source.classes is None:
+        return given
+    kept = source.labels
+    if kept is None and source.classes == len(imagenet_labels()):
+        kept = tuple(name for _, name in imagenet_labels())
+    if given is not None and len(given) != source.classes:
+        raise ValueError(f"`keep_head` needs data with the model's {source.classes} classes; these have {len(given)}.")
+    if given is not None and source.labels is not None and given != source.labels:
+        different = next(pair for pair in zip(source.labels, given, strict=True) if pair[0] != pair[1])
+        raise ValueError(
+            f"`keep_head` keeps the model's classes, and `labels` are others: {different[1]!r} in the place of "
+            f"{different[0]!r}. Leave labels out, or keep_head."
+        )
+    if given is None and kept is None:
+        raise ValueError(
+            "`keep_head` keeps the model's classes, and the model does not know their names: pass `labels`, in the "
+            "order of its outputs."
+        )
+    return given or kept
+
+
 def _open_data(
     data: Any,
     validation: Any,
-    labels: Sequence[str] | None,
+    order: tuple[str, ...] | None,
+    source: Network,
     config: FineTuneConfig,
-    size: tuple[int, int],
     devices: Devices,
     track: Callable[[Iterable], Iterable],
 ) -> RunData:
-    """The data of `finetune`'s arguments, checked, for images of this (height, width)."""
+    """The data of `finetune`'s arguments, checked, for images of the network's size."""
     if not isinstance(data, str | Path):
-        return _open_loaders(data, validation, labels, config, size, track)
-    if labels is not None:
-        raise ValueError("`labels` are the names of the subfolders where the data are a folder. Leave them out.")
+        return _open_loaders(data, validation, order, config, source.size, track)
     if not isinstance(validation, str | Path | None):
         raise ValueError(f"`validation` should be a folder where the data are one. Received: {validation!r}")
     names, training, held_out, listed = read_folder(data, validation, config.validation_split, config.seed)
     training, skipped = without_unreadable(training, names, config.skip_bad, track)
     held_out, skipped_too = without_unreadable(held_out, names, config.skip_bad, track)
+    if order is not None:
+        if len(order) != len(names):
+            raise ValueError(
+                f"`keep_head` needs data with the model's {len(order)} classes; these have {len(names)}. "
+                "Leave keep_head out for a new classifier."
+                if source.classes is not None
+                else f"{data} has {len(names)} classes, and there are {len(order)} labels: one for each is needed."
+            )
+        places, _, _ = class_places(Path(data), names, len(order), order)
+        training, held_out = training.moved(places), held_out.moved(places)
+    labels, size = tuple(order or names), source.size
     return RunData(
-        tuple(names),
+        labels,
         TrainingImages(training, len(names), size, config, devices.process, devices.processes),
         ValidationImages(held_out, len(names), size, config.crop_fraction, config.batch_size),
         np.bincount(training.targets, minlength=len(names)),
         listed,
         skipped | skipped_too,
+        count_other_files(data),
     )
 
 
 def _open_loaders(
     data: Any,
     validation: Any,
-    labels: Sequence[str] | None,
+    order: tuple[str, ...] | None,
     config: FineTuneConfig,
     size: tuple[int, int],
     track: Callable[[Iterable], Iterable],
 ) -> RunData:
     """The data of a training loader, and of a folder or loader to validate on."""
-    names = () if labels is None else tuple(str(label) for label in labels)
+    names = order or ()
     if not names:
         raise ValueError("A loader does not say what its classes are called: pass `labels`, their names in order.")
     if validation is None and config.patience is not None:

@@ -19,7 +19,8 @@ import keras
 import numpy as np
 
 from keras_efficientformer.files import finished_file, write_json
-from keras_efficientformer.imagenet import preprocess_input
+from keras_efficientformer.images import of_channels
+from keras_efficientformer.layers.image_normalization import model_inputs
 from keras_efficientformer.models.opening import open_model
 from keras_efficientformer.training.config import FineTuneConfig
 from keras_efficientformer.training.data.batches import Batches, augmented, prefetched
@@ -57,6 +58,7 @@ class RunData:
         class_counts: int64 (classes,), how many training images each class has; None for a loader.
         images_listed: how many images the training folder has, with those held out or left out; None for a loader.
         skipped: {path: reason} of images that were left out.
+        other_files: {suffix: number} of files in the training folder that are called as no image.
     """
 
     labels: tuple[str, ...]
@@ -65,6 +67,7 @@ class RunData:
     class_counts: np.ndarray | None = None
     images_listed: int | None = None
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    other_files: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -78,12 +81,13 @@ class FineTuneReport:
     """The results of a run.
 
     Attributes:
-        model: path of the best model: a .keras file with softmax, for normalised images.
+        model: path of the best model: a .keras file with softmax, which knows its classes' names.
         labels: class names, in the order of its outputs.
         best_epoch: the epoch, from 1, that it was saved after.
         scores: of it, on the validation images; None where there were none.
         history: one row for each epoch: learning_rate, loss, accuracy, val_loss, val_accuracy, val_top5, seconds.
         skipped: {path: reason} of images that were left out.
+        other_files: {suffix: number} of files in the training folder that are called as no image.
     """
 
     model: Path
@@ -92,6 +96,7 @@ class FineTuneReport:
     scores: Scores | None
     history: tuple[dict[str, float], ...]
     skipped: dict[str, str]
+    other_files: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON."""
@@ -102,6 +107,7 @@ class FineTuneReport:
             "scores": self.scores.to_dict(self.labels) if self.scores else None,
             "history": list(self.history),
             "skipped": self.skipped,
+            "other_files": self.other_files,
         }
 
 
@@ -145,10 +151,10 @@ class Run:
         # Users get another model than the one that is trained, in float32 and outside of all strategies.
         head = "average" if teacher else source.head
         with _dtype_policy("float32"):
-            self.deployed = source.build(len(data.labels), head=head, activation="softmax")
+            self.deployed = source.build(data.labels, head=head, activation="softmax")
         with devices.scope(), _dtype_policy(config.precision):
             head = "both" if teacher else source.head
-            self.student = source.build(len(data.labels), head=head, drop_path=config.drop_path)
+            self.student = source.build(data.labels, head=head, drop_path=config.drop_path)
             self.student.set_weights(self.deployed.get_weights())
             devices.prepare(self.student)
         self.class_weights = _class_weights(config.class_weight, data)
@@ -229,7 +235,7 @@ class Run:
         for batch in augmented(batches, self.config, epoch, first_step, extend):
             labels, choices = batch.labels[:, :classes], batch.labels[:, classes:]
             weights = None if self.class_weights is None else labels @ self.class_weights
-            images = preprocess_input(batch.images)
+            images = model_inputs(self.student, of_channels(batch.images, self.student.inputs[0].shape[3]))
             if self.teacher:
                 targets = (labels, choices if fixed else self.teacher.labels(batch))
                 yield images, targets, None if weights is None else (weights, weights)
@@ -355,9 +361,8 @@ class Run:
         if self.data.validation is not None:
             scores = score(open_model(self.output / BEST_FILE), self.data.validation, len(history))
         labels = self.data.labels
-        report = FineTuneReport(
-            self.output / BEST_FILE, labels, best_epoch(history), scores, tuple(history), self.data.skipped
-        )
+        found = self.data.skipped, self.data.other_files
+        report = FineTuneReport(self.output / BEST_FILE, labels, best_epoch(history), scores, tuple(history), *found)
         if self.devices.process == 0:
             write_json(self.output / "report.json", report.to_dict())
             plot_curves(history, self.output / "curves.png")

@@ -7,7 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_efficientformer.imagenet import preprocess_input
+from keras_efficientformer.images import of_channels
+from keras_efficientformer.layers.image_normalization import model_inputs
 from keras_efficientformer.training.data.batches import Batches, prefetched
 
 # The logarithm of 0 is not finite, so probabilities count as this at least.
@@ -69,7 +70,7 @@ def count(answers: np.ndarray, targets: np.ndarray, probabilities: bool) -> Scor
 
 
 def score(model: keras.Model, batches: Batches, epoch: int) -> Scores:
-    """Scores of a Keras model with softmax, for normalised images, on an epoch's batches of raw ones.
+    """Scores of a Keras model with softmax on an epoch's batches of raw images.
 
     Raises:
         ValueError: there are no batches.
@@ -80,8 +81,9 @@ def score(model: keras.Model, batches: Batches, epoch: int) -> Scores:
     for batch in prefetched(batches.epoch(epoch)):
         size = max(size, len(batch.images))
         # All batches have one shape, for another one would be compiled anew.
-        images = np.zeros((size, *batch.images.shape[1:]), "float32")
-        images[: len(batch.images)] = preprocess_input(batch.images)
+        taken = model_inputs(model, of_channels(batch.images, model.inputs[0].shape[3]))
+        images = np.zeros((size, *taken.shape[1:]), "float32")
+        images[: len(taken)] = taken
         found = keras.ops.convert_to_numpy(model.predict_on_batch(images))
         probabilities.append(found[: len(batch.images)])
         targets.append(batch.labels.argmax(1))

@@ -7,8 +7,10 @@ import keras
 import numpy as np
 
 from keras_efficientformer import conversion
+from keras_efficientformer.layers.image_normalization import normalization_arguments
 from keras_efficientformer.layers.initialization import weights_follow
 from keras_efficientformer.layers.names import HEADS
+from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.models.opening import build
 from keras_efficientformer.training.config import FineTuneConfig
 from keras_efficientformer.variants import AnyArchitecture
@@ -25,18 +27,24 @@ class Network:
     Attributes:
         architecture: its shape.
         size: (height, width) of the images that the new ones take.
+        channels: of those images.
         state_dict: its weights under timm's names; heads only if they are to be kept.
         classes: number of classes of its heads, or None where they are not kept.
         head: "average" or "single": the heads of the new ones.
         name: its name.
+        normalization: its `normalization_arguments`.
+        labels: the names of its heads' classes, or None where they are not kept or not known.
     """
 
     architecture: AnyArchitecture
     size: tuple[int, int]
+    channels: int
     state_dict: dict[str, np.ndarray]
     classes: int | None
     head: str
     name: str
+    normalization: dict[str, Any]
+    labels: tuple[str, ...] | None
 
     @classmethod
     def of(cls, model: keras.Model, config: FineTuneConfig) -> "Network":
@@ -54,28 +62,33 @@ class Network:
         kept = {n: t for n, t in state_dict.items() if n.partition(".")[0] not in set(HEADS) - set(heads)}
         classes = len(state_dict["head.bias"]) if heads else None
         head = "average" if len(heads) == 2 else "single"
-        return cls(conversion.architecture_of(model), size, kept, classes, head, model.name)
+        return cls(
+            conversion.architecture_of(model),
+            size,
+            int(model.inputs[0].shape[3]),
+            kept,
+            classes,
+            head,
+            model.name,
+            normalization_arguments(model),
+            labels_of(model) if heads else None,
+        )
 
-    def build(self, classes: int, head: str, activation: str | None = None, drop_path: float = 0.0) -> keras.Model:
-        """A new model with these weights, and a fresh classifier where none is kept.
-
-        Raises:
-            ValueError: the kept classifier has another number of classes.
-        """
-        if self.classes not in (None, classes):
-            raise ValueError(
-                f"`keep_head` needs data with the model's {self.classes} classes; these have {classes}. "
-                "Leave keep_head out for a new classifier."
-            )
+    def build(
+        self, labels: tuple[str, ...], head: str, activation: str | None = None, drop_path: float = 0.0
+    ) -> keras.Model:
+        """A new model of these classes with these weights, and a fresh classifier where none is kept."""
         with weights_follow():
             model = build(
                 self.architecture,
-                input_shape=(*self.size, 3),
-                classes=classes,
+                input_shape=(*self.size, self.channels),
+                classes=len(labels),
                 classifier_activation=activation,
                 name=self.name,
                 head=head,
                 drop_path_rate=drop_path,
+                labels=labels,
+                **self.normalization,
             )
         fresh = conversion.to_state_dict(model)
         heads = {name: tensor for name, tensor in fresh.items() if name.partition(".")[0] in HEADS}

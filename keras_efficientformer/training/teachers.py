@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_efficientformer.imagenet import preprocess_input
+from keras_efficientformer.layers.image_normalization import model_inputs
 from keras_efficientformer.training.data.batches import Batch, one_hot
 
 
@@ -84,7 +84,7 @@ def _ask_model(model: keras.Model) -> Callable[[np.ndarray], Any]:
     """A function of raw images that gives a model's scores; of two heads, those of the one trained on labels."""
 
     def ask(images: np.ndarray) -> Any:
-        scores = model.predict_on_batch(preprocess_input(images))
+        scores = model.predict_on_batch(model_inputs(model, images))
         return scores[0] if isinstance(scores, list) else scores
 
     return resizing(ask, model.inputs[0].shape[1:3])

@@ -63,12 +63,12 @@ def test_without_test_images(demo):
 
 def test_files(demo):
     assert sorted(os.listdir(demo.folder)) == sorted(
-        [f"{NAME}.keras", f"{TFLITE}.json", f"{TFLITE}.tflite", "photographs.png"]
+        [f"{NAME}.keras", f"{TFLITE}.tflite", f"{TFLITE}.tflite.json", "photographs.png"]
     )
     with Image.open(demo.folder / "photographs.png") as picture:
         assert picture.width > 500
         assert np.asarray(picture.convert("L")).std() > 20  # photographs, not a blank page
-    report = json.loads((demo.folder / f"{TFLITE}.json").read_text())
+    report = json.loads((demo.folder / f"{TFLITE}.tflite.json").read_text())
     assert report["labels"] == LABELS
     assert report["images"] == 3
 

@@ -36,7 +36,7 @@ def report(tmp_path_factory, constants):
     settings = {name: arguments[name] for name in ("precision", "compress", "minimum_ios")}
     export_coreml(EfficientFormerL1(weights=None), folder, **settings, max_difference=float("inf"))
     assert (folder / f"{constants['name']}.mlpackage").is_dir()
-    return json.loads((folder / f"{constants['name']}.json").read_text())
+    return json.loads((folder / f"{constants['name']}.mlpackage.json").read_text())
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)

@@ -264,7 +264,7 @@ def test_predict_with_every_kind_of_model(command, files, model, photographs, na
         np.testing.assert_allclose([row[2] for row in rows], scores[best], atol=1e-5)
 
 
-def test_predict_takes_labels_from_the_sidecar(command, files, photographs):
+def test_predict_takes_labels_from_the_file_alone(command, files, photographs):
     (rows,) = command("predict", photographs / "a.png", "--model", files["a.tflite"], "--json").json.values()
     assert {row[1] for row in rows} <= set(NAMES)
     (rows,) = command("predict", photographs / "a.png", "--model", files["a.keras"], "--json").json.values()
@@ -274,14 +274,17 @@ def test_predict_takes_labels_from_the_sidecar(command, files, photographs):
 
 def test_predict_takes_labels_from_the_file_itself(command, model, photographs, tmp_path):
     report = export_tflite(model, tmp_path / "m.tflite", labels=NAMES)
-    report_file = tmp_path / "m.json"
+    report_file = tmp_path / "m.tflite.json"
     arguments = ("predict", photographs / "a.png", "--model", report.path, "--json")
     with_report = command(*arguments).json
     report_file.unlink()
     assert command(*arguments).json == with_report
-    for other in ('["a", "list"]', "no JSON"):
+    for other in ('["a", "list"]', "no JSON", "{}"):
         report_file.write_text(other)
-        assert "m.json is not the report that an export writes" in command(*arguments, expect=1).err
+        assert "m.tflite.json is not the report that an export writes" in command(*arguments, expect=1).err
+    export_tflite(model, tmp_path / "other.tflite", quantize="float16", labels=NAMES)
+    (tmp_path / "other.tflite.json").replace(report_file)
+    assert "m.tflite.json is the report of another file: its sha256" in command(*arguments, expect=1).err
 
 
 def test_predict_crop_and_size(command, files, model, photographs):
@@ -383,11 +386,11 @@ def test_names_in_square_brackets(command, photographs, tmp_path):
 def test_export(command, tmp_path, photographs):
     arguments = ("export", "tflite", CHECKPOINT, tmp_path, "--labels", LABELS, "--calibration", photographs)
     report = command(*arguments, "--json").json
-    assert report == json.loads((tmp_path / "efficientformer_l1_64_float32.json").read_text())
+    assert report == json.loads((tmp_path / "efficientformer_l1_64_float32.tflite.json").read_text())
     assert (report["labels"], report["images"]) == (NAMES, 3)
     assert sorted(os.listdir(tmp_path)) == [
-        "efficientformer_l1_64_float32.json",
         "efficientformer_l1_64_float32.tflite",
+        "efficientformer_l1_64_float32.tflite.json",
     ]
 
 
@@ -418,7 +421,7 @@ def test_convert_overwrites_only_when_told(command, files, logits, tmp_path, tar
     assert os.listdir(tmp_path) == [target]
 
 
-@pytest.mark.parametrize("name", ["a.tflite", "a.json"])
+@pytest.mark.parametrize("name", ["a.tflite", "a.tflite.json"])
 def test_export_overwrites_only_when_told(command, files, tmp_path, name):
     (tmp_path / name).write_text("mine")
     arguments = ("export", "tflite", files["a.keras"], tmp_path / "a.tflite")
@@ -426,7 +429,7 @@ def test_export_overwrites_only_when_told(command, files, tmp_path, name):
     assert os.listdir(tmp_path) == [name]
     assert (tmp_path / name).read_text() == "mine"
     command(*arguments, "--overwrite")
-    assert sorted(os.listdir(tmp_path)) == ["a.json", "a.tflite"]
+    assert sorted(os.listdir(tmp_path)) == ["a.tflite", "a.tflite.json"]
 
 
 @pytest.fixture(scope="module")
@@ -498,7 +501,7 @@ def test_foreign_keras_model(command, tmp_path, photographs):
         (["{bad}/text.png"], ["text.png"]),
         (["{bad}/missing.png"], ["missing.png"]),
         (["{bad}/empty"], ["empty holds no images"]),
-        (["{photographs}", "--labels", "{bad}/labels.txt"], ["(samples, 2)", "(3, 10)"]),
+        (["{photographs}", "--labels", "{bad}/labels.txt"], ["10 classes, and there are 2 labels"]),
         (["{photographs}", "--labels", "{bad}/missing.txt"], ["missing.txt"]),
         (["{photographs}", "--labels", "{bad}/latin1.txt"], ["utf-8"]),
     ],
@@ -513,7 +516,7 @@ def test_unfit_images_and_labels(command, files, bad, photographs, arguments, wo
     ("arguments", "words"),
     [
         (["--max-difference", "0"], ["was not written", "differs from the Keras model"]),
-        (["--labels", "{bad}/labels.txt"], ["10 classes and there are 2 labels"]),
+        (["--labels", "{bad}/labels.txt"], ["10 classes, and", "labels.txt holds 2 labels"]),
         (["--calibration", "{bad}/empty"], ["empty holds no images"]),
         (["--calibration", "{bad}/missing"], ["missing is not a folder of images"]),
         (["--size", "16"], ["at least 32x32"]),

@@ -320,7 +320,7 @@ def test_written_files(small_tensors, tmp_path, dialect, suffix):
 
     if suffix == ".safetensors":
         with safetensors.safe_open(path, "np") as file:
-            assert file.metadata() == {"format": "pt"}
+            assert file.metadata() == {"format": "pt", "input_size": "224x224"}
             written = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     else:
         written = torch.load(path, weights_only=True)
@@ -407,6 +407,12 @@ def test_keras_files_in_bfloat16(tmp_path, suffix):
         (lambda good, bad: {"state_dict": prefixed("model.", good)}, ("state_dict", "model.")),
         (lambda good, bad: {"model": prefixed("module.", good), "scaler": {"scale": 2.0}}, ("model", "module.")),
         (lambda good, bad: prefixed("_orig_mod.module.", good), ("_orig_mod.", "module.")),
+        (lambda good, bad: {"model_state_dict": good, "epoch": 3}, ("model_state_dict",)),
+        (lambda good, bad: {"ema_state_dict": good, "state_dict": bad}, ("ema_state_dict",)),
+        (lambda good, bad: {"net": good, "acc": 0.8}, ("net",)),
+        (lambda good, bad: prefixed("backbone.", good), ("backbone.",)),
+        (lambda good, bad: {"state_dict": prefixed("net.", good)}, ("state_dict", "net.")),
+        (lambda good, bad: prefixed("module.encoder.", good), ("module.", "encoder.")),
         (lambda good, bad: good, ()),
     ],
     ids=[
@@ -419,12 +425,19 @@ def test_keras_files_in_bfloat16(tmp_path, suffix):
         "lightning",
         "distributed",
         "compiled",
+        "tutorial",
+        "ema-state-dict",
+        "net",
+        "backbone",
+        "lightning-net",
+        "encoder",
         "bare",
     ],
 )
-def test_wrappers(small_tensors, tmp_path, wrap, wrappers):
+@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".ckpt"])
+def test_wrappers(small_tensors, tmp_path, wrap, wrappers, suffix):
     other = {name: np.zeros_like(tensor) for name, tensor in small_tensors.items()}
-    checkpoint = conversion.read_checkpoint(save(tmp_path / "checkpoint.pth", wrap(small_tensors, other)))
+    checkpoint = conversion.read_checkpoint(save(tmp_path / f"checkpoint{suffix}", wrap(small_tensors, other)))
     equal(checkpoint, small_tensors)
     assert checkpoint.wrappers == wrappers
 

@@ -135,24 +135,48 @@ def test_other_sizes(sides):
     assert f"stages.3.downsample.attn.attention_biases: (14, 14) -> {tuple(s // 16 for s in sides)}" in report.resized
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("dialect", ["timm", "snap"])
-@pytest.mark.parametrize("sides", [(64, 96), (33, 65)], ids=str)
-def test_from_checkpoint(tensors, tmp_path, sides, dialect):
-    """A file of snap's tells its grid; in timm's there is none, so a table that is no square has to be told."""
+@pytest.mark.parametrize("sides", [(64, 96), (33, 65), (64, 256)], ids=str)
+def test_from_checkpoint(tensors, tmp_path, sides, dialect, suffix):
+    """What is written says its size; (64, 256) has as many biases as (128, 128)."""
     model = kef.EfficientFormerV2(**SMALL, input_shape=(*sides, 3))
     conversion.load_state_dict(model, tensors)
-    path = tmp_path / "checkpoint.safetensors"
+    path = tmp_path / f"checkpoint{suffix}"
     conversion.write_checkpoint(path, conversion.to_state_dict(model, dialect))
-    if dialect == "timm":
-        with pytest.raises(ValueError, match=r"does not say for which input size it is: pass `input_shape`"):
-            kef.from_checkpoint(path)
-        found = kef.from_checkpoint(path, input_shape=(*sides, 3), classifier_activation=None)
-    else:
-        assert kef.from_checkpoint(path).input_shape[1:3] == tuple(-(-side // 16) * 16 for side in sides)
-        found = kef.from_checkpoint(path, input_shape=(*sides, 3), classifier_activation=None)
+    found = kef.from_checkpoint(path, classifier_activation=None)
+    told_exactly = suffix == ".safetensors" or dialect == "timm"  # else by the indices of whole cells
+    assert found.input_shape[1:3] == (sides if told_exactly else tuple(-(-side // 16) * 16 for side in sides))
+    found = kef.from_checkpoint(path, input_shape=(*sides, 3), classifier_activation=None)
     images = timm_reference.images(*sides)
     close(run(found, images), run(model, images), 0)
     assert found.name == "efficientformerv2"
+    larger = (2 * sides[0], sides[1] + 32, 3)
+    expected = kef.EfficientFormerV2(**SMALL, input_shape=larger)
+    conversion.load_state_dict(expected, conversion.to_state_dict(model, "snap"))
+    resized = kef.from_checkpoint(path, input_shape=larger, classifier_activation=None)
+    close(run(resized, timm_reference.images(*larger[:2])), run(expected, timm_reference.images(*larger[:2])), 1e-5)
+
+
+@pytest.mark.parametrize("sides", [(64, 96), (64, 256), (128, 128)], ids=str)
+def test_a_file_that_does_not_say_its_size(tensors, tmp_path, sides):
+    """As timm writes it: the number of biases alone does not tell a shape."""
+    model = kef.EfficientFormerV2(**SMALL, input_shape=(*sides, 3))
+    conversion.load_state_dict(model, tensors)
+    safetensors.numpy.save_file(dict(conversion.to_state_dict(model)), tmp_path / "timm.safetensors")
+    with pytest.raises(ValueError, match=r"does not say for which input size it is: pass `input_shape`"):
+        kef.from_checkpoint(tmp_path / "timm.safetensors")
+    found = kef.from_checkpoint(tmp_path / "timm.safetensors", input_shape=(*sides, 3), classifier_activation=None)
+    images = timm_reference.images(*sides)
+    close(run(found, images), run(model, images), 0)
+    with pytest.raises(CheckpointError, match="does not say of which"):
+        kef.from_checkpoint(tmp_path / "timm.safetensors", input_shape=(96, 96, 3))
+
+
+def test_a_damaged_size(tensors, tmp_path):
+    safetensors.numpy.save_file(dict(tensors), tmp_path / "m.safetensors", metadata={"input_size": "64 by 96"})
+    with pytest.raises(CheckpointError, match="says that its input size is '64 by 96': HEIGHTxWIDTH"):
+        conversion.read_checkpoint(tmp_path / "m.safetensors")
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])

@@ -97,10 +97,13 @@ def signature(function):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_signature_is_that_of_keras_applications(variant):
     ours, resnet = signature(entry_point(variant)), signature(keras.applications.ResNet50)
-    assert list(ours) == [*resnet, "head", "drop_path_rate"]
-    assert ours == {**resnet, "name": f"efficientformer_{variant}", "head": "average", "drop_path_rate": 0.0}
+    own = ["head", "drop_path_rate", "include_preprocessing", "mean", "std", "labels"]
+    assert list(ours) == [*resnet, *own]
+    defaults = {"head": "average", "drop_path_rate": 0.0, "include_preprocessing": False}
+    defaults |= {"mean": None, "std": None, "labels": None}
+    assert ours == {**resnet, "name": f"efficientformer_{variant}", **defaults}
     kinds = inspect.signature(entry_point(variant)).parameters
-    assert kinds["head"].kind == kinds["drop_path_rate"].kind == inspect.Parameter.KEYWORD_ONLY
+    assert {kinds[name].kind for name in own} == {inspect.Parameter.KEYWORD_ONLY}
     assert entry_point(variant).__name__ == f"EfficientFormer{variant.upper()}"
 
 

@@ -33,9 +33,15 @@ head: `"average"` (the activation of the mean of the two heads' logits, which pu
 outputs: the head trained on labels, then the one trained on a teacher) or `"single"` (the first head alone; the one
 choice for checkpoints that have a single head).
 drop_path_rate: rate of stochastic depth of the last block, in [0, 1); it grows linearly from 0 at the first.
+include_preprocessing: whether the model takes raw pixels in 0..255 and normalises them itself.
+mean: of pixels scaled to 0..1, a number for each channel, by which images are normalised, inside or before; `None`
+means ImageNet's. All that prepares images for the model reads it from there.
+std: their standard deviation, with `mean`.
+labels: the names of the classes, a list, a file or a dictionary as for `labels.class_names`, kept with the model;
+`None` means ImageNet's with its weights, else none.
 
 Returns:
-A `keras.Model`, channels last: float images (batch, h, w, 3) normalised by `preprocess_input` -> float class
+A `keras.Model`, channels last: float images (batch, h, w, 3), normalised by `preprocess_input` or raw -> float class
 probabilities in [0, 1], or logits, (batch, classes). The outputs of the layers "stage1" to "stage4" are feature maps
 with strides of 4, 8, 16 and 32 pixels.
 

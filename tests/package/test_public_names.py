@@ -37,6 +37,7 @@ PUBLIC = {
         "CheckpointError",
         "CheckpointInfo",
         "LoadReport",
+        "adapt_channels",
         "architecture_of",
         "infer_variant",
         "load_state_dict",

@@ -27,7 +27,7 @@ def cross_entropy(targets, logits):
 def test_loss():
     """DeiT's: (1 - alpha) of the smoothed labels on the first head, alpha of the teacher's choices on the second."""
     config = FineTuneConfig(distillation=0.3, label_smoothing=0.2)
-    student = Network.of(training_images.make_model(), config).build(3, head="both")
+    student = Network.of(training_images.make_model(), config).build(tuple(training_images.COLOURS), head="both")
     compile_student(student, config, warmup=0, steps=10, distilled=True)
     rng = np.random.default_rng(1)
     for name in ("head", "head_dist"):

@@ -1,5 +1,6 @@
 """Fine-tuning: what a run does, what it leaves, and how it refuses. `test_training_resume` kills it."""
 
+import dataclasses
 import json
 import re
 import resource
@@ -12,6 +13,7 @@ import training_images
 from PIL import Image
 
 from keras_efficientformer import conversion
+from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.training import FineTuneConfig, TrainingError, evaluate, finetune
 from keras_efficientformer.training.config import EXPECTED
 from keras_efficientformer.training.plots import plot_confusion
@@ -124,7 +126,7 @@ def test_mixed_precision(precision, folder, model, tmp_path):
 
 def compiled(**settings):
     network = Network.of(training_images.make_model(), FineTuneConfig())
-    student = network.build(3, head="single")
+    student = network.build(tuple(COLOURS), head="single")
     compile_student(student, FineTuneConfig(**settings), warmup=4, steps=20, distilled=False)
     return student
 
@@ -177,15 +179,83 @@ def test_kept_head(model):
     """The same function as the model's, at its own size; and refused for other classes."""
     network = Network.of(model, FineTuneConfig(keep_head=True))
     images = np.random.default_rng(0).standard_normal((2, 40, 40, 3)).astype("float32")
-    kept = network.build(5, head=network.head, activation="softmax")
+    kept = network.build(tuple("abcde"), head=network.head, activation="softmax")
     np.testing.assert_array_equal(kept.predict(images, verbose=0), model.predict(images, verbose=0))
-    with pytest.raises(ValueError, match="5 classes; these have 3"):
-        network.build(3, head=network.head)
+
+
+def kept_config(**settings):
+    values = {"epochs": 1, "freeze_epochs": 0, "batch_size": 4, "learning_rate": 1e-9, "warmup_epochs": 0}
+    return FineTuneConfig(keep_head=True, **{**values, **settings})
+
+
+@pytest.mark.parametrize("folders", ["names", "indices"])
+def test_kept_classes_keep_their_order(tmp_path, folders):
+    """A kept head's classes are found by name or index, whatever the alphabet's order: the answers stay right."""
+    names = ("red", "blue", "green")
+    counts = {name if folders == "names" else str(names.index(name)): 4 for name in sorted(names)}
+    folder = training_images.make_folder(tmp_path / "images", counts)
+    model = training_images.make_model(3, labels=names)
+    report = finetune(model, folder, tmp_path / "run", config=kept_config(), verbose=0)
+    assert report.labels == names
+    saved = keras.saving.load_model(report.model)
+    assert labels_of(saved) == names
+    head, kept = (one.get_layer("head").kernel.numpy() for one in (model, saved))
+    np.testing.assert_allclose(kept, head, atol=1e-5)
+    assert [row.strip() for row in (tmp_path / "run" / "labels.txt").open()] == list(names)
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "counts", "words"),
+    [
+        (("red", "blue", "green"), None, {"blue": 4, "green": 4, "cyan": 4}, "does not know: cyan"),
+        (("red", "blue", "green"), None, {"blue": 4, "green": 4}, "3 classes; these have 2"),
+        (("red", "blue", "green"), ("blue", "red", "green"), None, "'blue' in the place of 'red'"),
+        (("red", "blue", "green"), ("red", "blue"), None, "3 classes; these have 2"),
+        (None, None, None, "does not know their names: pass `labels`"),
+    ],
+)
+def test_kept_classes_that_do_not_fit(tmp_path, labels, given, counts, words):
+    folder = training_images.make_folder(tmp_path / "images", counts)
+    model = training_images.make_model(3, labels=labels)
+    with pytest.raises(ValueError, match=words):
+        finetune(model, folder, tmp_path / "run", labels=given, config=kept_config(), verbose=0)
+
+
+def test_labels_of_a_folder(tmp_path):
+    """They say the order of the outputs."""
+    folder = training_images.make_folder(tmp_path / "images")
+    config = dataclasses.replace(kept_config(), keep_head=False)
+    order = {"green": 0, "red": 1, "blue": 2}
+    report = finetune(training_images.make_model(), folder, tmp_path / "run", labels=order, config=config, verbose=0)
+    assert report.labels == ("green", "red", "blue")
+    with pytest.raises(ValueError, match="3 classes, and there are 2 labels"):
+        finetune(training_images.make_model(), folder, tmp_path / "no", labels=["red", "blue"], config=config)
+
+
+def test_grey_images(tmp_path):
+    """A model of one channel is trained, scored and evaluated on the luminance of the folder's images."""
+    folder = training_images.make_folder(tmp_path / "images")
+    shape = {"input_shape": (40, 40, 1), "mean": [0.5], "std": [0.25]}
+    config = dataclasses.replace(kept_config(), keep_head=False)
+    report = finetune(training_images.make_model(**shape), folder, tmp_path / "run", config=config, verbose=0)
+    saved = keras.saving.load_model(report.model)
+    assert saved.input_shape == (None, 40, 40, 1)
+    assert evaluate(saved, folder).images == 36
+
+
+def test_other_files_are_counted(tmp_path):
+    folder = training_images.make_folder(tmp_path / "images")
+    (folder / "red" / "notes.txt").write_text("no image")
+    (folder / "red" / "README").write_text("no image")
+    config = dataclasses.replace(kept_config(), keep_head=False)
+    report = finetune(training_images.make_model(), folder, tmp_path / "run", config=config, verbose=0)
+    assert report.other_files == {".txt": 1, "": 1}
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["other_files"] == {".txt": 1, "": 1}
 
 
 def test_another_size(model):
     network = Network.of(model, FineTuneConfig(size=(64, 96)))
-    assert network.build(3, head="single").inputs[0].shape[1:3] == (64, 96)
+    assert network.build(tuple(COLOURS), head="single").inputs[0].shape[1:3] == (64, 96)
 
 
 class Loader(keras.utils.PyDataset):

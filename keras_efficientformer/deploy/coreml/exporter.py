@@ -32,17 +32,19 @@ from keras_efficientformer.deploy.export import (
     open_source,
     write_checked,
 )
+from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.report import ExportReport
 from keras_efficientformer.errors import require
-from keras_efficientformer.imagenet import MEAN
 from keras_efficientformer.images import seeded_images
+from keras_efficientformer.labels import Labels
 
 IMAGE = "image"
 TARGETS = (15, 16, 17, 18)
 # Core ML gives the outputs of a classifier these names.
 CLASS_LABEL, CLASS_PROBABILITIES = "classLabel", "classLabel_probs"
 PREVIEW = {"com.apple.coreml.model.preview.type": "imageClassifier"}
+RGB_CHANNELS = 3
 COREML_TOOLS = ("keras-efficientformer", "keras", "coremltools", "numpy", "scikit-learn")
 
 
@@ -52,14 +54,15 @@ def export_coreml(
     *,
     precision: str = "float16",
     compress: str = "none",
-    labels: str | os.PathLike | list[str] | None = None,
+    labels: Labels | None = None,
     minimum_ios: int = 16,
+    include_preprocessing: bool = True,
     image_input: bool = True,
     feature_maps: bool = False,
     max_difference: float | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Exports a model as a Core ML package, an ML Program, and a report, `.json`, beside it.
+    """Exports a model as a Core ML package, an ML Program, and a report, `.mlpackage.json`, beside it.
 
     The package holds the fused network (`deploy.network`), channels first and without transposes, and is written
     directly with coremltools' MIL builder: neither TensorFlow nor PyTorch is needed, on any Keras backend. A model that
@@ -78,9 +81,10 @@ def export_coreml(
         labels: class names, or a text file with one in each line; None means ImageNet's for 1000 classes. Core ML wants
             them unique: of alike ones each gets its class's number. A classifier without them has the numbers alone.
         minimum_ios: 15, 16, 17 or 18; compressed weights need 16.
-        image_input: whether the input is an RGB image; else it is a float32 array (1, 3, height, width), RGB in 0..255
-            too. Both are normalised inside. Of models with other than three channels the input is an array,
-            normalised as in training.
+        include_preprocessing: whether raw pixels in 0..255 are normalised inside; without it the input is an array, for
+            `image_input=False`, of what `preprocess_input` returns. Where nobody has said how a model's images are
+            normalised, which of other than three channels are, they are taken as in training.
+        image_input: whether the input is an RGB image; else it is a float32 array (1, channels, height, width).
         feature_maps: whether the outputs of the four stages are outputs too, `stage1` to `stage4`, float32
             (1, channels, height, width).
         max_difference: the largest difference from Keras, relative to the largest output where that is over 1, at which
@@ -102,16 +106,16 @@ def export_coreml(
     _check_arguments(precision, compress, minimum_ios)
     require("coremltools", "Core ML export", "coreml")
     source = open_source(model)
-    network = source.network(source.preprocessing, feature_maps)
-    if image_input and not network.preprocessing:
-        channels = network.input_shape[2]
-        taken = "normalised images" if channels == len(MEAN) else f"{channels} channels"
+    network = source.network(include_preprocessing and source.preprocessing, feature_maps)
+    channels = network.input_shape[2]
+    if image_input and (not network.preprocessing or channels != RGB_CHANNELS):
+        taken = "normalised images" if channels == RGB_CHANNELS else f"{channels} channels"
         raise ValueError(
             f"An image input is raw RGB, and {network.name} takes {taken}. Export it with image_input=False."
         )
     if compress == "int8":
         network = keep_weak_channels(network)
-    names = _unique(label_names(labels, network.classes))
+    names = _unique(label_names(labels, network))
     mode = mode_name(precision, compress)
     limit = COREML_PRECISIONS[precision] if compress == "none" else COMPRESSIONS[compress].limit
 
@@ -120,6 +124,9 @@ def export_coreml(
         with contextlib.redirect_stderr(io.StringIO()):
             package = _convert(network, precision, compress, minimum_ios, image_input, names)
         _describe(package, network, mode)
+        # A classifier has the labels in a place of their own, which other tools know.
+        facts = FileFacts.of(network, None if "probabilities" in network.outputs else names)
+        package.user_defined_metadata[ENTRY] = facts.to_json()
         package.save(str(file))
 
     return write_checked(
@@ -134,6 +141,7 @@ def export_coreml(
             write=write,
             run=lambda file, images: _run(file, network, images),
             tools=COREML_TOOLS,
+            requires=f"iOS {minimum_ios} or newer",
             overwrite=overwrite,
             started=started,
             may_replace=lambda found: (found / "Manifest.json").exists(),

@@ -13,7 +13,6 @@ import numpy as np
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import Operation, Program, Var
 
-from keras_efficientformer.conversion.bindings import layers_of
 from keras_efficientformer.deploy.coreml.builder import MILBuilder
 from keras_efficientformer.deploy.coreml.package import CONSTANTS, Package
 from keras_efficientformer.deploy.coreml.plan import Plan
@@ -23,7 +22,6 @@ from keras_efficientformer.deploy.coreml.step_names import step_results
 from keras_efficientformer.deploy.network.file_steps import StepTensors, mismatch
 from keras_efficientformer.deploy.network.fuse import fuse
 from keras_efficientformer.deploy.network.recording import FusedNetwork
-from keras_efficientformer.imagenet import MEAN
 
 # These operations unpack constants, which are stored in these ways.
 STORAGE = {
@@ -55,10 +53,8 @@ class CoreMLSteps:
                 "export_coreml, or by an older version of it. Export the model again."
             )
         names = [output.name for output in self._package.outputs]
-        layers_of(model)  # it refuses other models, which may have no inputs
-        self.network = fuse(
-            model, include_preprocessing=model.inputs[0].shape[-1] == len(MEAN), feature_maps="stage1" in names
-        )
+        normalised_inside = any(number == 0 for number, _ in made.values())
+        self.network = fuse(model, include_preprocessing=normalised_inside, feature_maps="stage1" in names)
         shape = self._package.input_shape
         self._check(shape == self.network.input_shape, f"an input of {list(shape)}")
         reference = _program(self.network)

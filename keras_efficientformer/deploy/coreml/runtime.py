@@ -4,9 +4,11 @@ A Mac is not needed, and nothing of the conversion is used: this is what says th
 """
 
 import collections
+import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,9 @@ import numpy as np
 from keras_efficientformer.deploy.coreml.operations import OPERATIONS, rounded
 from keras_efficientformer.deploy.coreml.package import CONSTANTS, Package, PackageError, load_package
 from keras_efficientformer.deploy.coreml.plan import Plan, ProgramTensor
+from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
 from keras_efficientformer.deploy.report import TensorInfo
+from keras_efficientformer.errors import first_line
 
 # A batch of as many pixels keeps matrix products busy and takes little memory.
 BATCH_PIXELS = 16 * 224 * 224
@@ -30,6 +34,7 @@ class CoreMLModel:
 
     Attributes:
         inputs, outputs: tuples of `TensorInfo`, as the program declares them; an image is uint8, a class label str.
+        facts: what the package says of itself (`FileFacts`); None where it says nothing. An image is raw pixels.
         labels: class names in the order of the probabilities, or None.
         path: the folder.
         program: what it holds, `coremltools.converters.mil.Program`.
@@ -44,6 +49,11 @@ class CoreMLModel:
     def __init__(self, path: str | os.PathLike, float16: bool = True):
         package = load_package(path, {*OPERATIONS, *CONSTANTS})
         self.path, self.program, self.labels, self._float16 = package.path, package.program, package.labels, float16
+        with _damage(self.path):
+            self._open(package)
+
+    def _open(self, package: Package) -> None:
+        self.facts = _facts(package)
         self._plan = Plan(package)
         self._order = _channel_order(package)
         description = package.spec.description
@@ -122,10 +132,37 @@ class CoreMLModel:
 
         store("the input", [self._plan.input], [images.transpose(0, 3, 1, 2).astype("float32")])
         for operation in self._plan.operations:
-            store(operation.name, operation.outputs, operation.run(tensors))
+            with _damage(self.path):
+                store(operation.name, operation.outputs, operation.run(tensors))
             for key in operation.last_used:
                 del tensors[key]
         return {name: tensors[tensor.key] for name, tensor in self._plan.results.items()}
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Says of a package whose parts do not fit one another that it is damaged."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        if isinstance(error, PackageError):
+            raise
+        raise PackageError(
+            f"{path} cannot be run: {type(error).__name__}, {first_line(error)}. Its parts do not fit one another: it "
+            "is damaged; bring all of the folder again."
+        ) from error
+
+
+def _facts(package: Package) -> FileFacts | None:
+    (description,) = package.spec.description.input
+    entry = package.spec.description.metadata.userDefined.get(ENTRY)
+    if entry:
+        try:
+            return FileFacts.from_json(entry)
+        except ValueError as error:
+            raise PackageError(f"{package.path} is a damaged Core ML package: {error}.") from error
+    is_image = description.type.WhichOneof("Type") == "imageType"
+    return FileFacts((0.0,), (1.0,)) if is_image else None
 
 
 def _channel_order(package: Package) -> str | None:

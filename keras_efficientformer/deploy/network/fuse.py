@@ -16,7 +16,8 @@ from keras_efficientformer.deploy.network import v1, v2
 from keras_efficientformer.deploy.network.folding import array, fold_into, scale_and_offset
 from keras_efficientformer.deploy.network.recording import FusedNetwork, Recorder, Value
 from keras_efficientformer.errors import listing
-from keras_efficientformer.imagenet import MEAN, STD
+from keras_efficientformer.layers.image_normalization import normalization_of
+from keras_efficientformer.layers.keras_quantization import check_not_quantized
 from keras_efficientformer.layers.names import (
     AVERAGE_POOL,
     BODY_LAYERS,
@@ -24,9 +25,11 @@ from keras_efficientformer.layers.names import (
     HEADS,
     MAX_POOL,
     NORM,
+    NORMALIZATION,
     PREDICTIONS,
     STAGES,
 )
+from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.variants import Architecture, ArchitectureV2
 
 # Each description is found by the class of its family's architectures.
@@ -55,17 +58,22 @@ def fuse(model: keras.Model, include_preprocessing: bool = True, feature_maps: b
             activation other than none, softmax or sigmoid, or takes images of other than three channels where
             preprocessing is included.
     """
-    layers = layers_of(model)
-    _check_whole(model, layers)
+    check_whole(model)
+    check_not_quantized(model)
     _check_finite(model)
+    layers = layers_of(model)
     input_shape: tuple[int, int, int] = tuple(model.inputs[0].shape[1:])
-    if include_preprocessing and input_shape[2] != len(MEAN):
+    normalization = normalization_of(model)
+    if include_preprocessing and normalization is None:
         raise ValueError(
             f"ImageNet's normalisation is for RGB images, and the model takes {input_shape[2]} channels. "
-            "Export it with include_preprocessing=False and normalise its input yourself."
+            "Export it with include_preprocessing=False and normalise its input yourself, or make it with `mean` and "
+            "`std` of its own."
         )
     recorder, family = Recorder(), family_of(model)
-    mean, std = (255.0 * np.array(MEAN), 255.0 * np.array(STD)) if include_preprocessing else (None, 1.0)
+    mean, std = None, np.ones(())
+    if include_preprocessing and normalization is not None:
+        mean, std = 255.0 * np.array(normalization.mean), 255.0 * np.array(normalization.std)
     x = recorder.at("image").image(*input_shape, mean)
     x = DESCRIPTIONS[family](recorder, x, layers, std, feature_maps)
     describe_end = _classifier if HEADS[0] in layers else _features
@@ -75,15 +83,18 @@ def fuse(model: keras.Model, include_preprocessing: bool = True, feature_maps: b
         paper=family.paper,
         input_shape=input_shape,
         preprocessing=include_preprocessing,
+        normalization=normalization,
         outputs=outputs,
         classes=int(layers[HEADS[0]].units) if HEADS[0] in layers else None,
+        labels=labels_of(model),
         steps=tuple(recorder.steps),
     )
 
 
-def _check_whole(model: keras.Model, layers: dict[str, Any]) -> None:
-    """Raises ValueError where the model computes more than its EfficientFormer, or ends in the middle of it."""
-    own = {*BODY_LAYERS, *HEADS, HEAD_AVERAGE, *CLASSIFIER_ENDS, *FEATURE_ENDS}
+def check_whole(model: keras.Model) -> None:
+    """Raises ValueError where a model is none of ours, computes more than its EfficientFormer, or ends within it."""
+    layers = layers_of(model)
+    own = {NORMALIZATION, *BODY_LAYERS, *HEADS, HEAD_AVERAGE, *CLASSIFIER_ENDS, *FEATURE_ENDS}
     foreign = [
         layer.name for layer in model.layers if not (layer.name in own or isinstance(layer, keras.layers.InputLayer))
     ]
@@ -93,8 +104,8 @@ def _check_whole(model: keras.Model, layers: dict[str, Any]) -> None:
         found = f"the layers {listing(foreign)}" if foreign else f"the outputs {listing(others)}"
         raise ValueError(
             f"{model!r} is not an EfficientFormer of this package alone: found {found}, which the exported network "
-            "would not have. Pass the EfficientFormer itself, made with your `classes`, `classifier_activation` and "
-            "`head`; normalisation is part of every export."
+            "would not have. Pass the EfficientFormer itself, made with your `classes`, `classifier_activation` "
+            "and `head`, and with include_preprocessing=True where it is to take raw pixels."
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_efficientformer.deploy.network.builder import Builder, Tensor
+from keras_efficientformer.layers.image_normalization import Normalization
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,11 @@ class FusedNetwork:
         name: of the model.
         paper: its family's name and paper.
         input_shape: (height, width, channels) of the image.
-        preprocessing: whether the image is raw RGB in 0..255; else it is normalised as `preprocess_input` does.
+        preprocessing: whether the image is raw, in 0..255; else it is normalised before.
+        normalization: how raw images are, inside or before; None where nobody has said so.
         outputs: names of the outputs, in the order of the Keras model's.
         classes: number of classes, or None without a classifier.
+        labels: their names, or None where the model does not know them.
         steps: the network, in an order in which every value is made before it is used.
     """
 
@@ -175,8 +178,10 @@ class FusedNetwork:
     paper: str
     input_shape: tuple[int, int, int]
     preprocessing: bool
+    normalization: Normalization | None
     outputs: tuple[str, ...]
     classes: int | None
+    labels: tuple[str, ...] | None
     steps: tuple[Step, ...]
 
     def build(self, builder: Builder) -> dict[str, Tensor]:

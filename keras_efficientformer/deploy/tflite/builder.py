@@ -205,6 +205,9 @@ class TFLiteBuilder:
         return self.graph.operator(kind, [x, self._integers(axes)], kept, keepDims=keepDims)
 
     def dense(self, x: GraphTensor, weights: np.ndarray, bias: np.ndarray) -> GraphTensor:
+        if self._kernels.convolved_dense:
+            row = self._reshape(x, (self._batch, 1, math.prod(x.shape[1:-1]), x.shape[-1]))
+            return self._reshape(self.convolution(row, weights[None, None], bias), (*x.shape[:-1], weights.shape[1]))
         inputs = [x, self.graph.weights(weights.T), self.graph.weights(bias)]
         return self.graph.operator(
             "FULLY_CONNECTED", inputs, (*x.shape[:-1], weights.shape[1]), keepNumDims=len(x.shape) > 2

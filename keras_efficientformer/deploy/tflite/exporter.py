@@ -23,6 +23,7 @@ from keras_efficientformer.deploy.export import (
     open_source,
     write_checked,
 )
+from keras_efficientformer.deploy.file_facts import FileFacts
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.report import ExportReport
 from keras_efficientformer.deploy.tflite.metadata import ModelCard
@@ -30,8 +31,8 @@ from keras_efficientformer.deploy.tflite.modes import MODES, Mode
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 from keras_efficientformer.deploy.tflite.step_names import INPUT
 from keras_efficientformer.errors import require
-from keras_efficientformer.imagenet import MEAN, STD
 from keras_efficientformer.images import read_images, seeded_images
+from keras_efficientformer.labels import Labels
 
 # These are the kinds of calibration images that `export_tflite` takes.
 Calibration = str | os.PathLike[str] | np.ndarray | Iterable[Any]
@@ -47,14 +48,14 @@ def export_tflite(
     *,
     quantize: str = "none",
     calibration: Calibration | None = None,
-    labels: str | os.PathLike | list[str] | None = None,
+    labels: Labels | None = None,
     include_preprocessing: bool = True,
     batch_size: int = 1,
     io: str = "float32",
     max_difference: float | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Exports a model as a TFLite file and a report, `.json`, beside it.
+    """Exports a model as a TFLite file and a report, `.tflite.json`, beside it.
 
     The file holds the fused network (`deploy.network`): static shapes, no Flex operation, in float32 and float16 one
     XNNPACK partition. It has metadata (labels, normalisation, author, licence) that MediaPipe's ImageClassifier reads,
@@ -76,7 +77,8 @@ def export_tflite(
             3), or a dataset or other iterable of images or batches, labels left out; at most 128 are taken. "int8",
             "int8_integer" and "int16x8" measure their ranges on them and cannot do without; all modes are compared with
             Keras on them, or on four seeded images where there are none.
-        labels: class names, or a text file with one in each line; None means ImageNet's for 1000 classes, else none.
+        labels: class names in the order of the outputs, a text file with one in each line, or a dictionary
+            {name: index} or {index: name}; None means ImageNet's for 1000 classes, else none.
         include_preprocessing: whether the input is raw RGB, float32 in 0..255, normalised inside; else it is what
             `preprocess_input` returns.
         batch_size: number of images in one inference, >= 1.
@@ -104,11 +106,11 @@ def export_tflite(
     for module in ("ai_edge_litert", *(["ai_edge_quantizer"] if mode.recipe else [])):
         require(module, "TFLite export", "litert")
     network = source.network(include_preprocessing)
-    names = label_names(labels, network.classes)
-    card = _card(network, mode, names)
+    names = label_names(labels, network)
+    card, facts = _card(network, mode, names), FileFacts.of(network, names)
 
     def write(file: Path, images: np.ndarray) -> None:
-        file.write_bytes(_content(network, mode, io, batch_size, images, source.ranges, card))
+        file.write_bytes(_content(network, mode, io, batch_size, images, source.ranges, card, facts))
 
     return write_checked(
         ExportJob(
@@ -122,6 +124,7 @@ def export_tflite(
             write=write,
             run=lambda file, images: _run(file, network, images),
             tools=TFLITE_TOOLS,
+            requires=f"TensorFlow Lite {mode.runtime} or newer",
             overwrite=overwrite,
             started=started,
             quantized=mode.name == "int8",
@@ -174,6 +177,7 @@ def _content(
     images: np.ndarray,
     ranges: dict[int, list[tuple[float, float]]],
     card: ModelCard,
+    facts: FileFacts,
 ) -> bytes:
     """The finished file's content."""
     # These import ai_edge_litert, which not every installation has.
@@ -190,18 +194,21 @@ def _content(
         inputs = network_inputs(images, network)
         content = quantization.quantize(tflite_file.pack(file), mode, io, inputs, batch_size, known)
         file = tflite_file.read(content)
-    return tflite_file.finish(file, network.outputs, card, mode.float16_arithmetic)
+    return tflite_file.finish(file, network.outputs, card, facts, mode.runtime, mode.float16_arithmetic)
 
 
 def _card(network: FusedNetwork, mode: Mode, labels: tuple[str, ...] | None) -> ModelCard:
     height, width, _ = network.input_shape
     if network.preprocessing:
         pixels, unit, description = PIXEL_RANGE, (0.0, 1.0), "RGB image, values in 0..255; normalised inside."
+    elif network.normalization is None:
+        pixels, unit, description = (-1.0, 1.0), (127.5, 127.5), "Image, normalised as in training."
     else:
-        # MediaPipe takes one mean and deviation for all channels: ImageNet's averages come closest.
-        mean, std = 255.0 * float(np.mean(MEAN)), 255.0 * float(np.mean(STD))
+        # MediaPipe takes one mean and deviation for all channels: the averages come closest.
+        all_means, all_stds = network.normalization.mean, network.normalization.std
+        mean, std = 255.0 * float(np.mean(all_means)), 255.0 * float(np.mean(all_stds))
         pixels, unit = (-mean / std, (255.0 - mean) / std), (mean, std)
-        description = f"RGB image, (pixel / 255 - {MEAN}) / {STD} for each channel."
+        description = f"RGB image, (pixel / 255 - {all_means}) / {all_stds} for each channel."
     return ModelCard(
         name=f"{network.name} {height}x{width} {mode.name}",
         description=f"{network.paper}, {height}x{width}, {mode.name}, by keras-efficientformer.",

@@ -1,6 +1,7 @@
 """Reads and writes .tflite files: schema objects, names, signature, metadata and labels. Room: deploy/tflite."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,15 +9,19 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert.tools import flatbuffer_utils
 
+from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
 from keras_efficientformer.deploy.tflite.graph import schema, set_metadata, text
 from keras_efficientformer.deploy.tflite.metadata import METADATA_NAME, ModelCard, append_labels, metadata_buffer
 from keras_efficientformer.deploy.tflite.step_names import INPUT, SIGNATURE
+from keras_efficientformer.deploy.tflite.versions import set_versions
 
 # A constant's first byte lies at a multiple of it, the schema's `force_align`: some kernels read int64 and vectors in
 # place.
 ALIGNMENT = 16
 # Everything but the constants may take so many bytes: a builder that is too small doubles itself and copies everything.
 ROOM = 1 << 20
+# This metadata says with which release of TensorFlow Lite a file can be run; its tools read it, its runtimes do not.
+RUNTIME_NAME = "min_runtime_version"
 # This metadata tells XNNPACK that operands and sums may be float16, which is twice as fast where the CPU can
 # (TensorFlow's reduced_precision_metadata.h).
 FLOAT16_ARITHMETIC = "reduced_precision_support", b"fp16accfp16"
@@ -54,10 +59,16 @@ def name_ends(file: Any, outputs: tuple[str, ...]) -> None:
     file.signatureDefs = [signature]
 
 
-def finish(file: Any, outputs: tuple[str, ...], card: ModelCard, float16_arithmetic: bool) -> bytes:
-    """The finished content of a file: its ends named, with metadata and, where the card has them, the labels."""
+def finish(
+    file: Any, outputs: tuple[str, ...], card: ModelCard, facts: FileFacts, runtime: str, float16_arithmetic: bool
+) -> bytes:
+    """The finished content of a file: its ends named, with versions, metadata and, where the card has them, labels."""
     name_ends(file, outputs)
+    set_versions(file)
+    set_metadata(file, RUNTIME_NAME, runtime.encode())
     set_metadata(file, METADATA_NAME, metadata_buffer(card))
+    # The labels have a place of their own in the file, which other tools know.
+    set_metadata(file, ENTRY, replace(facts, labels=None).to_json().encode())
     if float16_arithmetic:
         set_metadata(file, *FLOAT16_ARITHMETIC)
     file.description = card.description

@@ -11,11 +11,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-# The schema's version, and the first runtime that has all operators used here (GELU came last).
 FORMAT_VERSION = 3
-RUNTIME = "min_runtime_version", b"2.9.0"
-# The first version of these operators is not enough; that of the others, 1, is.
-VERSIONS = {"FULLY_CONNECTED": 5, "DEQUANTIZE": 3, "RESIZE_BILINEAR": 3}
 # The options of these operators are not called after them in the schema.
 OPTIONS = {
     "AVERAGE_POOL_2D": "Pool2DOptions",
@@ -145,7 +141,6 @@ class Graph:
         for index in indices:
             if index in self._content:
                 self._tensors[index].buffer = add_buffer(file, self._content[index])
-        set_metadata(file, *RUNTIME)
         return file
 
     def _tensor(self, name: str, shape: tuple[int, ...], dtype: str) -> GraphTensor:
@@ -187,7 +182,7 @@ def _operator_code(kind: str) -> Any:
     code = schema.OperatorCodeT()
     code.builtinCode = getattr(schema.BuiltinOperator, kind)
     code.deprecatedBuiltinCode = min(code.builtinCode, 127)
-    code.version = VERSIONS.get(kind, 1)
+    code.version = 1
     return code
 
 

@@ -1,14 +1,20 @@
-"""Writes TFLite Metadata, which MediaPipe's ImageClassifier and Android Studio read. Room: deploy/tflite.
+"""Writes and reads TFLite Metadata, which MediaPipe's ImageClassifier and Android Studio read. Room: deploy/tflite.
 
 It is written directly: the schema (tflite-support's metadata_schema.fbs) is small, and its Python writers need either a
 compiled module for old Pythons or MediaPipe itself. Class names travel as a zip archive at the end of the file.
 """
 
 import io
+import os
+import struct
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
+from keras_efficientformer.errors import require
 
 METADATA_NAME = "TFLITE_METADATA"
 LABELS_FILE = "labels.txt"
@@ -142,3 +148,84 @@ def _floats(b: Any, values: Sequence[float]) -> int:
     for value in reversed(values):
         b.PrependFloat32(value)
     return b.EndVector()
+
+
+def normalization(buffer: bytes) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The mean and the deviation that a metadata flatbuffer has for its first input, for each channel or for all.
+
+    None where it has none. It raises errors of `struct` and `flatbuffers` where it is damaged.
+    """
+    from flatbuffers import encode, number_types, table
+
+    root = table.Table(buffer, encode.Get(number_types.UOffsetTFlags.packer_type, buffer, 0))
+
+    def child(parent: Any, slot: int) -> Any:
+        """The table that a slot of another holds."""
+        offset = parent.Offset(4 + 2 * slot)
+        return offset and table.Table(buffer, parent.Indirect(parent.Pos + offset))
+
+    def items(parent: Any, slot: int) -> list[Any]:
+        offset = parent.Offset(4 + 2 * slot)
+        if not offset:
+            return []
+        start = parent.Vector(offset)
+        return [table.Table(buffer, parent.Indirect(start + 4 * n)) for n in range(parent.VectorLen(offset))]
+
+    def floats(parent: Any, slot: int) -> tuple[float, ...]:
+        offset = parent.Offset(4 + 2 * slot)
+        if not offset:
+            return ()
+        start, length = parent.Vector(offset), parent.VectorLen(offset)
+        return tuple(parent.Get(number_types.Float32Flags, start + 4 * number) for number in range(length))
+
+    for subgraph in items(root, 3)[:1]:
+        for image in items(subgraph, 2)[:1]:
+            for unit in items(image, 4):
+                kind = unit.Offset(4)
+                if kind and unit.Get(number_types.Uint8Flags, unit.Pos + kind) == NORMALIZATION_OPTIONS:
+                    options = child(unit, 1)
+                    return floats(options, 0), floats(options, 1)
+    return None
+
+
+def read_facts(path: str | os.PathLike[str]) -> FileFacts | None:
+    """The facts of a .tflite file, of ours or with TFLite Metadata of anybody's; None where it says nothing.
+
+    Raises:
+        ValueError: its metadata or labels are damaged.
+        OSError: it cannot be read.
+    """
+    content = Path(path).read_bytes()
+    try:
+        entries = _entries(content)
+        labels = _labels(path)
+        if ENTRY in entries:
+            facts = FileFacts.from_json(entries[ENTRY])
+            return FileFacts(facts.mean, facts.std, labels)
+        found = normalization(entries[METADATA_NAME]) if METADATA_NAME in entries else None
+    except (ValueError, TypeError, IndexError, zipfile.BadZipFile, struct.error) as error:
+        raise ValueError(f"{path} is a damaged .tflite file: {error}") from error
+    if found is None:
+        return FileFacts((), (), labels) if labels else None
+    return FileFacts(*found, labels)
+
+
+def _entries(content: bytes) -> dict[str, bytes]:
+    """{name: content} of a file's metadata."""
+    schema = require("ai_edge_litert.schema_py_generated", "Reading a .tflite file", "litert")
+    model = schema.Model.GetRootAs(content)
+    found = {}
+    for number in range(model.MetadataLength()):
+        entry = model.Metadata(number)
+        data = model.Buffers(entry.Buffer()).DataAsNumpy()
+        found[(entry.Name() or b"").decode()] = b"" if isinstance(data, int) else data.tobytes()
+    return found
+
+
+def _labels(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        if LABELS_FILE not in archive.namelist():
+            return None
+        return tuple(archive.read(LABELS_FILE).decode().rstrip("\n").split("\n"))

@@ -29,11 +29,15 @@ class Kernels:
         matmul_variance: variances as products with a vector: a sum of squares has no float16 kernel, and everything
             after it would be float32.
         row_padding: whole rows are padded, not pixels: for kernels that do not take the padding into the convolution.
+        convolved_dense: dense layers are convolutions of size 1, which cost the same: runtimes before TensorFlow 2.16
+            read one scale for all channels of a FULLY_CONNECTED's int8 weights and compute nonsense without a word
+            (those before 2.12 in every int8 mode), and GPUs refuse such weights.
     """
 
     pooling: str = "average"
     matmul_variance: bool = False
     row_padding: bool = False
+    convolved_dense: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Mode:
         recipe: adds the quantization to an ai-edge-quantizer `RecipeManager`; None leaves the file as it is.
         calibrated: whether ranges of activations are measured, so that images are needed.
         io_types: the types that input and output may have.
+        runtime: the oldest release of TensorFlow Lite in which files of both families were run and right
+            (`benchmarks/old_runtimes.py`); older ones refuse them.
     """
 
     name: str
@@ -59,6 +65,7 @@ class Mode:
     recipe: Callable[[Any], None] | None = None
     calibrated: bool = False
     io_types: tuple[str, ...] = ("float32",)
+    runtime: str = "2.9.1"
 
 
 def _dynamic(recipe: Any) -> None:
@@ -95,15 +102,16 @@ def _int16x8(recipe: Any) -> None:
 
 PLAIN = Kernels()
 FLOAT16 = Kernels(matmul_variance=True, row_padding=True)
-DYNAMIC = Kernels(row_padding=True)
-FAST_INTEGER = Kernels(pooling="fused")
-INTEGER = Kernels(pooling="depthwise")
+DYNAMIC = Kernels(row_padding=True, convolved_dense=True)
+WEIGHT_ONLY = Kernels(convolved_dense=True)
+FAST_INTEGER = Kernels(pooling="fused", convolved_dense=True)
+INTEGER = Kernels(pooling="depthwise", convolved_dense=True)
 MODES = {
     "none": Mode("float32", 1e-5, PLAIN),
     "float16": Mode("float16", 0.02, FLOAT16, float16_weights=True, float16_arithmetic=True),
     "dynamic": Mode("dynamic", 0.5, DYNAMIC, float16_arithmetic=True, recipe=_dynamic),
-    "weight_only": Mode("weight_only", 0.2, PLAIN, recipe=_weight_only),
+    "weight_only": Mode("weight_only", 0.2, WEIGHT_ONLY, recipe=_weight_only),
     "int8": Mode("int8", 0.5, FAST_INTEGER, recipe=_int8, calibrated=True, io_types=IO_TYPES),
     "int8_integer": Mode("int8_integer", 0.5, INTEGER, recipe=_int8_integer, calibrated=True, io_types=IO_TYPES),
-    "int16x8": Mode("int16x8", 0.2, INTEGER, recipe=_int16x8, calibrated=True),
+    "int16x8": Mode("int16x8", 0.2, INTEGER, recipe=_int16x8, calibrated=True, runtime="2.20.0"),
 }

@@ -104,15 +104,15 @@ def _share_with_borders(file: Any, ranges: MeasuredRanges) -> None:
 def _widen(file: Any, ranges: MeasuredRanges) -> None:
     """Widens the ranges of tensors that are too small beside the sum they go into."""
     names = tensor_names(file)
+    # A tensor that is reshaped takes its quantization along.
+    origins = {operator.outputs[0]: operator.inputs[0] for kind, operator in operators(file) if kind == "RESHAPE"}
     for kind, operator in operators(file):
         if kind != "ADD":
             continue
-        (total,), parts = ([ranges.get(names[index]) for index in ends] for ends in (operator.outputs, operator.inputs))
-        if not total:
-            continue
-        for part in filter(None, parts):
-            smallest = SMALLEST_SHARE * _span(total)
-            if _span(part) < smallest:
+        total = ranges.get(names[operator.outputs[0]])
+        parts = [*operator.inputs, *(origins[index] for index in operator.inputs if index in origins)]
+        for part in filter(None, (ranges.get(names[index]) for index in parts)):
+            if total and _span(part) < (smallest := SMALLEST_SHARE * _span(total)):
                 part["max"] = np.full_like(part["max"], smallest)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_efficientformer.deploy.report import TensorInfo
-from keras_efficientformer.errors import require
+from keras_efficientformer.errors import first_line, require
 
 
 class LiteRTModel:
@@ -49,7 +49,7 @@ class LiteRTModel:
                 )
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} is not a TFLite file that LiteRT can run: {error}") from error
+            raise ValueError(f"{path} is not a TFLite file that LiteRT can run: {first_line(error)}") from error
         self.inputs = tensor_infos(self._interpreter.get_input_details())
         self.outputs = tensor_infos(self._interpreter.get_output_details())
         if len(self.inputs) != 1 or len(self.inputs[0].shape) != 4:
@@ -109,7 +109,10 @@ class LiteRTModel:
             batch = np.zeros(detail["shape"], detail["dtype"])
             batch[: len(part)] = part
             self._interpreter.set_tensor(detail["index"], batch)
-            self._interpreter.invoke()
+            try:
+                self._interpreter.invoke()
+            except RuntimeError as error:
+                raise ValueError(f"{self.path} cannot be run in LiteRT: {first_line(error)}") from error
             for number, parts in found.items():
                 parts.append(self._values_of(number, batch_size)[: len(part)])
         return found

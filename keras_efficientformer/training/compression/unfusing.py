@@ -11,7 +11,6 @@ import numpy as np
 from keras_efficientformer.conversion.bindings import layers_of
 from keras_efficientformer.deploy.network.fuse import ACTIVATIONS
 from keras_efficientformer.deploy.network.recording import FusedNetwork
-from keras_efficientformer.imagenet import STD
 from keras_efficientformer.layers.names import HEADS, NORM, STAGES, STEM
 from keras_efficientformer.layers.normalization import NORM_EPSILON
 from keras_efficientformer.models.efficientformer import EfficientFormer
@@ -37,7 +36,7 @@ def unfuse(network: FusedNetwork) -> keras.Model:
             variable.assign(np.full(variable.shape, 1 - NORM_EPSILON))  # so that BatchNorm divides by 1
     steps: Steps = {(step.location, step.operation): step.arguments for step in network.steps}
 
-    std = 255.0 * np.array(STD) if network.preprocessing else 1.0
+    std = 255.0 * np.array(network.normalization.std) if network.preprocessing and network.normalization else 1.0
     _set(layers[STEM].step1.conv, steps[f"{STEM}.step1", "convolution"], in_factor=std)
     for name in STAGES:
         stage = layers[name]
@@ -60,6 +59,7 @@ def _model(network: FusedNetwork) -> keras.Model:
         elif step.operation in ("pooling_mixer", "scores"):
             depths[-1] += 1
     names = {name: activation for activation, (_, name) in ACTIVATIONS.items()}
+    normalization = network.normalization
     return EfficientFormer(
         depths[1:],  # the stem has two convolutions of stride 2
         widths[1:],
@@ -71,6 +71,9 @@ def _model(network: FusedNetwork) -> keras.Model:
         classifier_activation=names.get(network.outputs[0]),
         name=network.name,
         head="both" if len(network.outputs) == 2 else "average",
+        mean=None if normalization is None else normalization.mean,
+        std=None if normalization is None else normalization.std,
+        labels=network.labels,
     )
 
 

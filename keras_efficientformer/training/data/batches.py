@@ -1,17 +1,14 @@
-"""Makes batches of raw RGB images and soft labels, from a folder's files or a user's loader. Room: training/data.
+"""Makes batches of raw RGB images and soft labels from a folder's files. Room: training/data.
 
-A folder's batch is a function of the seed, the epoch and the step. A loader's cannot be; it is read from the epoch's
-start and passed over up to the step, so a resumed run is bit-equal where the loader itself repeats its epochs.
+A batch is a function of the seed, the epoch and the step.
 """
 
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
-import keras
 import numpy as np
 
 from keras_efficientformer.imagenet import load_image, resize_and_crop
@@ -130,74 +127,6 @@ class ValidationImages:
 
     def _load(self, file: Path) -> np.ndarray:
         return resize_and_crop(load_image(file), self._size, self._crop_fraction)
-
-
-class LoaderBatches:
-    """Batches of a `keras.utils.PyDataset`, `tf.data.Dataset`, PyTorch `DataLoader` or iterable of (images, labels).
-
-    Args:
-        loader: gives batches of raw RGB images (batch, height, width, 3) in 0..255 and labels, integers (batch,) or
-            (batch, 1) or rows of probabilities (batch, classes); has a length, of which no batch beyond is asked for;
-            and can be iterated once for each epoch, before which its `set_epoch(epoch)` is called if it has one. A
-            PyDataset's `on_epoch_begin` and `on_epoch_end` are called as Keras does.
-        classes: number of classes.
-        size: (height, width) that the images must have.
-
-    Raises:
-        ValueError: the loader does not know its length, is empty, or gives something else.
-    """
-
-    def __init__(self, loader: Any, classes: int, size: tuple[int, int]) -> None:
-        self._loader, self._classes, self._size = loader, classes, size
-        self._indexed, self._hooks_called = isinstance(loader, keras.utils.PyDataset), 0
-        try:
-            self.steps = len(loader)
-        except TypeError as error:
-            raise ValueError(
-                f"The loader {loader!r} does not know how many batches it has, which the learning rate's schedule "
-                f"needs ({error}). For tf.data call `dataset.apply(tf.data.experimental.assert_cardinality(batches))`."
-            ) from error
-        if not self.steps:
-            raise ValueError(f"The loader {loader!r} has no batches. Check what it reads.")
-
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        if hasattr(self._loader, "set_epoch"):
-            self._loader.set_epoch(epoch)
-        self._call_hooks(2 * epoch + 1)
-        batches = (self._loader[step] for step in range(self.steps)) if self._indexed else iter(self._loader)
-        for step, batch in enumerate(itertools.islice(batches, self.steps)):
-            if step >= first_step:
-                yield self._checked(batch)
-        self._call_hooks(2 * epoch + 2)
-
-    def _call_hooks(self, count: int) -> None:
-        """Calls a PyDataset's hooks, which alternate, up to so many in all: after a resume those of past epochs too."""
-        for number in range(self._hooks_called, count if self._indexed else 0):
-            self._loader.on_epoch_end() if number % 2 else self._loader.on_epoch_begin()
-            self._hooks_called += 1
-
-    def _checked(self, batch: Any) -> Batch:
-        """What the loader gave, as a `Batch`."""
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            found = f"{len(batch)} parts" if isinstance(batch, tuple | list) else type(batch).__name__
-            raise ValueError(
-                "The loader should give batches of two parts, (images, labels); for weights of classes there is "
-                f"class_weight. Received: {found}"
-            )
-        images, labels = np.asarray(batch[0], "float32"), np.asarray(batch[1])
-        if images.ndim != 4 or images.shape[1:] != (*self._size, 3):
-            raise ValueError(
-                f"The loader should give raw RGB images in 0..255 of shape (batch, {self._size[0]}, {self._size[1]}, "
-                f"3), channels last; the size is the model's, or `size`. Received: {images.shape}"
-            )
-        if labels.ndim == 1 or labels.shape == (len(images), 1):
-            labels = one_hot(labels.ravel().astype("int64"), self._classes)
-        if labels.shape != (len(images), self._classes):
-            raise ValueError(
-                f"The loader should give labels of shape (batch,) or (batch, {self._classes}). "
-                f"Received: {labels.shape} with {len(images)} images"
-            )
-        return Batch(images, labels.astype("float32"), None)
 
 
 def one_hot(targets: np.ndarray, classes: int) -> np.ndarray:

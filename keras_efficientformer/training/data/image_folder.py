@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_efficientformer.errors import listing
 from keras_efficientformer.imagenet import ImageError, load_image
-from keras_efficientformer.images import IMAGE_SUFFIXES, image_files
+from keras_efficientformer.images import image_files
 
 # The folders of a split have these names, in whatever case; of several for validation, the first is taken.
 TRAINING_NAMES = ("train", "training")
@@ -40,6 +41,10 @@ class ImageSet:
         """The images at these places."""
         return ImageSet(tuple(self.files[index] for index in indices), self.targets[indices], self.rows[indices])
 
+    def moved(self, places: Sequence[int]) -> "ImageSet":
+        """The images with class `places[n]` in the place of class n."""
+        return ImageSet(self.files, np.array(places)[self.targets], self.rows)
+
 
 def list_images(folder: str | os.PathLike) -> tuple[list[str], ImageSet]:
     """The class names and images of a folder with a subfolder for each class, in the order of their names.
@@ -61,12 +66,18 @@ def list_images(folder: str | os.PathLike) -> tuple[list[str], ImageSet]:
             f"{folder} should have a subfolder of images for each class. Found: {found}, which are the parts of a "
             f"split: choose one of them, e.g. {classes[-1]}."
         )
+    broken = [path.name for path in classes if "\n" in path.name or "\r" in path.name]
+    if broken:
+        raise ValueError(
+            f"{folder} has class folders whose names hold a line break, which no list of labels can hold: "
+            f"{listing(list(map(repr, broken)))}. Rename them."
+        )
     found_files = [image_files(path) for path in classes]
     empty = [str(path) for path, files in zip(classes, found_files, strict=True) if not files]
     if empty:
         raise ValueError(
-            f"These class folders hold no images: {', '.join(empty)}. Put images ({', '.join(IMAGE_SUFFIXES)}) into "
-            "them, or remove the folders."
+            f"These class folders hold no images: {', '.join(empty)}. Put images that Pillow reads (.jpg, .png and so "
+            "on) into them, or remove the folders."
         )
     targets = np.repeat(np.arange(len(classes)), [len(files) for files in found_files])
     files = tuple(file for files in found_files for file in files)
@@ -140,8 +151,7 @@ def read_validation(folder: str | os.PathLike, names: Sequence[str]) -> ImageSet
             if some
         ]
         raise ValueError(f"{folder} has other classes than the training images; {'; '.join(differences)}.")
-    places = np.array([list(names).index(name) for name in found])
-    return ImageSet(images.files, places[images.targets], images.rows)
+    return images.moved([list(names).index(name) for name in found])
 
 
 def _hold_out(names: Sequence[str], images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:

@@ -25,6 +25,7 @@ import keras_efficientformer as kef
 from keras_efficientformer.deploy import ExportError, export_coreml
 from keras_efficientformer.deploy.coreml import modes as coreml_modes
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
+from keras_efficientformer.deploy.report_sidecar import sidecar_of
 from keras_efficientformer.imagenet import imagenet_labels, preprocess_input
 
 LIMIT = 1e-5
@@ -77,7 +78,7 @@ def test_l1_classifier(l1, loud_l1):
     checkpoint, path, imports = l1
     print(f"an export takes the CPU time of {imports:.1f} imports")
     assert imports < 6  # measured: 1.8
-    report = json.loads(path.with_suffix(".json").read_text())
+    report = json.loads(sidecar_of(path).read_text())
     assert sum(report["operations"].values()) <= 129
     assert report["operations"].get("transpose", 0) == 0
     assert report["size"] <= 24e6
@@ -169,7 +170,7 @@ def test_feature_maps(build, tmp_path, arguments):
 def test_sizes_and_names(build, tmp_path, shape, name):
     model = build(input_shape=shape, classifier_activation=None, name="mine")
     report = export_coreml(model, tmp_path, precision="float32")
-    assert contents(tmp_path) == [f"mine_{name}_float32.json", f"mine_{name}_float32.mlpackage"]
+    assert contents(tmp_path) == [f"mine_{name}_float32.mlpackage", f"mine_{name}_float32.mlpackage.json"]
     images = images_of(*shape[:2])
     found = CoreMLModel(report.path).predict(images)["logits"]
     assert_close(found, model.predict(preprocess_input(images), verbose=0), LIMIT)
@@ -240,7 +241,7 @@ def test_logits_have_no_preview_of_a_classifier(exported):
 
 def test_sidecar_is_the_report(exported):
     path, report = exported
-    sidecar = json.loads(path.with_suffix(".json").read_text())
+    sidecar = json.loads(sidecar_of(path).read_text())
     assert sidecar == json.loads(json.dumps(dataclasses.asdict(report)))
     assert (sidecar["mode"], sidecar["partitions"], sidecar["limit"]) == ("float16", None, 5e-3)
     assert sidecar["size"] == sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -364,7 +365,7 @@ def weights_of(path):
         ({"minimum_ios": 14}, ValueError, "`minimum_ios` should be one of 15, 16, 17, 18. Received: minimum_ios=14"),
         ({"minimum_ios": 15, "compress": "int8"}, ValueError, "compress='int8' needs iOS 16. Received: minimum_ios=15"),
         ({"minimum_ios": 15, "compress": "palette6"}, ValueError, "needs iOS 16"),
-        ({"labels": ["cat", "dog"]}, ValueError, "10 classes and there are 2 labels"),
+        ({"labels": ["cat", "dog"]}, ValueError, "10 classes, and there are 2 labels"),
         ({"labels": "missing.txt"}, FileNotFoundError, "missing.txt"),
     ],
     ids=str,
@@ -417,7 +418,7 @@ def test_overwrite(model, exported, tmp_path):
     assert contents(path) == ["Manifest.json"]
     export_coreml(model, path, overwrite=True)
     assert contents(path) == contents(exported[0])
-    assert contents(tmp_path) == ["m.json", "m.mlpackage"]
+    assert contents(tmp_path) == ["m.mlpackage", "m.mlpackage.json"]
 
 
 def test_interrupt_leaves_nothing(tmp_path):

@@ -29,11 +29,12 @@ from project import CHECKPOINT, ROOT
 import keras_efficientformer as kef
 from keras_efficientformer import conversion
 from keras_efficientformer.deploy import ExportError, export_tflite
-from keras_efficientformer.deploy.export import label_names
 from keras_efficientformer.deploy.report import compare
+from keras_efficientformer.deploy.report_sidecar import sidecar_of
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 from keras_efficientformer.imagenet import imagenet_labels, preprocess_input, resize_and_crop
 from keras_efficientformer.images import seeded_images
+from keras_efficientformer.labels import class_names
 
 SMALL = {"depths": (1, 1, 1, 2), "widths": (8, 16, 24, 32), "num_meta3d": 1, "input_shape": (64, 64, 3), "classes": 10}
 LIMIT = 1e-5
@@ -95,7 +96,7 @@ def published(tmp_path_factory):
         code, output, log = finish(exports.start("export_tflite", checkpoint, folder, arguments))
         assert code == 0, log
         path = folder / f"efficientformer_{variant}_224_float32.tflite"
-        report = json.loads(path.with_suffix(".json").read_text())
+        report = json.loads(sidecar_of(path).read_text())
         return Published(reference, checkpoint, path, report, **json.loads(output))
 
     return export
@@ -254,7 +255,7 @@ def test_batches(model, exported, tmp_path):
 def test_sizes_and_file_names(build, tmp_path, shape, name):
     model = build(input_shape=shape, classifier_activation=None, name="mine")
     report = export_tflite(model, tmp_path)
-    assert contents(tmp_path) == [f"mine_{name}_float32.json", f"mine_{name}_float32.tflite"]
+    assert contents(tmp_path) == [f"mine_{name}_float32.tflite", f"mine_{name}_float32.tflite.json"]
     assert report.path == str(tmp_path / f"mine_{name}_float32.tflite")
     images = raw_images(*shape[:2])
     assert_equal(run_litert(report.path, images)["logits"], model.predict(preprocess_input(images), verbose=0))
@@ -277,7 +278,7 @@ def test_without_preprocessing(build, tmp_path, channels):
 
 def test_sidecar_is_the_report(exported):
     path, report = exported
-    sidecar = json.loads(path.with_suffix(".json").read_text())
+    sidecar = json.loads(sidecar_of(path).read_text())
     assert sidecar == json.loads(json.dumps(dataclasses.asdict(report)))
     assert sidecar["path"] == str(path)
     assert sidecar["size"] == path.stat().st_size
@@ -348,7 +349,7 @@ def strict_json(text):
 def test_infinite_limit_writes_and_stays_json(model, tmp_path):
     report = export_tflite(model, tmp_path / "model.tflite", max_difference=float("inf"))
     assert report.limit == float("inf")
-    sidecar = strict_json((tmp_path / "model.json").read_text())
+    sidecar = strict_json((tmp_path / "model.tflite.json").read_text())
     assert sidecar["limit"] is None
     assert sidecar["differences"][0]["max"] == report.differences[0].max
 
@@ -370,7 +371,7 @@ def test_labels_of_ones_own(model, tmp_path, kind):
         Path(labels).write_text("\n".join(names) + "\n", encoding="utf-8")
     report = export_tflite(model, tmp_path / "model.tflite", labels=labels)
     assert report.labels == tuple(names)
-    assert json.loads((tmp_path / "model.json").read_text())["labels"] == names
+    assert json.loads((tmp_path / "model.tflite.json").read_text())["labels"] == names
 
 
 @pytest.fixture(scope="module")
@@ -416,7 +417,7 @@ def test_calibration_images_are_limited(model, tmp_path):
         ({"quantize": "int4"}, ValueError, "`quantize` should be one of none.*'int4'"),
         ({"batch_size": 0}, ValueError, "`batch_size` should be an integer >= 1. Received: batch_size=0"),
         ({"batch_size": 1.5}, ValueError, "`batch_size` should be an integer >= 1"),
-        ({"labels": ["cat", "dog"]}, ValueError, "10 classes and there are 2 labels"),
+        ({"labels": ["cat", "dog"]}, ValueError, "10 classes, and there are 2 labels"),
         ({"batch_size": True}, ValueError, "`batch_size` should be an integer >= 1"),
         ({"labels": ["two\nlines", *"bcdefghij"]}, ValueError, r"single lines of text. Received: 'two\\nlines'"),
         ({"labels": range(10)}, ValueError, "single lines of text. Received: 0, 1"),
@@ -437,15 +438,15 @@ def test_refusals_leave_nothing(model, tmp_path, arguments, error, words):
 def test_labels_from_windows(tmp_path):
     file = tmp_path / "labels.txt"
     file.write_bytes("\ufeffcat\r\nno\u2028break\r\n\r\n".encode())
-    assert label_names(file, 2) == ("cat", "no\u2028break")
+    assert class_names(file, 2) == ("cat", "no\u2028break")
     file.write_bytes("Müll".encode("latin-1"))
     with pytest.raises(ValueError, match=r"labels\.txt should hold class names as UTF-8 text"):
-        label_names(file, 1)
+        class_names(file, 1)
 
 
-def test_labels_without_a_classifier():
-    with pytest.raises(ValueError, match="no classifier that 2 labels could be for"):
-        label_names(["cat", "dog"], None)
+def test_labels_without_a_classifier(build, tmp_path):
+    with pytest.raises(ValueError, match="no classifier that labels could be for"):
+        export_tflite(build(include_top=False), tmp_path, labels=["cat", "dog"])
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -495,7 +496,7 @@ class Untouchable:
         raise AssertionError("work was done before the refusal")
 
 
-@pytest.mark.parametrize("name", ["model.tflite", "model.json"])
+@pytest.mark.parametrize("name", ["model.tflite", "model.tflite.json"])
 def test_existing_files_are_refused_before_any_work(model, tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(FileExistsError, match=f"{name} exists"):
@@ -506,15 +507,15 @@ def test_existing_files_are_refused_before_any_work(model, tmp_path, name):
 
 def test_overwrite(model, exported, tmp_path):
     path = tmp_path / "model.tflite"
-    for file in (path, path.with_suffix(".json")):
+    for file in (path, sidecar_of(path)):
         file.write_text("old")
     with pytest.raises(ExportError):
         export_tflite(model, path, overwrite=True, max_difference=0)
-    assert path.read_text() == path.with_suffix(".json").read_text() == "old"
+    assert path.read_text() == sidecar_of(path).read_text() == "old"
     export_tflite(model, path, overwrite=True)
     assert path.read_bytes() == exported[0].read_bytes()  # and exports are reproducible
-    assert json.loads(path.with_suffix(".json").read_text())["path"] == str(path)
-    assert contents(tmp_path) == ["model.json", "model.tflite"]
+    assert json.loads(sidecar_of(path).read_text())["path"] == str(path)
+    assert contents(tmp_path) == ["model.tflite", "model.tflite.json"]
 
 
 def test_damaged_model_is_not_exported(build, tmp_path):
@@ -564,7 +565,7 @@ def test_other_backends_make_the_same_file(small_checkpoint, exported, tmp_path,
     assert without_delegates(path) == without_delegates(exported[0])
     images = raw_images(64, 64)
     assert_equal(run_litert(path, images)["logits"], run_litert(exported[0], images)["logits"], limit=1e-6)
-    sidecar = json.loads(path.with_suffix(".json").read_text())
+    sidecar = json.loads(sidecar_of(path).read_text())
     assert 0 < sidecar["differences"][0]["max"] < LIMIT
 
 
@@ -582,7 +583,7 @@ def test_no_tensorflow_is_needed(small_checkpoint, tmp_path, backend, mode):
     )
     code, _, log = finish(process)
     assert code == 0, log
-    assert json.loads((tmp_path / "small.json").read_text())["mode"] == {"none": "float32"}.get(mode, mode)
+    assert json.loads((tmp_path / "small.tflite.json").read_text())["mode"] == {"none": "float32"}.get(mode, mode)
 
 
 @pytest.mark.parametrize("module", ["ai_edge_litert", "ai_edge_quantizer"])
@@ -648,7 +649,7 @@ def test_large_networks_in_int8(tmp_path, variant):
         [sys.executable, "-c", LARGE, variant, str(tmp_path)], env=environment, capture_output=True, text=True
     )
     assert process.returncode == 0, process.stderr
-    report = json.loads((tmp_path / f"efficientformer_{variant}_224_int8.json").read_text())
+    report = json.loads((tmp_path / f"efficientformer_{variant}_224_int8.tflite.json").read_text())
     (difference,) = report["differences"]
     assert 0 < difference["max"] / difference["largest"] < 0.2
     assert report["size"] < {"l3": 33e6, "l7": 86e6}[variant]

@@ -412,7 +412,7 @@ def test_command_prints_json_alone(tmp_path):
     command = [sys.executable, "-c", code, *arguments, "--calibration", tmp_path / "images"]
     result = subprocess.run(list(map(str, command)), env=dict(os.environ), capture_output=True, text=True, timeout=HANG)
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == json.loads((tmp_path / "m.json").read_text())
+    assert json.loads(result.stdout) == json.loads((tmp_path / "m.tflite.json").read_text())
     assert json.loads(result.stdout)["mode"] == "int8"
 
 

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 import training_images
 
-from keras_efficientformer.imagenet import load_image, resize_and_crop
+from keras_efficientformer.imagenet import load_image, preprocess_input, resize_and_crop
 from keras_efficientformer.training import FineTuneConfig, list_images
 from keras_efficientformer.training.data.augmentation import BatchAugmentation, random_crop
 from keras_efficientformer.training.data.batches import (
-    LoaderBatches,
     TrainingImages,
     ValidationImages,
     augmented,
@@ -17,6 +16,7 @@ from keras_efficientformer.training.data.batches import (
     prefetched,
 )
 from keras_efficientformer.training.data.image_folder import read_folder, read_validation
+from keras_efficientformer.training.data.loaders import LoaderBatches
 
 SIZE = (32, 32)
 
@@ -229,15 +229,58 @@ def test_column_of_labels():
     ("batch", "words"),
     [
         ((RAW[:4], TARGETS[:4], np.ones(4)), "two parts.*class_weight.*Received: 3 parts"),
-        ({"image": RAW[:4], "label": TARGETS[:4]}, "two parts.*Received: dict"),
+        ({"pixels": RAW[:4], "label": TARGETS[:4]}, "'image' or 'images' and 'label'.*: 'pixels', 'label'"),
+        ({"image": RAW[:4]}, "dictionaries.*'label' or 'labels'. Received: 'image'"),
+        (RAW[:4], "two parts.*Received: ndarray"),
         ((np.zeros((4, 3, 32, 32)), TARGETS[:4]), r"\(batch, 32, 32, 3\), channels last.*Received: \(4, 3, 32, 32\)"),
         ((RAW[:4], np.zeros((4, 5))), r"labels of shape \(batch,\) or \(batch, 3\).*Received: \(4, 5\)"),
         ((RAW[:4], np.array([0, 1, 2, 3])), r"range \[0, 3\).*0 to 3"),
+        ((RAW[:4], np.array([0, 1, 2, -1])), r"range \[0, 3\).*-1 to 2"),
+        ((RAW[:4], np.array([0, 1, 0.9, 1.9])), "whole numbers.*Received: 0, 1, 0.9, 1.9"),
+        ((RAW[:4], np.array([[0.5]] * 4)), "whole numbers.*Received: 0.5, 0.5"),
+        ((RAW[:4], np.array([0, 1, np.nan, np.inf])), "whole numbers.*Received: 0, 1, nan, inf"),
+        ((RAW[:4], np.array(["red", "blue", "red", "red"])), "labels that are numbers.*Received: 'red', 'blue'"),
+        ((RAW[:4], np.array([None, 1, 2, 0])), "labels that are numbers.*Received: None, 1"),
+        ((RAW[:4], np.array([[1, 1, 0]] * 4)), "probabilities.*add up to 1.*Received: 1, 1, 0"),
+        ((RAW[:4], np.zeros((4, 3))), "probabilities.*Received: 0, 0, 0"),
+        ((RAW[:4], np.array([[1, 0, 0]] * 3 + [[2, -1, 0]])), "probabilities.*none under 0.*Received: 2, -1, 0"),
+        ((RAW[:4] / 255, TARGETS[:4]), r"neither scaled nor normalised. Received: values in 0\.\.1$"),
+        ((RAW[:4] / np.float32(255), TARGETS[:4]), r"neither scaled nor normalised. Received: values in 0\.\.1$"),
+        ((RAW[:4] / 127.5 - 1, TARGETS[:4]), r"neither scaled nor normalised. Received: values in -1\.\.1$"),
+        ((preprocess_input(RAW[:4]), TARGETS[:4]), "neither scaled nor normalised"),
+        ((RAW[:4] - np.array([104.0, 117.0, 124.0]), TARGETS[:4]), "neither scaled nor normalised"),
+        ((RAW[:4] * 257.0, TARGETS[:4]), "neither scaled nor normalised"),
     ],
 )
 def test_loader_of_something_else(batch, words):
     with pytest.raises(ValueError, match=words):
         next(LoaderBatches([batch], 3, SIZE).epoch(0))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [np.zeros((4, *SIZE, 3)), np.zeros((4, *SIZE, 3), "uint8"), RAW[:4] // 200, RAW[:4] / 100, RAW[:4] % 4 * 1.0],
+    ids=["black", "black bytes", "bytes of 0 and 1", "0..2.55", "whole numbers to 3"],
+)
+def test_dark_images_pass(images):
+    (batch,) = LoaderBatches([(images, TARGETS[:4])], 3, SIZE).epoch(0)
+    np.testing.assert_allclose(batch.images, images, rtol=1e-6)
+
+
+@pytest.mark.parametrize("names", [("image", "label"), ("images", "labels")])
+def test_dictionaries(names):
+    """As tensorflow-datasets and Hugging Face's give them, with other things beside."""
+    item = dict(zip(names, (RAW[:4], TARGETS[:4]), strict=True)) | {"id": np.arange(4)}
+    (batch,) = LoaderBatches([item], 3, SIZE).epoch(0)
+    np.testing.assert_array_equal(batch.images, RAW[:4])
+    np.testing.assert_array_equal(batch.labels, one_hot(TARGETS[:4], 3))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+def test_mixed_labels(dtype):
+    rows = np.random.default_rng(0).dirichlet(np.ones(3), 4).astype(dtype)
+    (batch,) = LoaderBatches([(RAW[:4], rows)], 3, SIZE).epoch(0)
+    np.testing.assert_array_equal(batch.labels, rows.astype("float32"))
 
 
 def test_loader_without_length():
@@ -255,6 +298,13 @@ def test_held_out(folder):
     assert sorted([*training.files, *held_out.files]) == list(list_images(folder)[1].files)
     assert read_folder(folder, None, 0.25, 0)[2].files == held_out.files
     assert read_folder(folder, None, 0.25, 1)[2].files != held_out.files
+
+
+def test_class_folders_with_a_line_break(tmp_path):
+    for name in ("red", "bl\nue"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=r"names hold a line break.*'bl\\nue'\. Rename"):
+        list_images(tmp_path)
 
 
 def test_hidden_files(tmp_path):

@@ -7,7 +7,7 @@ package org.example.efficientformer
  */
 object Model {
     const val ASSET = "efficientformer_l1_224_float16.tflite"
-    const val REPORT = "efficientformer_l1_224_float16.json"
+    const val REPORT = "efficientformer_l1_224_float16.tflite.json"
     const val SIGNATURE = "serving_default"
 
     /** RGB, 0..255, as it is: the normalisation is inside the model. */

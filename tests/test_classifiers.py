@@ -1,0 +1,188 @@
+"""Classifiers: how raw pixels go in is what the model or the file itself says; what is no classifier is refused.
+
+Room: top level.
+"""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert.tools import flatbuffer_utils
+
+from keras_efficientformer.classifiers import KerasClassifier, open_classifier
+from keras_efficientformer.deploy import export_coreml, export_tflite
+from keras_efficientformer.deploy.report_sidecar import content_hash, sidecar_of
+from keras_efficientformer.imagenet import preprocess_input
+from keras_efficientformer.training import evaluate
+
+FORMATS = {".tflite": export_tflite, ".mlpackage": export_coreml}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype("float32")
+
+
+@pytest.fixture(params=FORMATS)
+def exported(request, build, tmp_path):
+    """A file without preprocessing, which a report that is lost or another's would have made wrong."""
+    settings = {"image_input": False, "precision": "float32"} if request.param == ".mlpackage" else {}
+    path = tmp_path / f"m{request.param}"
+    FORMATS[request.param](build(), path, include_preprocessing=False, **settings)
+    return path
+
+
+def test_without_the_report(exported, build, images):
+    expected = build().predict(preprocess_input(images), verbose=0)
+    sidecar_of(exported).unlink()
+    np.testing.assert_allclose(open_classifier(exported).predict(images), expected, atol=2e-5)
+
+
+def test_two_formats_in_one_folder(build, images, tmp_path):
+    """They shared one report once, and the second export made the first file wrong."""
+    model = build()
+    export_tflite(model, tmp_path / "m.tflite", include_preprocessing=False)
+    export_coreml(model, tmp_path / "m.mlpackage", precision="float32")
+    for path in (tmp_path / "m.tflite", tmp_path / "m.mlpackage"):
+        assert json.loads(sidecar_of(path).read_text())["sha256"] == content_hash(path)
+        expected = model.predict(preprocess_input(images), verbose=0)
+        np.testing.assert_allclose(open_classifier(path).predict(images), expected, atol=2e-5)
+
+
+def test_the_report_of_another_file(exported):
+    report = json.loads(sidecar_of(exported).read_text())
+    sidecar_of(exported).write_text(json.dumps(report | {"sha256": "0" * 64}))
+    with pytest.raises(ValueError, match=r"is the report of another file: its sha256 is 0{64}, and that of"):
+        open_classifier(exported)
+    sidecar_of(exported).write_text("no JSON")
+    with pytest.raises(ValueError, match="is not the report that an export writes beside its file"):
+        open_classifier(exported)
+
+
+def test_a_changed_package(build, tmp_path):
+    export_coreml(build(), tmp_path / "m.mlpackage")
+    (tmp_path / "m.mlpackage" / "Data" / "note.txt").write_text("changed")
+    with pytest.raises(ValueError, match="is the report of another file"):
+        open_classifier(tmp_path / "m.mlpackage")
+
+
+def edited(path, change):
+    file = flatbuffer_utils.read_model(path)
+    change(file)
+    sidecar_of(path).unlink(missing_ok=True)
+    flatbuffer_utils.write_model(file, path)
+
+
+@pytest.mark.parametrize("preprocessing", [True, False])
+def test_tflite_metadata_of_others(build, images, tmp_path, preprocessing):
+    """A file with TFLite Metadata alone: one mean and one deviation for all channels."""
+    path = tmp_path / "m.tflite"
+    export_tflite(build(), path, include_preprocessing=preprocessing)
+
+    def remove(file):
+        file.metadata = [entry for entry in file.metadata if entry.name != b"keras_efficientformer"]
+
+    edited(path, remove)
+    expected = build().predict(preprocess_input(images), verbose=0)
+    difference = np.abs(open_classifier(path).predict(images) - expected).max()
+    assert difference < (2e-5 if preprocessing else 0.1)
+
+
+def test_no_metadata(build, tmp_path):
+    path = tmp_path / "m.tflite"
+    export_tflite(build(), path)
+
+    def remove(file):
+        file.metadata = []
+
+    edited(path, remove)
+    with pytest.raises(ValueError, match="does not say how raw pixels are prepared for it"):
+        open_classifier(path)
+
+
+def test_damaged_facts(build, tmp_path):
+    path = tmp_path / "m.tflite"
+    export_tflite(build(), path)
+    for content in (b"{}", b'{"mean": [0], "std": [0], "labels": null}', b"\xff"):
+
+        def damage(file, content=content):
+            (entry,) = [entry for entry in file.metadata if entry.name == b"keras_efficientformer"]
+            file.buffers[entry.buffer].data = np.frombuffer(content, "uint8")
+
+        edited(path, damage)
+        with pytest.raises(ValueError, match=r"m\.tflite is a damaged \.tflite file"):
+            open_classifier(path)
+
+
+def foreign_models():
+    mobilenet = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3), classes=10)
+    image = keras.Input((64, 64, 3))
+    yield "MobileNetV2", mobilenet, "not an EfficientFormer of this package"
+    x = keras.layers.GlobalAveragePooling2D()(image)
+    yield "dense", keras.Model(image, keras.layers.Dense(10)(x)), "not an EfficientFormer of this package"
+
+
+@pytest.mark.parametrize(("name", "model", "words"), list(foreign_models()), ids=lambda value: str(value)[:12])
+def test_foreign_models(name, model, words, tmp_path):
+    """Nobody knows how their images are prepared."""
+    model.save(tmp_path / "m.keras")
+    for source in (lambda: open_classifier(tmp_path / "m.keras"), lambda: KerasClassifier(model)):
+        with pytest.raises(ValueError, match=words):
+            source()
+    with pytest.raises(ValueError, match=words):
+        evaluate(model, tmp_path)
+
+
+def test_rescaling_in_front(build):
+    image = keras.Input((64, 64, 3))
+    whole = build()
+    model = keras.Model(image, whole(keras.layers.Rescaling(1 / 127.5, -1)(image)))
+    with pytest.raises(ValueError, match="not an EfficientFormer of this package"):
+        KerasClassifier(model)
+    flat = build(input_tensor=keras.layers.Rescaling(1 / 127.5, -1)(image), input_shape=None)
+    with pytest.raises(ValueError, match=r"found the layers rescaling.*include_preprocessing=True"):
+        KerasClassifier(flat)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output", "shape"),
+    [
+        ({"pooling": "avg"}, "embedding", (2, 32)),
+        ({"pooling": "max"}, "embedding", (2, 32)),
+        ({}, "features", (2, 2, 2, 32)),
+    ],
+)
+def test_without_a_classifier(build, images, tmp_path, arguments, output, shape):
+    model = build(include_top=False, **arguments)
+    export_tflite(model, tmp_path / "m.tflite")
+    export_coreml(model, tmp_path / "m.mlpackage")
+    for opened in (KerasClassifier(model), open_classifier(tmp_path / "m.tflite")):
+        assert opened.output == output
+        assert opened.predict(images).shape == shape
+    assert open_classifier(tmp_path / "m.mlpackage").output == output
+    with pytest.raises(ValueError, match=f"has no classifier that could be evaluated: it gives {output}"):
+        evaluate(tmp_path / "m.tflite", tmp_path)
+
+
+def test_renamed_outputs(build, tmp_path):
+    path = tmp_path / "m.tflite"
+    export_tflite(build(), path)
+
+    def rename(file):
+        graph = file.subgraphs[0]
+        graph.tensors[graph.outputs[0]].name = b"Identity"
+
+    edited(path, rename)
+    with pytest.raises(ValueError, match=r"no output of classes: expected one of probabilities.*Found: Identity"):
+        open_classifier(path)
+
+
+def test_copied_together(exported, tmp_path_factory):
+    """A file and its report may be moved and called otherwise."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    target = folder / f"other{exported.suffix}"
+    (shutil.copytree if exported.is_dir() else shutil.copy)(exported, target)
+    shutil.copy(sidecar_of(exported), sidecar_of(target))
+    assert open_classifier(target).output == "scores"
