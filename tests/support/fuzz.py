@@ -4,17 +4,20 @@ Nothing else may come out: no other exception, no crash of the process, nothing 
 mutated in child processes, a few hundred in each, so that a crash says which file it was. With the same seed the same
 files are made. `test_fuzz` runs a few of each kind; all of them, 100,000 files, take some hours:
 
-    python tests/fuzz.py --files 8000 --keep FOLDER
+    python tests/support/fuzz.py --files 8000 --keep FOLDER
 """
 
 import argparse
+import collections
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -23,7 +26,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
 BATCH = 250
 SECONDS, GIGABYTES = 60, 4.0
 IMAGE = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3)).astype("float32")
@@ -164,59 +166,50 @@ def mutate(source, target, numbers):
         target.write_bytes(mutated(source.read_bytes(), numbers))
 
 
-def run_batch(kind, seeds, first, files):
+def run_batch(kinds, seeds, first, files):
     """Says what comes of files number `first` and on, a line of JSON for each, and before that which one is next."""
-    import shutil
-    import warnings
-
     warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory() as folder:
-        for file in seeds.iterdir():  # what stands beside the file: the parts of a sharded one
-            if not file.is_dir() and file.name != kind:
-                shutil.copy(file, folder)
-        for number in range(first, first + files):
-            target = Path(folder) / kind
-            mutate(seeds / kind, target, np.random.default_rng([number, list(KINDS).index(kind)]))
-            print(json.dumps({"number": number}), flush=True)
-            started = time.monotonic()
-            try:
-                KINDS[kind](target)
-                outcome = "read"
-            except (ValueError, OSError) as error:
-                outcome = "refused" if str(error).strip() else f"no message: {type(error).__name__}"
-            except BaseException as error:
-                outcome = f"{type(error).__name__}: {error}"[:300]
-            seconds = time.monotonic() - started
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-            if seconds > SECONDS or peak > GIGABYTES:
-                outcome = f"{seconds:.0f} s, {peak:.1f} GB"
-            print(json.dumps({"number": number, "outcome": outcome}), flush=True)
-            shutil.rmtree(target) if target.is_dir() else target.unlink()
+    for kind in kinds:
+        with tempfile.TemporaryDirectory() as folder:
+            for file in seeds.iterdir():  # what stands beside the file: the parts of a sharded one
+                if not file.is_dir() and file.name != kind:
+                    shutil.copy(file, folder)
+            for number in range(first, first + files):
+                print(json.dumps({"kind": kind, "number": number}), flush=True)
+                outcome = run_one(kind, seeds / kind, Path(folder) / kind, number)
+                print(json.dumps({"kind": kind, "number": number, "outcome": outcome}), flush=True)
 
 
-def fuzz(kind, seeds, files, first=0):
-    """({outcome: how often}, {number of a file: what is wrong}) of a kind of file, in processes of their own."""
-    outcomes, wrong = {}, {}
-    end = first + files
-    while first < end:
-        count = min(BATCH, end - first)
-        command = [sys.executable, __file__, "--batch", kind, str(seeds), str(first), str(count)]
-        process = subprocess.run(command, capture_output=True, text=True, errors="replace")
-        rows = [json.loads(line) for line in process.stdout.splitlines() if line.startswith('{"number"')]
-        done = [row for row in rows if "outcome" in row]
-        for row in done:
-            known = row["outcome"] if row["outcome"] in ("read", "refused") else "wrong"
-            outcomes[known] = outcomes.get(known, 0) + 1
-            if known == "wrong":
-                wrong[row["number"]] = row["outcome"]
-        if len(done) < count:
-            number = rows[-1]["number"] if rows else first
-            wrong[number] = f"the process ended with {process.returncode}: {process.stderr[-300:]}"
-            outcomes["wrong"] = outcomes.get("wrong", 0) + 1
-            first = number + 1
-        else:
-            first += count
-    return outcomes, wrong
+def run_one(kind, seed, target, number):
+    """What comes of a file: "read", "refused", or what is wrong."""
+    mutate(seed, target, np.random.default_rng([number, list(KINDS).index(kind)]))
+    started = time.monotonic()
+    try:
+        KINDS[kind](target)
+        outcome = "read"
+    except (ValueError, OSError) as error:
+        outcome = "refused" if str(error).strip() else f"no message: {type(error).__name__}"
+    except BaseException as error:
+        outcome = f"{type(error).__name__}: {error}"[:300]
+    seconds = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    if seconds > SECONDS or peak > GIGABYTES:
+        outcome = f"{seconds:.0f} s, {peak:.1f} GB"
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    return outcome
+
+
+def fuzz(kinds, seeds, files, first=0):
+    """({(kind, outcome): how often}, {(kind, number of a file): what is wrong}), in a process of their own."""
+    command = [sys.executable, __file__, "--batch", ",".join(kinds), str(seeds), str(first), str(files)]
+    process = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    rows = [json.loads(line) for line in process.stdout.splitlines() if line.startswith('{"kind"')]
+    done = [row for row in rows if "outcome" in row]
+    wrong = {(r["kind"], r["number"]): r["outcome"] for r in done if r["outcome"] not in ("read", "refused")}
+    if len(done) < files * len(kinds):
+        place = (rows[-1]["kind"], rows[-1]["number"]) if rows else (kinds[0], first)
+        wrong[place] = f"the process ended with {process.returncode}: {process.stderr[-300:]}"
+    return collections.Counter((row["kind"], row["outcome"]) for row in done), wrong
 
 
 def main():
@@ -228,24 +221,34 @@ def main():
     parser.add_argument("--batch", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.batch:
-        kind, seeds, first, files = arguments.batch
-        run_batch(kind, Path(seeds), int(first), int(files))
+        kinds, seeds, first, files = arguments.batch
+        run_batch(kinds.split(","), Path(seeds), int(first), int(files))
         return
     with tempfile.TemporaryDirectory() as name:
-        seeds = Path(name)
-        make_seeds(seeds)
-        total = 0
-        for kind in arguments.kinds:
-            outcomes, wrong = fuzz(kind, seeds, arguments.files, arguments.first)
-            total += len(wrong)
-            print(kind, outcomes, flush=True)
-            for number, what in wrong.items():
-                print(f"  {number}: {what}", flush=True)
-                if arguments.keep:
-                    target = arguments.keep / str(number) / kind
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    mutate(seeds / kind, target, np.random.default_rng([number, list(KINDS).index(kind)]))
-    sys.exit(total > 0)
+        make_seeds(Path(name))
+        failed = [fuzz_kind(kind, Path(name), arguments) for kind in arguments.kinds]
+    sys.exit(any(failed))
+
+
+def fuzz_kind(kind, seeds, arguments):
+    """Whether anything was wrong with the files of a kind, which is printed."""
+    counted, failed = collections.Counter(), False
+    first, end = arguments.first, arguments.first + arguments.files
+    while first < end:
+        count = min(BATCH, end - first)
+        outcomes, wrong = fuzz([kind], seeds, count, first)
+        counted.update(outcomes)
+        for (_, number), what in wrong.items():
+            failed = True
+            print(f"{kind} {number}: {what}", flush=True)
+            if arguments.keep:
+                target = arguments.keep / str(number) / kind
+                target.parent.mkdir(parents=True, exist_ok=True)
+                mutate(seeds / kind, target, np.random.default_rng([number, list(KINDS).index(kind)]))
+        # After a crash the next process goes on behind the file that it came from.
+        first = max([number for _, number in wrong] or [0]) + 1 if sum(outcomes.values()) < count else first + count
+    print(kind, {outcome: number for (_, outcome), number in counted.items()}, flush=True)
+    return failed
 
 
 if __name__ == "__main__":
