@@ -44,7 +44,7 @@ lint: $(VENV)/.test-installed
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.test-installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.test-installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(QUICK)

@@ -17,6 +17,30 @@ def pytest_configure(config):
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
+# The files that take longest, some of few tests: begun last, one of them would keep one process busy while the others
+# have nothing left to do.
+LONGEST = (
+    "test_training_devices.py",
+    "test_demo.py",
+    "test_training_resume.py",
+    "test_coreml.py",
+    "test_tflite.py",
+    "test_conversion.py",
+    "test_cli_training.py",
+    "test_training_digits.py",
+    "test_pretrained_models.py",
+    "test_cli.py",
+    "test_training_finetune.py",
+    "test_backends.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Orders the files: the longest first. Within a file nothing is moved."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
 @pytest.fixture(scope="session")
 def data_folder():
     """The folder of extra images that an environment variable names."""

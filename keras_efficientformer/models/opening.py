@@ -9,6 +9,7 @@ import keras
 
 from keras_efficientformer import conversion
 from keras_efficientformer.conversion.formats import suffix_of
+from keras_efficientformer.conversion.hub_config import normalization_beside
 from keras_efficientformer.errors import CheckpointError, first_line
 from keras_efficientformer.labels import Labels
 from keras_efficientformer.layers.image_normalization import normalization_arguments
@@ -74,7 +75,9 @@ def from_checkpoint(
         adapt_channels: whether a file for RGB images may become a model for images of other channels, by timm's rule
             (`adapt_input_conv`): for one channel the filters' sum over colours, for more the filters repeated, and
             scaled so that an equal image in all channels gives what it gave.
-        include_preprocessing, mean, std, labels: as for `EfficientFormer`.
+        include_preprocessing, labels: as for `EfficientFormer`.
+        mean, std: as for `EfficientFormer`; None means what timm's config.json or transformers'
+            preprocessor_config.json beside the file states, else ImageNet's.
         progress: wraps the iteration over the model's variables, e.g. `rich.progress.track`.
 
     Returns:
@@ -93,6 +96,8 @@ def from_checkpoint(
         input_shape = (*info.input_size, info.channels)
     if len(input_shape) == 2:
         input_shape = (*input_shape, info.channels)
+    if mean is None and std is None:
+        mean, std = _stated_normalization(path, input_shape[2])
     if adapt_channels:
         state_dict = conversion.adapt_channels(state_dict, input_shape[2])
     with weights_follow():
@@ -111,6 +116,14 @@ def from_checkpoint(
         )
     conversion.load_state_dict(model, state_dict, progress)
     return model
+
+
+def _stated_normalization(
+    path: str | os.PathLike[str], channels: int
+) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """The mean and the deviation that the configuration beside a checkpoint states for images of so many channels."""
+    stated = normalization_beside(path)
+    return stated if stated is not None and len(stated[0]) == channels else (None, None)
 
 
 def open_model(

@@ -622,3 +622,24 @@ def test_export_script(tmp_path):
     result = run(sys.executable, script, CHECKPOINT, tmp_path, "--labels", LABELS, "--json")
     assert result.code == 0, result.err
     assert result.json["labels"] == NAMES
+
+
+def test_predict_of_an_embedder(command, photographs, tmp_path):
+    """With --json its embeddings are printed; a table of classes would be none."""
+    shape = {"depths": (1, 1, 1, 1), "widths": (8, 8, 8, 16), "input_shape": (64, 64, 3)}
+    embedder = kef.EfficientFormer(**shape, include_top=False, pooling="avg")
+    embedder.save(tmp_path / "m.keras")
+    export_tflite(embedder, tmp_path / "m.tflite")
+    for name in ("m.keras", "m.tflite"):
+        arguments = ("predict", photographs / "a.png", "--model", tmp_path / name)
+        (embedding,) = command(*arguments, "--json").json.values()
+        image = preprocess_image(photographs / "a.png", (64, 64))[None]
+        np.testing.assert_allclose(embedding, embedder.predict(image, verbose=0)[0], atol=1e-5)
+        assert_refused(command(*arguments, expect=1), "has no classifier: it gives embedding. With --json")
+
+
+def test_predict_with_a_foreign_model(command, photographs, tmp_path):
+    image = keras.layers.Rescaling(1 / 255)(keras.Input((64, 64, 3)))
+    kef.EfficientFormer((1, 1, 1, 1), (8, 8, 8, 16), classes=10, input_tensor=image).save(tmp_path / "m.keras")
+    refused = command("predict", photographs / "a.png", "--model", tmp_path / "m.keras", expect=1)
+    assert_refused(refused, "found the layers rescaling", "include_preprocessing=True")

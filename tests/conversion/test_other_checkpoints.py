@@ -19,6 +19,8 @@ import keras_efficientformer as kef
 from keras_efficientformer import conversion
 from keras_efficientformer.deploy import export_tflite
 from keras_efficientformer.errors import CheckpointError
+from keras_efficientformer.imagenet import MEAN
+from keras_efficientformer.layers.image_normalization import normalization_of
 from keras_efficientformer.models.opening import open_model
 
 PART = "model-00002-of-00002.safetensors"
@@ -182,3 +184,38 @@ def test_reports_say_that_weights_have_changed(tensors, tmp_path):
     bias.assign(np.asarray(bias) + 1)
     changed = export_tflite(model, tmp_path / "b.tflite").checkpoint
     assert changed == checkpoint | {"weights": "changed since"}
+
+
+# What the configuration beside a checkpoint says of its images.
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", {"architecture": "x", "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.25]}}),
+        ("preprocessor_config.json", {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.25]}),
+    ],
+    ids=["timm", "transformers"],
+)
+def test_stated_normalization(tmp_path, name, content):
+    conversion.write_checkpoint(tmp_path / "m.safetensors", conversion.to_state_dict(small()))
+    (tmp_path / name).write_text(json.dumps(content))
+    found = normalization_of(kef.from_checkpoint(tmp_path / "m.safetensors"))
+    assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.25))
+    own = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0)}
+    assert normalization_of(kef.from_checkpoint(tmp_path / "m.safetensors", **own)).mean == own["mean"]
+
+
+@pytest.mark.parametrize("content", ['{"config": {"size": 3}}', "[]", "no JSON", '{"pretrained_cfg": {"mean": 3}}'])
+def test_other_files_beside(tmp_path, content):
+    """A run's own config.json, and any other program's, say nothing of images."""
+    conversion.write_checkpoint(tmp_path / "m.safetensors", conversion.to_state_dict(small()))
+    (tmp_path / "config.json").write_text(content)
+    assert normalization_of(kef.from_checkpoint(tmp_path / "m.safetensors")).mean == MEAN
+
+
+def test_unfit_stated_normalization(tmp_path):
+    conversion.write_checkpoint(tmp_path / "m.safetensors", conversion.to_state_dict(small()))
+    (tmp_path / "config.json").write_text('{"pretrained_cfg": {"mean": 0.5, "std": [1, 1, 1]}}')
+    with pytest.raises(CheckpointError, match=r"config\.json should state a number for each channel"):
+        kef.from_checkpoint(tmp_path / "m.safetensors")
