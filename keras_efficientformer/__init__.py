@@ -1,5 +1,10 @@
 """EfficientFormer (arXiv 2206.01191) and V2 (2212.08059) for Keras 3: public names only. Exporters: `deploy`."""
 
+from keras_efficientformer.backend_choice import choose_backend
+
+# Keras takes its backend when it is imported.
+choose_backend()
+
 try:
     import keras  # noqa: F401
 except ModuleNotFoundError as error:
