@@ -16,7 +16,7 @@ from keras_efficientformer.deploy.file_facts import FileFacts
 from keras_efficientformer.deploy.network.fuse import check_whole
 from keras_efficientformer.deploy.report_sidecar import check_sidecar
 from keras_efficientformer.deploy.tflite.metadata import read_facts
-from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
 from keras_efficientformer.layers.image_normalization import model_inputs
 from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.models.opening import open_model
@@ -118,6 +118,10 @@ def open_classifier(source: str | os.PathLike[str], input_shape: tuple[int, ...]
     suffix = Path(source).suffix
     if suffix not in (".tflite", ".mlpackage"):
         return KerasClassifier(open_model(source, input_shape))
-    file: LiteRTModel | CoreMLModel = LiteRTModel(source) if suffix == ".tflite" else CoreMLModel(source)
-    check_sidecar(source)
-    return FileClassifier(file, read_facts(source) if isinstance(file, LiteRTModel) else file.facts)
+    is_known = Path(source).exists() and check_sidecar(source)
+    if suffix == ".mlpackage":
+        package = CoreMLModel(source)
+        return FileClassifier(package, package.facts)
+    if not is_known:
+        check_survival(source)
+    return FileClassifier(LiteRTModel(source), read_facts(source))

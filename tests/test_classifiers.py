@@ -14,6 +14,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 from keras_efficientformer.classifiers import KerasClassifier, open_classifier
 from keras_efficientformer.deploy import export_coreml, export_tflite
 from keras_efficientformer.deploy.report_sidecar import content_hash, sidecar_of
+from keras_efficientformer.deploy.tflite import runtime
 from keras_efficientformer.imagenet import preprocess_input
 from keras_efficientformer.training import evaluate
 
@@ -114,6 +115,25 @@ def test_damaged_facts(build, tmp_path):
         edited(path, damage)
         with pytest.raises(ValueError, match=r"m\.tflite is a damaged \.tflite file"):
             open_classifier(path)
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", r"crashes LiteRT \(SIGSEGV\): it is damaged"),
+        ("import time; time.sleep(60)", "keeps LiteRT busy for more than 1 s"),
+    ],
+)
+def test_files_that_crash_litert(build, tmp_path, monkeypatch, program, words):
+    """A file that nobody has run before is run in another process first; one with its report has been run."""
+    path = tmp_path / "m.tflite"
+    export_tflite(build(), path)
+    monkeypatch.setattr(runtime, "PROBE", program)
+    monkeypatch.setattr(runtime, "PROBE_SECONDS", 1)
+    assert open_classifier(path).output == "scores"
+    sidecar_of(path).unlink()
+    with pytest.raises(ValueError, match=words):
+        open_classifier(path)
 
 
 def foreign_models():

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from keras_efficientformer import conversion
 from keras_efficientformer.cli.options import Json, Size, open_keras, output, print_facts
 from keras_efficientformer.deploy.layer_errors import layer_errors
-from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
 from keras_efficientformer.files import size_of
 
 if TYPE_CHECKING:  # it imports coremltools
@@ -95,6 +95,7 @@ def _inspect_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def _inspect_tflite(file: Path) -> dict[str, Any]:
+    check_survival(file)
     model = LiteRTModel(file)
     inputs, outputs = ([dataclasses.asdict(tensor) for tensor in ends] for ends in (model.inputs, model.outputs))
     return {"inputs": inputs, "outputs": outputs, "operations": model.operations()}

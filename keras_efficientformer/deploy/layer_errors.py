@@ -23,7 +23,7 @@ from keras_efficientformer.deploy.export import network_inputs
 from keras_efficientformer.deploy.network.file_steps import FileSteps, StepTensors
 from keras_efficientformer.deploy.network.recording import Step
 from keras_efficientformer.deploy.tflite.layer_tensors import TFLiteSteps
-from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
 from keras_efficientformer.images import read_images, seeded_images
 from keras_efficientformer.reporting import finite_only
 
@@ -148,6 +148,7 @@ def layer_errors(
 
 def _open(path: Path, model: keras.Model) -> FileSteps:
     if path.suffix == ".tflite":
+        check_survival(path)
         return TFLiteSteps(LiteRTModel(path, keep_tensors=True), model)
     if path.suffix == ".mlpackage":
         package = CoreMLModel(path)  # it says what is wrong with it, or that coremltools is not installed

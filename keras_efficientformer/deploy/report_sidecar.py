@@ -27,11 +27,15 @@ def content_hash(path: str | os.PathLike[str]) -> str:
     return total.hexdigest()
 
 
-def check_sidecar(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError where the report beside a file is damaged or another file's; there need not be one."""
+def check_sidecar(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a report beside a file: then the file is as it was when it was written and run.
+
+    Raises:
+        ValueError: the report is damaged or another file's.
+    """
     sidecar = sidecar_of(path)
     if not sidecar.exists():
-        return
+        return False
     try:
         expected = json.loads(sidecar.read_text(encoding="utf-8"))["sha256"]
     except (ValueError, KeyError, TypeError) as error:
@@ -45,3 +49,4 @@ def check_sidecar(path: str | os.PathLike[str]) -> None:
             f"{sidecar} is the report of another file: its sha256 is {expected}, and that of {path} is {found}. Bring "
             "the file or the report again, or move the report away: the file does not need it."
         )
+    return True

@@ -22,7 +22,7 @@ from keras_efficientformer.deploy.benchmark.reports import (
     model_and_mode,
     this_computer,
 )
-from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
 from keras_efficientformer.images import seeded_images
 from keras_efficientformer.reporting import versions_of
 
@@ -94,6 +94,7 @@ def profile_tflite(file: Path, threads: int = 1) -> tuple[Cost, ...]:
         OSError, ValueError, ImportError: as `benchmark_tflite`.
         DeviceError: LiteRT's profiler does not work here.
     """
+    check_survival(file)
     LiteRTModel(file)  # it raises a clear error for an unfit file, and the profiler would not
     profile = _run_script(litert_profiler.__file__, file, threads)
     return median_profile([read_op_profile(tables, profile["runs"]) for tables in profile["tables"]])

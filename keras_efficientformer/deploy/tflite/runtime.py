@@ -2,6 +2,9 @@
 
 import collections
 import os
+import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +14,36 @@ import numpy as np
 
 from keras_efficientformer.deploy.report import TensorInfo
 from keras_efficientformer.errors import first_line, require
+
+# Opens a file and runs it once, in a process that may be lost.
+PROBE = """
+import sys
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+interpreter = Interpreter(model_path=sys.argv[1], num_threads=1)
+interpreter.allocate_tensors()
+for image in interpreter.get_input_details():
+    interpreter.set_tensor(image["index"], np.zeros(image["shape"], image["dtype"]))
+interpreter.invoke()
+"""
+PROBE_SECONDS = 60
+
+
+def check_survival(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for a .tflite file that crashes LiteRT, or keeps it busy for a minute, as damaged ones can.
+
+    It is run in another process. What LiteRT says of a file in words, `LiteRTModel` does.
+    """
+    command = [sys.executable, "-c", PROBE, os.fspath(path)]
+    try:
+        process = subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(
+            f"{path} keeps LiteRT busy for more than {PROBE_SECONDS} s: it is damaged, or too large for this machine."
+        ) from error
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        raise ValueError(f"{path} crashes LiteRT ({name}): it is damaged. Bring the file again, or export it anew.")
 
 
 class LiteRTModel:
