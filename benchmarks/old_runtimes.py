@@ -3,8 +3,9 @@
 Phones keep old runtimes, and apps are pinned to them. Each release is installed from PyPI into an environment of its
 own under .runtimes/ in the project (some 8 GB, with the Python it was made for: 3.9 for those before 2.14), and runs
 the embedded checkpoint and a V2-S0 with random weights on 20 of CIFAR-10's test images. A result is right when it is no
-further from Keras than twice as far as today's LiteRT is; a runtime that raises an error refuses the file. Ends with
-exit code 1 if one is wrong.
+further from Keras than four times as far as today's LiteRT is: XNNPACK's dynamic activations were coarser for two
+releases, and nonsense is far beyond that. A runtime that raises an error refuses the file. Ends with exit code 1 if one
+is wrong.
 
     python benchmarks/old_runtimes.py --cifar10 cifar10-images.zip --output benchmarks/results/old_runtimes.json
 """
@@ -49,6 +50,7 @@ RUNTIMES = {
     },
 }
 IMAGES = 20
+NOISE = 4
 # A float32 file's last digits depend on the kernels.
 ROUNDING = 1e-5
 
@@ -170,7 +172,7 @@ def run(python, file):
     found = np.load(result)
     from_keras, from_keras_today = (float(np.abs(results - keras).max()) for results in (found, today))
     return {
-        "verdict": "right" if from_keras <= max(2 * from_keras_today, ROUNDING) else "wrong",
+        "verdict": "right" if from_keras <= max(NOISE * from_keras_today, ROUNDING) else "wrong",
         "from_keras": from_keras,
         "from_keras_in_todays_litert": from_keras_today,
         "from_todays_litert": float(np.abs(found - today).max()),
