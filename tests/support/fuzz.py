@@ -11,7 +11,7 @@ import argparse
 import collections
 import json
 import os
-import resource
+import re
 import shutil
 import subprocess
 import sys
@@ -192,7 +192,8 @@ def run_one(kind, seed, target, number):
     except BaseException as error:
         outcome = f"{type(error).__name__}: {error}"[:300]
     seconds = time.monotonic() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    # Not getrusage's ru_maxrss, which starts at the size of the process that started this one.
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024 / 1e9
     if seconds > SECONDS or peak > GIGABYTES:
         outcome = f"{seconds:.0f} s, {peak:.1f} GB"
     shutil.rmtree(target) if target.is_dir() else target.unlink()
