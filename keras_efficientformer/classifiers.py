@@ -18,6 +18,7 @@ from keras_efficientformer.deploy.report_sidecar import check_sidecar
 from keras_efficientformer.deploy.tflite.metadata import read_facts
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
 from keras_efficientformer.layers.image_normalization import model_inputs
+from keras_efficientformer.layers.names import HEADS
 from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.models.opening import open_model
 
@@ -60,7 +61,7 @@ class KerasClassifier:
         self.channels = int(model.inputs[0].shape[3])
         self.labels = labels_of(model)
         shape = model.outputs[0].shape
-        classifies = any(layer.name == "head" for layer in model.layers)
+        classifies = any(layer.name == HEADS[0] for layer in model.layers)
         self.output = "scores" if classifies else "embedding" if len(shape) == 2 else "features"
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:

@@ -88,7 +88,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     checkpoint = read_tensors(path)
     if suffix_of(path) in (".keras", ".weights.h5"):
         _check_own_layers(path)
-    if suffix_of(path) in (".keras", ".weights.h5"):
         return Checkpoint(to_timm_names(checkpoint), path, input_size=checkpoint.input_size)
     return checkpoint
 
@@ -303,7 +302,7 @@ def _infer_resolution(
     # In V2 several grids have tables, of which only the one before the last stage is always there.
     downsampling = names.get("stages.3.downsample.attn.attention_biases")
     tables = [downsampling] if downsampling else [name for name in tensors if name.endswith(".attention_biases")]
-    # A table with indices is read first, because the length of one without tells only a square grid.
+    # A table with indices is read first, because the length of one without tells no shape.
     tables.sort(key=lambda name: indices_name(name) not in tensors)
     return resolution_of_table(tensors, tables[0], input_size) if tables else None
 

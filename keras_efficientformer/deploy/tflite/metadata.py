@@ -198,7 +198,7 @@ def read_facts(path: str | os.PathLike[str]) -> FileFacts | None:
     content = Path(path).read_bytes()
     try:
         entries = _entries(content)
-        labels = _labels(path)
+        labels = _labels(content)
         if ENTRY in entries:
             facts = FileFacts.from_json(entries[ENTRY])
             return FileFacts(facts.mean, facts.std, labels)
@@ -222,10 +222,10 @@ def _entries(content: bytes) -> dict[str, bytes]:
     return found
 
 
-def _labels(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
-    if not zipfile.is_zipfile(path):
+def _labels(content: bytes) -> tuple[str, ...] | None:
+    if not zipfile.is_zipfile(io.BytesIO(content)):
         return None
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if LABELS_FILE not in archive.namelist():
             return None
         return tuple(archive.read(LABELS_FILE).decode().rstrip("\n").split("\n"))

@@ -7,6 +7,7 @@ those that TensorFlow gives the same files.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,15 +81,10 @@ def _fully_connected(inputs: list[Any], outputs: list[Any], options: Any) -> int
     return {(INT8, INT8): 4, (FLOAT32, INT8): 3}.get(types, 1)
 
 
-def _addition(inputs: list[Any], outputs: list[Any], options: Any) -> int:
+def _sum(of_int16: int, inputs: list[Any], outputs: list[Any], options: Any) -> int:
+    """Of an addition or subtraction; `of_int16` is the version for scales that are no powers of two."""
     if inputs[0].type == INT16 and not options.potScaleInt16:
-        return 3
-    return 2 if inputs[0].type == INT8 else 1
-
-
-def _subtraction(inputs: list[Any], outputs: list[Any], options: Any) -> int:
-    if inputs[0].type == INT16 and not options.potScaleInt16:
-        return 5
+        return of_int16
     return 2 if inputs[0].type == INT8 else 1
 
 
@@ -126,7 +122,7 @@ def _is_per_channel(tensor: Any) -> bool:
 
 
 VERSION_RULES: dict[str, Callable[[list[Any], list[Any], Any], int]] = {
-    "ADD": _addition,
+    "ADD": partial(_sum, 3),
     "CONV_2D": _convolution,
     "DEPTHWISE_CONV_2D": _depthwise_convolution,
     "DEQUANTIZE": _dequantization,
@@ -134,5 +130,5 @@ VERSION_RULES: dict[str, Callable[[list[Any], list[Any], Any], int]] = {
     "MUL": _multiplication,
     "QUANTIZE": _quantization,
     "RESIZE_BILINEAR": _resizing,
-    "SUB": _subtraction,
+    "SUB": partial(_sum, 5),
 }
