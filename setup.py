@@ -18,6 +18,7 @@ EXTRAS = {
     "litert": LITERT,
     "tflite": ["tensorflow>=2.21", *LITERT],
     "coreml": ["coremltools>=9.0", "scikit-learn", "scipy", "threadpoolctl"],
+    "heic": ["pillow-heif"],  # photographs as iPhones take them
     "train": [
         "tensorflow>=2.21",
         "tf_keras>=2.21",
@@ -59,7 +60,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["keras_efficientformer", "keras_efficientformer.*"]),
-    package_data={"keras_efficientformer": ["data/*", "py.typed"]},
+    py_modules=["efficientformer_command"],
+    package_data={"keras_efficientformer": ["data/*", "py.typed", "**/*.pyi"]},
     install_requires=[
         "keras>=3.15",
         "numpy>=2.0",
@@ -70,9 +72,10 @@ setup(
         "pillow>=11",
         "typer>=0.15",
         "rich>=13",
+        "lazy_loader>=0.4",
     ],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["efficientformer=keras_efficientformer.cli:main"]},
+    entry_points={"console_scripts": ["efficientformer=efficientformer_command:main"]},
     classifiers=[
         "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",

@@ -3,7 +3,7 @@
 python coreml/benchmark.py l1 --team A1B2C3D4E5 --output benchmarks/devices
 """
 
-from keras_efficientformer.cli import main
+from efficientformer_command import main
 
 if __name__ == "__main__":
     main("benchmark", "coreml")

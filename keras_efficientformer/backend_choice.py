@@ -12,31 +12,33 @@ DEFAULT = "tensorflow"
 
 
 def choose_backend() -> None:
-    """Sets KERAS_BACKEND to the one backend that is installed, unless there is a choice: the variable or keras.json.
-
-    Raises:
-        ImportError: the backend that Keras would take is not installed, and there is none, or more than one, that could
-            be taken in its place.
-    """
-    chosen = os.environ.get("KERAS_BACKEND")
-    if chosen or "keras" in sys.modules:
+    """Sets KERAS_BACKEND to the one backend that is installed, unless there is a choice: the variable or keras.json."""
+    if os.environ.get("KERAS_BACKEND") or "keras" in sys.modules or _configured() not in (None, DEFAULT):
         return
-    installed = [name for name in BACKENDS if _is_installed(name)]
-    wanted = _configured() or DEFAULT
-    if wanted in installed or wanted not in BACKENDS:
-        return
-    if len(installed) == 1 and wanted == DEFAULT:
+    installed = _installed()
+    if len(installed) == 1:
         os.environ["KERAS_BACKEND"] = installed[0]
-        return
+
+
+def missing_backend(error: ImportError) -> ImportError | None:
+    """What to do where Keras could not import its backend, as an error; None where something else was not there."""
+    if error.name not in BACKENDS or error.name != (os.environ.get("KERAS_BACKEND") or _configured() or DEFAULT):
+        return None
+    installed = _installed()
     if not installed:
-        raise ImportError(
+        return ImportError(
             "Keras needs a backend and none is installed: pip install 'keras-efficientformer[tensorflow]', or [jax] or "
             "[torch] in its place."
         )
-    raise ImportError(
-        f"Keras' backend here is {wanted}, which is not installed; installed: {', '.join(installed)}. Choose one with "
-        f"the environment variable, e.g. KERAS_BACKEND={installed[0]}."
+    return ImportError(
+        f"Keras' backend here is {error.name}, which is not installed; installed: {', '.join(installed)}. Choose one "
+        f"with the environment variable, e.g. KERAS_BACKEND={installed[0]}, or pip install "
+        f"'keras-efficientformer[{error.name}]'."
     )
+
+
+def _installed() -> list[str]:
+    return [name for name in BACKENDS if _is_installed(name)]
 
 
 def _is_installed(name: str) -> bool:

@@ -15,6 +15,10 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used as it is: the message says what was found, what was expected and what to do."""
 
 
+class ExportError(RuntimeError):
+    """The exported file does not do what the model does, so it was not written; the message says by how much."""
+
+
 def require(module: str, job: str, extra: str, otherwise: str = "") -> Any:
     """Imports a module that not every installation has.
 

@@ -67,7 +67,7 @@ def finished_files(
 
 def _check_free(path: Path, overwrite: bool, may_replace: Callable[[Path], bool]) -> None:
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists. Choose another name, or say that it may be overwritten.")
+        raise FileExistsError(f"{path} exists. Choose another name, or replace it: overwrite=True, --overwrite.")
     if path.is_dir() and not may_replace(path):
         raise IsADirectoryError(f"{path} is a folder of another kind, which is not replaced. Choose another name.")
     if not path.parent.is_dir():

@@ -5,7 +5,9 @@ The pixels follow two references. `preprocess_input` is keras.applications' "tor
 decodes and resamples, as it does for timm; images are channels last and sizes are (height, width) throughout.
 """
 
+import contextlib
 import functools
+import importlib
 import importlib.resources
 import io
 import math
@@ -14,7 +16,6 @@ import os
 from collections.abc import Sequence
 from typing import IO, Any
 
-import keras
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -34,6 +35,9 @@ __all__ = [
 # ImageNet's training pixels have these in red, green and blue, scaled to 0..1.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+
+# The share of the resized image's side that the centre crop keeps, unless said otherwise: timm's for these weights.
+CROP = 0.95
 
 # A larger scaled image, of which only the centre is kept, is not made: some 250 MB.
 MAX_SCALED_PIXELS = 1 << 26
@@ -65,6 +69,9 @@ def preprocess_input(
     Raises:
         ValueError: if the data format is not channels last, or the last axis of `x` has another number of channels.
     """
+    # Whoever reads files and runs exported ones needs no Keras, whose import takes seconds.
+    import keras
+
     data_format = data_format or keras.config.image_data_format()
     if data_format != "channels_last":
         raise ValueError(
@@ -128,6 +135,7 @@ def load_image(source: str | os.PathLike[str] | IO[bytes]) -> np.ndarray:
 
 def _decode_image(file: IO[bytes], name: str) -> np.ndarray:
     kind = "image"
+    register_heif()
     try:
         with Image.open(file) as image:
             kind = f"{image.format} image"
@@ -138,7 +146,7 @@ def _decode_image(file: IO[bytes], name: str) -> np.ndarray:
         found = f"it begins with {start!r}" if start else "it is empty"
         raise ImageError(
             f"{name} is not an image that Pillow can read: {found}. Give a JPEG, PNG, WebP, TIFF, BMP or GIF file. "
-            "For HEIC photographs install pillow-heif and call `pillow_heif.register_heif_opener()` first."
+            "For HEIC photographs: pip install pillow-heif."
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(
@@ -152,6 +160,13 @@ def _decode_image(file: IO[bytes], name: str) -> np.ndarray:
             f"{name} is a damaged or unsupported {kind}: {error}. "
             "Fetch it again, or save it as an 8-bit RGB JPEG or PNG file."
         ) from error
+
+
+@functools.cache
+def register_heif() -> None:
+    """Lets Pillow open HEIC photographs, such as iPhones take, where pillow-heif is installed."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
 
 
 def rgb_array(image: Image.Image) -> np.ndarray:
@@ -181,7 +196,7 @@ def _convert_to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize_and_crop(image: np.ndarray, size: Sequence[int] = (224, 224), crop_fraction: float = 0.95) -> np.ndarray:
+def resize_and_crop(image: np.ndarray, size: Sequence[int] = (224, 224), crop_fraction: float = CROP) -> np.ndarray:
     """Scales an image, keeping its aspect ratio, and cuts out the centre.
 
     This is the geometric part of `timm.data.create_transform(..., interpolation="bicubic", crop_mode="center")`, equal
@@ -245,7 +260,7 @@ def _scaled_size(image_size: Sequence[int], size: Sequence[int], crop_fraction: 
 def preprocess_image(
     image: str | os.PathLike[str] | IO[bytes] | np.ndarray | Image.Image,
     size: Sequence[int] = (224, 224),
-    crop_fraction: float = 0.95,
+    crop_fraction: float = CROP,
 ) -> np.ndarray:
     """Loads, resizes, crops and normalises an image, as timm's evaluation transform does.
 
@@ -318,8 +333,12 @@ def decode_predictions(preds: Any, top: int = 5, labels: Labels | None = None) -
     if operator.index(top) < 1:
         raise ValueError(f"`top` must be at least 1. Received: top={top}")
 
+    if not isinstance(preds, np.ndarray):
+        import keras  # a tensor comes from Keras' backend, an array needs neither
+
+        preds = keras.ops.convert_to_numpy(preds)
     # The scores become a signed type, so that their negatives give the descending order.
-    scores = keras.ops.convert_to_numpy(preds).astype("float64")
+    scores = preds.astype("float64")
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return [
         [(*classes[index], float(sample[index])) for index in indices]

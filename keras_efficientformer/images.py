@@ -1,9 +1,7 @@
 """Finds and reads the images that a network or an export is measured on, or makes seeded ones. Room: top level."""
 
 import collections
-import contextlib
 import functools
-import importlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from keras_efficientformer.errors import listing
-from keras_efficientformer.imagenet import load_image, resize_and_crop, rgb_array
+from keras_efficientformer.imagenet import load_image, register_heif, resize_and_crop, rgb_array
 
 # Pillow opens these too: containers of other data, films, and drawings that other programs have to render.
 NOT_PICTURES = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
@@ -87,8 +85,7 @@ def _files(folder: Path) -> list[Path]:
 @functools.cache
 def image_suffixes() -> frozenset[str]:
     """The suffixes of the files that Pillow reads as images, e.g. ".jpg"; HEIC's where pillow-heif is installed."""
-    with contextlib.suppress(ImportError):
-        importlib.import_module("pillow_heif").register_heif_opener()
+    register_heif()
     Image.init()
     return frozenset(
         suffix

@@ -37,6 +37,12 @@ def class_names(labels: Labels, classes: int | None = None) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
+def labels_beside(path: str | os.PathLike[str]) -> Path | None:
+    """The `labels.txt` in the folder of a model's file, which many converters write; None where there is none."""
+    labels = Path(path).with_name("labels.txt")
+    return labels if Path(path).exists() and labels.is_file() else None
+
+
 def _in_order(labels: Any) -> tuple[Any, ...]:
     if isinstance(labels, str | os.PathLike):
         return read_labels(labels)

@@ -5,7 +5,7 @@ python tflite/benchmark.py int8.tflite --adb android_aarch64_benchmark_model --t
 python tflite/benchmark.py int8.tflite --emulate cortex-a76
 """
 
-from keras_efficientformer.cli import main
+from efficientformer_command import main
 
 if __name__ == "__main__":
     main("benchmark", "tflite")

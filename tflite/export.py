@@ -3,7 +3,7 @@
 python tflite/export.py weights/efficientformer_l1_cifar10.safetensors . --labels weights/cifar10_labels.txt
 """
 
-from keras_efficientformer.cli import main
+from efficientformer_command import main
 
 if __name__ == "__main__":
     main("export", "tflite")

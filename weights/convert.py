@@ -4,7 +4,7 @@ python weights/convert.py weights/efficientformer_l1_cifar10.safetensors model.k
 python weights/convert.py model.keras model.pth --dialect snap
 """
 
-from keras_efficientformer.cli import main
+from efficientformer_command import main
 
 if __name__ == "__main__":
     main("convert")

@@ -7,10 +7,20 @@ from typing import Annotated
 
 import typer
 
-from keras_efficientformer.cli.options import Json, Model, Overwrite, Size, choice, open_keras, output, track
-from keras_efficientformer.deploy.benchmark.apple_device import check_team, connected_iphone, this_mac
-from keras_efficientformer.deploy.benchmark.apple_timing import UNITS, benchmark_coreml, export_twin
-from keras_efficientformer.deploy.benchmark.mobilenet_reference import export_mobilenet_v2
+from keras_efficientformer.cli.options import (
+    Json,
+    Model,
+    Overwrite,
+    Size,
+    check_inputs,
+    choice,
+    open_keras,
+    output,
+    track,
+)
+from keras_efficientformer.cli.quiet import import_coremltools_alone
+from keras_efficientformer.deploy import benchmark as timing
+from keras_efficientformer.deploy.benchmark.apple_device import UNITS, check_team, connected_iphone, this_mac
 from keras_efficientformer.deploy.coreml.modes import COMPRESSIONS, COREML_PRECISIONS
 
 MAC = "mac"
@@ -36,8 +46,10 @@ def benchmark_coreml_command(
     as_json: Json = False,
 ) -> None:
     """Time a model and MobileNetV2 with Core ML on an iPhone connected to this Mac, or on this Mac."""
+    check_inputs(model)
     if save is not None and not save.parent.is_dir():
         raise FileNotFoundError(f"The folder {save.parent} does not exist. Make it first, or choose another.")
+    import_coremltools_alone(compresses=compress != "none")
     target = this_mac() if device == MAC else connected_iphone(device)
     if target.remote is not None:
         check_team(team)  # it is checked before a model is downloaded
@@ -45,9 +57,9 @@ def benchmark_coreml_command(
     options = [f"--precision={precision}", f"--compress={compress}", f"--runs={runs}"]
     options += [f"--size={size}"] if size else []
     with tempfile.TemporaryDirectory() as folder:
-        twin = export_twin(open_keras(model, size), folder, precision, compress)
-        benchmark = benchmark_coreml(
-            [twin, export_mobilenet_v2(folder, precision)],
+        twin = timing.export_twin(open_keras(model, size), folder, precision, compress)
+        benchmark = timing.benchmark_coreml(
+            [twin, timing.export_mobilenet_v2(folder, precision)],
             target,
             team=team,
             units=unit or tuple(UNITS),

@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from keras_efficientformer import conversion
-from keras_efficientformer.cli.options import Json, Model, Overwrite, Size, choice, open_keras, print_facts
+from keras_efficientformer.cli.options import (
+    Json,
+    Model,
+    Overwrite,
+    Size,
+    check_free,
+    check_inputs,
+    choice,
+    open_keras,
+    print_facts,
+)
 from keras_efficientformer.conversion.dialects import DIALECTS
 from keras_efficientformer.conversion.formats import suffix_of
 from keras_efficientformer.files import finished_file
@@ -26,8 +36,8 @@ def convert(
     suffix = suffix_of(target)
     if suffix is None:
         raise typer.BadParameter(f"{target} should end in .keras, .weights.h5, .safetensors, .pth, .pt or .bin")
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists. Choose another name, or pass --overwrite.")
+    check_inputs(source)
+    check_free(target, overwrite)
     model = open_keras(source, size)
     if suffix in (".keras", ".weights.h5"):
         with finished_file(target, overwrite) as partial:

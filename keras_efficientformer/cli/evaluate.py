@@ -7,33 +7,51 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from keras_efficientformer.cli.options import Json, left_out, track
+from keras_efficientformer import training
+from keras_efficientformer.cli.options import (
+    Crop,
+    Json,
+    LabelsFile,
+    ModelOption,
+    Size,
+    SkipBad,
+    check_inputs,
+    left_out,
+    prepare_for,
+    track,
+)
 from keras_efficientformer.cli.options import output as console
 from keras_efficientformer.reporting import facts_table
-from keras_efficientformer.training import EvaluationReport
-from keras_efficientformer.training import evaluate as evaluate_model
 
 WORST_SHOWN = 10
 
 
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="A subfolder of images for each class; or ImageNet's val files.")],
-    model: Annotated[str, typer.Option(help="l1 ... v2_l, a .keras, checkpoint, .tflite or .mlpackage file.")] = "l1",
-    labels: Annotated[Path | None, typer.Option(help="Text file with one class name in each line.")] = None,
-    ground_truth: Annotated[Path | None, typer.Option(help="Classes of ImageNet's ILSVRC2012_val_*.JPEG.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the images, for Keras models and checkpoints.")] = None,
-    crop: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of the image that is looked at.")] = 0.95,
+    folder: Annotated[
+        Path,
+        typer.Argument(help="A subfolder of images for each class; or ImageNet's val files."),
+    ],
+    model: ModelOption = "l1",
+    labels: LabelsFile = None,
+    ground_truth: Annotated[
+        Path | None,
+        typer.Option(help="Classes of ImageNet's ILSVRC2012_val_*.JPEG. Default: the file beside them."),
+    ] = None,
+    size: Size = None,
+    crop: Crop = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a prediction.")] = 32,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out.")] = False,
+    skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
     """Measure a model's accuracy and speed on a folder of images."""
-    report = evaluate_model(
+    check_inputs(model, folder, labels, ground_truth)
+    prepare_for(model)
+    report = training.evaluate(
         model,
         folder,
         labels=labels,
         ground_truth=ground_truth,
-        input_shape=(size, size) if size else None,
+        input_shape=size,
         crop_fraction=crop,
         batch_size=batch_size,
         skip_bad=skip_bad,
@@ -42,9 +60,10 @@ def evaluate(
     print(report.to_json(), end="") if as_json else console.print(_evaluation_table(report))
 
 
-def _evaluation_table(report: EvaluationReport) -> Table:
+def _evaluation_table(report: "training.EvaluationReport") -> Table:
     table = facts_table(Path(report.model).name)
-    table.add_row("images", f"{report.images:,}")
+    height, width = report.image_size
+    table.add_row("images", f"{report.images:,} of {height}x{width} pixels, crop {report.crop_fraction:g}")
     table.add_row("folders taken", report.classes_from)
     table.add_row("top-1", f"{report.scores.top1:.2%}")
     table.add_row("top-5", f"{report.scores.top5:.2%}")

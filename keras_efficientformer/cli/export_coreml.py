@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from keras_efficientformer import deploy
 from keras_efficientformer.cli.options import (
     Json,
     LabelsFile,
@@ -12,13 +13,15 @@ from keras_efficientformer.cli.options import (
     Model,
     Overwrite,
     Size,
+    check_free,
+    check_inputs,
     choice,
+    errors,
     open_keras,
     output,
 )
-from keras_efficientformer.deploy import export_coreml
-from keras_efficientformer.deploy.coreml.exporter import TARGETS
-from keras_efficientformer.deploy.coreml.modes import COMPRESSIONS, COREML_PRECISIONS
+from keras_efficientformer.cli.quiet import import_coremltools_alone
+from keras_efficientformer.deploy.coreml.modes import COMPRESSIONS, COREML_PRECISIONS, TARGETS
 
 
 def export_coreml_command(
@@ -36,16 +39,21 @@ def export_coreml_command(
     as_json: Json = False,
 ) -> None:
     """Write a Core ML package for iOS."""
-    report = export_coreml(
-        open_keras(model, size),
-        path,
-        precision=precision,
-        compress=compress,
-        labels=labels,
-        minimum_ios=minimum_ios,
-        image_input=image_input,
-        feature_maps=feature_maps,
-        max_difference=max_difference,
-        overwrite=overwrite,
-    )
+    check_inputs(model, labels)
+    check_free(path, overwrite)
+    import_coremltools_alone(compresses=compress != "none")
+    network = open_keras(model, size)
+    with errors.status("Exporting"):
+        report = deploy.export_coreml(
+            network,
+            path,
+            precision=precision,
+            compress=compress,
+            labels=labels,
+            minimum_ios=minimum_ios,
+            image_input=image_input,
+            feature_maps=feature_maps,
+            max_difference=max_difference,
+            overwrite=overwrite,
+        )
     print(report.to_json(), end="") if as_json else output.print(report)

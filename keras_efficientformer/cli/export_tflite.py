@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from keras_efficientformer import deploy
 from keras_efficientformer.cli.options import (
     Json,
     LabelsFile,
@@ -12,19 +13,24 @@ from keras_efficientformer.cli.options import (
     Model,
     Overwrite,
     Size,
+    check_free,
+    check_inputs,
     choice,
+    errors,
     open_keras,
     output,
 )
-from keras_efficientformer.deploy import export_tflite
 from keras_efficientformer.deploy.tflite.modes import IO_TYPES, MODES
 
 
 def export_tflite_command(
     model: Model,
-    path: Annotated[Path, typer.Argument(help="The .tflite file, or an existing folder.")],
+    path: Annotated[Path, typer.Argument(help="The .tflite file, or an existing folder to name it in.")] = Path("."),
     quantize: Annotated[str, choice(MODES, "Quantization.")] = "none",
-    calibration: Annotated[Path | None, typer.Option(help="Folder of images to measure ranges and errors on.")] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images to measure ranges and errors on. Default: noise."),
+    ] = None,
     labels: LabelsFile = None,
     size: Size = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one inference.")] = 1,
@@ -35,16 +41,20 @@ def export_tflite_command(
     as_json: Json = False,
 ) -> None:
     """Write a TFLite file for Android."""
-    report = export_tflite(
-        open_keras(model, size),
-        path,
-        quantize=quantize,
-        calibration=calibration,
-        labels=labels,
-        include_preprocessing=preprocessing,
-        batch_size=batch_size,
-        io=io,
-        max_difference=max_difference,
-        overwrite=overwrite,
-    )
+    check_inputs(model, calibration, labels)
+    check_free(path, overwrite)
+    network = open_keras(model, size)
+    with errors.status("Exporting"):
+        report = deploy.export_tflite(
+            network,
+            path,
+            quantize=quantize,
+            calibration=calibration,
+            labels=labels,
+            include_preprocessing=preprocessing,
+            batch_size=batch_size,
+            io=io,
+            max_difference=max_difference,
+            overwrite=overwrite,
+        )
     print(report.to_json(), end="") if as_json else output.print(report)

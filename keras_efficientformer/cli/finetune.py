@@ -12,14 +12,22 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from keras_efficientformer.classifiers import open_classifier
-from keras_efficientformer.cli.options import Json, LabelsFile, choice, errors, image_sides, left_out, track
+from keras_efficientformer import classifiers, training
+from keras_efficientformer.cli.options import (
+    ANY_MODEL,
+    KERAS_MODEL,
+    Json,
+    LabelsFile,
+    check_inputs,
+    choice,
+    errors,
+    image_sides,
+    left_out,
+    track,
+)
 from keras_efficientformer.cli.options import output as console
 from keras_efficientformer.reporting import facts_table
-from keras_efficientformer.training import FineTuneConfig, FineTuneReport
-from keras_efficientformer.training import finetune as finetune_model
-from keras_efficientformer.training.config import CHOICES
-from keras_efficientformer.training.teachers import resizing
+from keras_efficientformer.training.config import CHOICES, FineTuneConfig
 
 # Options that have a shorter name too.
 SHORT_NAMES = {"learning_rate": "--lr"}
@@ -68,15 +76,21 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 @_with_settings
 def finetune(
-    folder: Annotated[Path, typer.Argument(help="A subfolder of images for each class; or train and val with those.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="A subfolder of images for each class; or train and val with those."),
+    ],
     output: Annotated[Path, typer.Option(help="The run's folder, which is made.")],
-    model: Annotated[str, typer.Option(help="l1 ... v2_l (ImageNet), a .keras file or a checkpoint.")] = "l1",
+    model: Annotated[str, typer.Option(metavar="MODEL", help=KERAS_MODEL)] = "l1",
     config: Annotated[
         str | None, typer.Option(help=r"TOML file with a table \[finetune], or imagenet: the paper's recipe.")
     ] = None,
-    validation: Annotated[Path | None, typer.Option(help="Another folder of the same classes.")] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(help="Another folder of the same classes. Default: val, or a share."),
+    ] = None,
     labels: LabelsFile = None,
-    teacher: Annotated[str | None, typer.Option(help="Model to distil from: as for --model.")] = None,
+    teacher: Annotated[str | None, typer.Option(metavar="MODEL", help=f"Model to distil from: {ANY_MODEL}")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     as_json: Json = False,
     **settings: Any,
@@ -84,7 +98,8 @@ def finetune(
     """Fine-tune a model on a folder of images."""
     changes = {name: value for name, value in settings.items() if value is not None}
     chosen = FineTuneConfig.from_file(config, **changes) if config else FineTuneConfig(**changes)
-    report = finetune_model(
+    check_inputs(model, folder, validation, labels, teacher)
+    report = training.finetune(
         model,
         folder,
         output,
@@ -102,11 +117,14 @@ def finetune(
 def _open_teacher(source: str | None) -> Any:
     if source is None:
         return None
-    classifier = open_classifier(source)
+    # It imports Keras, which takes seconds.
+    from keras_efficientformer.training.teachers import resizing
+
+    classifier = classifiers.open_classifier(source)
     return resizing(classifier.predict, classifier.size)
 
 
-def _finetune_table(report: FineTuneReport, output: Path) -> Table:
+def _finetune_table(report: "training.FineTuneReport", output: Path) -> Table:
     table = facts_table(f"Trained on {len(report.labels)} classes")
     table.add_row("best model", str(report.model))
     table.add_row("epoch", f"{report.best_epoch} of {len(report.history)}")

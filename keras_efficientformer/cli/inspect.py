@@ -9,9 +9,17 @@ import numpy as np
 import typer
 from rich.table import Column, Table
 
-from keras_efficientformer import conversion
-from keras_efficientformer.cli.options import Json, Size, open_keras, output, print_facts
-from keras_efficientformer.deploy.layer_errors import layer_errors
+from keras_efficientformer import conversion, models
+from keras_efficientformer.cli.options import (
+    ANY_MODEL,
+    Json,
+    Size,
+    check_inputs,
+    open_keras,
+    output,
+    print_facts,
+)
+from keras_efficientformer.cli.quiet import import_coremltools_alone
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
 from keras_efficientformer.files import size_of
 
@@ -20,16 +28,25 @@ if TYPE_CHECKING:  # it imports coremltools
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A checkpoint, a .keras, .weights.h5 or .tflite file, or .mlpackage.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=ANY_MODEL)],
     against: Annotated[
-        str | None, typer.Option(help="The model it was exported from: say which layers of the file err most.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The model that a .tflite file or .mlpackage was exported from: say which of its layers err most.",
+        ),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of images to err on. Default: four seeded ones.")] = None,
     size: Size = None,
     as_json: Json = False,
 ) -> None:
     """Say what is in a file; of a Core ML package also what may keep it off the Neural Engine."""
+    check_inputs(model, against, images)
+    file = models.local_file(model)
     if against is not None:
+        # It imports Keras, which takes seconds.
+        from keras_efficientformer.deploy.layer_errors import layer_errors
+
         errors = layer_errors(file, open_keras(against, size), images)
         print(errors.to_json(), end="") if as_json else output.print(errors)
         return
@@ -48,6 +65,7 @@ def inspect(
 
 
 def _inspect_package(path: Path) -> tuple[dict[str, Any], "tuple[Finding, ...]"]:
+    import_coremltools_alone()
     # These import coremltools, which not every installation has.
     from keras_efficientformer.deploy.coreml.lint import lint
     from keras_efficientformer.deploy.coreml.package import load_package

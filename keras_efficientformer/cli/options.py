@@ -4,15 +4,18 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-import keras
 import typer
 from rich.console import Console
 from rich.progress import track as progress_bar
 
-from keras_efficientformer.models.opening import PUBLISHED, open_model
+from keras_efficientformer import models
+from keras_efficientformer.cli.quiet import import_coremltools_alone
 from keras_efficientformer.reporting import facts_table
+
+if TYPE_CHECKING:  # its import takes seconds
+    import keras
 
 # Nothing is read as markup, because paths, shapes and class names are full of brackets.
 output = Console(markup=False, emoji=False)
@@ -20,17 +23,62 @@ errors = Console(stderr=True)
 
 Tracked = TypeVar("Tracked")
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        help=f"{', '.join(PUBLISHED)} (ImageNet, downloaded), l1:imagenet-300, a .keras or checkpoint file."
-    ),
-]
+MODEL_NAMES = "l1, l3, l7, v2_s0, v2_s1, v2_s2, v2_l (ImageNet, downloaded), l1:imagenet-300, hf://owner/name"
+KERAS_MODEL = f"{MODEL_NAMES}, a .keras or checkpoint file."
+ANY_MODEL = f"{MODEL_NAMES}, a .keras, checkpoint, .tflite or .mlpackage file."
+
+
+def check_inputs(*inputs: str | Path | None) -> None:
+    """Raises for the name of a model that stands for none, and for a path that does not exist, before anything is done.
+
+    Args:
+        inputs: names of models as `str`, files and folders as `Path`; None is passed over.
+    """
+    for given in inputs:
+        if isinstance(given, str):
+            models.model_source(given)
+        elif given is not None and not given.exists():
+            raise FileNotFoundError(f"{given} does not exist.")
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=KERAS_MODEL, show_default=True)]
+ModelOption = Annotated[str, typer.Option(metavar="MODEL", help=ANY_MODEL)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
-Size = Annotated[str | None, typer.Option(help="Input size, 224 or 160x224 (height x width). Default: its own.")]
+
+
+def image_sides(text: str) -> tuple[int, int]:
+    """(height, width) of "224" or "160x224", in pixels."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise typer.BadParameter(f"--size should be a number of pixels or HEIGHTxWIDTH. Received: {text}")
+    return int(sides[0]), int(sides[-1])
+
+
+# `image_sides` of it, or None.
+Size = Annotated[
+    Any,
+    typer.Option(
+        parser=image_sides,
+        metavar="<pixels>",
+        help="Input size in pixels, 224 or 160x224 (height x width). Default: the model's own.",
+    ),
+]
+Crop = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        max=1.0,
+        help="Share of the resized image's side that is kept. Default: the one that the model's weights were "
+        "measured with, else 0.95.",
+    ),
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out, and end with 0 nevertheless.")]
 MaxDifference = Annotated[float | None, typer.Option(help="Write nothing beyond it. Default: the mode's.")]
-LabelsFile = Annotated[Path | None, typer.Option(help="Text file with one class name in each line.")]
+LabelsFile = Annotated[
+    Path | None,
+    typer.Option(help="Text file, a class name in each line. Default: the model's own names."),
+]
 
 
 def choice(names: Iterable[str | int], meaning: str) -> Any:
@@ -45,22 +93,21 @@ def choice(names: Iterable[str | int], meaning: str) -> Any:
     return typer.Option(parser=parse, metavar="<choice>", help=f"{meaning} One of {', '.join(values)}.")
 
 
-def open_keras(source: str, size: str | None) -> keras.Model:
-    """The model that a command's argument names, at the input size `size`, "224" or "160x224"; None means its own."""
-    return open_model(source, image_shape(size), progress=partial(track, description="Loading weights"))
+def open_keras(source: str, size: tuple[int, int] | None) -> "keras.Model":
+    """The model that a command's argument names, at the input size (height, width); None means its own."""
+    return models.open_model(source, size, progress=partial(track, description="Loading weights"))
 
 
-def image_shape(size: str | None) -> tuple[int, int] | None:
-    """(height, width) of --size, in pixels; None where it is not given. The channels are the model's."""
-    return None if size is None else image_sides(size)
+def prepare_for(source: str) -> None:
+    """Imports what a model's file needs without what that would bring along."""
+    if Path(source).suffix == ".mlpackage":
+        import_coremltools_alone()
 
 
-def image_sides(text: str) -> tuple[int, int]:
-    """(height, width) of "224" or "160x224", in pixels."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise typer.BadParameter(f"--size should be a number of pixels or HEIGHTxWIDTH. Received: {text}")
-    return int(sides[0]), int(sides[-1])
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raises FileExistsError for a file or package that a command would have to replace, before it does anything."""
+    if path.exists() and path.suffix and not overwrite:
+        raise FileExistsError(f"{path} exists. Choose another name, or pass --overwrite.")
 
 
 def track(sequence: Iterable[Tracked], description: str) -> Iterable[Tracked]:

@@ -1,64 +1,180 @@
 """The command `efficientformer predict`: classifies photographs. Room: cli."""
 
+import csv
 import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from PIL import Image
 from rich.table import Column, Table
 
-from keras_efficientformer.classifiers import open_classifier
-from keras_efficientformer.cli.options import Json, LabelsFile, Size, image_shape, output, track
-from keras_efficientformer.imagenet import decode_predictions, load_image, resize_and_crop
-from keras_efficientformer.images import find_images, of_channels
-from keras_efficientformer.labels import class_names
+from keras_efficientformer import classifiers, models
+from keras_efficientformer.cli.annotated_copies import AnnotatedCopies, copy_of
+from keras_efficientformer.cli.options import (
+    Crop,
+    Json,
+    LabelsFile,
+    ModelOption,
+    Overwrite,
+    Size,
+    SkipBad,
+    check_inputs,
+    errors,
+    output,
+    prepare_for,
+    track,
+)
+from keras_efficientformer.imagenet import imagenet_labels, resize_and_crop
+from keras_efficientformer.images import of_channels
+from keras_efficientformer.labels import class_names, labels_beside
+from keras_efficientformer.photographs import find_photographs, read_photograph
 
 BATCH_SIZE = 32
 
+# Of one class: its index "class", its "label", its "wordnet_id" or None, its "score".
+Answer = dict[str, Any]
+
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    model: Annotated[str, typer.Option(help="As for convert, a .tflite file or an .mlpackage.")] = "l1",
+    images: Annotated[
+        list[str], typer.Argument(help="Image files, folders, patterns such as '*.jpg', http(s) URLs, - for stdin.")
+    ],
+    model: ModelOption = "l1",
     top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
     labels: LabelsFile = None,
     size: Size = None,
-    crop: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of the image that is looked at.")] = 0.95,
+    crop: Crop = None,
+    skip_bad: SkipBad = False,
+    save: Annotated[
+        Path | None, typer.Option(help="Folder for copies of the images with label and score drawn on them.")
+    ] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values, a line for each class.")] = False,
 ) -> None:
     """Classify photographs."""
-    files = [file for path in images for file in (find_images(path) if path.is_dir() else [path])]
-    network = open_classifier(model, image_shape(size))
-    if network.output == "features" or (network.output == "embedding" and not as_json):
+    if as_json and as_csv:
+        raise typer.BadParameter("--json and --csv are two ways to print the same: choose one.")
+    if save is not None and save.exists() and not save.is_dir():
+        raise NotADirectoryError(f"{save} is a file: --save needs a folder.")
+    check_inputs(model, labels)
+    photographs = find_photographs(images)
+    names = class_names(labels) if labels else None
+    prepare_for(model)
+    network = classifiers.open_classifier(model, size)
+    if network.output == "features" or (network.output == "embedding" and (save is not None or not as_json)):
         raise ValueError(
             f"{model} has no classifier: it gives {network.output}. With --json the embedding of each image is printed."
         )
-    names = class_names(labels) if labels else network.labels
+    names = names or network.labels or _names_beside(model)
+    crop = models.crop_of(model) if crop is None else crop
+    copies = AnnotatedCopies(save, overwrite)
     results: dict[str, Any] = {}
-    for start in track(range(0, len(files), BATCH_SIZE), "Classifying"):
-        batch = files[start : start + BATCH_SIZE]
-        pixels = np.stack([resize_and_crop(load_image(file), network.size, crop) for file in batch])
-        scores = network.predict(of_channels(pixels.astype("float32"), network.channels))
+    bad: dict[str, str] = {}
+    for batch in _batches(photographs, network.size, crop, save is not None, bad):
+        pixels = np.stack([photograph.pixels for photograph in batch]).astype("float32")
+        scores = network.predict(of_channels(pixels, network.channels))
         if not np.isfinite(scores).all():
             raise ValueError(f"{model} answers with scores that are not finite: its weights are damaged.")
-        rows = scores.tolist() if network.output == "embedding" else _decode(scores, top, names)
-        results |= zip(map(str, batch), rows, strict=True)
+        rows = scores.tolist() if network.output == "embedding" else _answers(scores, top, names)
+        for photograph, row in zip(batch, rows, strict=True):
+            results[photograph.name] = row
+            if save is not None and photograph.copy is not None:
+                copies.write(photograph.name, photograph.copy, row[0])
     if as_json:
         print(json.dumps(results, indent=2))
-        return
-    table = Table(Column("image", overflow="fold"), "class", "score")
-    are_logits = any(not 0 <= score <= 1 for rows in results.values() for *_, score in rows)
-    for file, rows in results.items():
-        for index, (_, name, score) in enumerate(rows):
-            shown = f"{score:.3f}" if are_logits else f"{score:.1%}"
-            table.add_row(file if index == 0 else "", name, shown, end_section=index == len(rows) - 1)
-    output.print(table)
+    elif as_csv:
+        _print_csv(results)
+    elif results:
+        output.print(_table(results, f"{model}, images of {network.size[0]}x{network.size[1]} pixels, crop {crop:g}"))
+    for reason in bad.values():
+        errors.print(f"{'left out' if skip_bad else 'error'}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    if bad and not skip_bad:
+        raise SystemExit(1)
 
 
-def _decode(scores: np.ndarray, top: int, names: tuple[str, ...] | None) -> list[list[tuple[str, str, float]]]:
-    """[(class id, name, score), ...] of each image, the highest scores first."""
-    if names is None and scores.shape[-1] != 1000:
-        names = tuple(f"class {index}" for index in range(scores.shape[-1]))
-    if names is not None:
-        names = class_names(names, scores.shape[-1])
-    return decode_predictions(scores, top=top, labels=names)
+def _names_beside(model: str) -> tuple[str, ...] | None:
+    """The names in a `labels.txt` beside the model's file, which has none itself."""
+    labels = labels_beside(model)
+    if labels is None:
+        return None
+    errors.print(f"{model} does not say what its classes are called: {labels} does.", markup=False, soft_wrap=True)
+    return class_names(labels)
+
+
+@dataclass(frozen=True)
+class _Photograph:
+    """One that was read: its name, what the network sees of it (uint8), and a copy to draw on, where that is wanted."""
+
+    name: str
+    pixels: np.ndarray
+    copy: Image.Image | None
+
+
+def _batches(
+    names: list[str], size: tuple[int, int], crop: float, with_copies: bool, bad: dict[str, str]
+) -> Iterator[list[_Photograph]]:
+    """The photographs in batches; what cannot be read is put into `bad` with the reason."""
+    batch: list[_Photograph] = []
+    for name in track(names, "Classifying"):
+        try:
+            image = read_photograph(name)
+        except (ValueError, OSError) as error:
+            bad[name] = str(error)
+            continue
+        copy = copy_of(image) if with_copies else None
+        batch.append(_Photograph(name, resize_and_crop(image, size, crop), copy))
+        if len(batch) == BATCH_SIZE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _answers(scores: np.ndarray, top: int, names: tuple[str, ...] | None) -> list[list[Answer]]:
+    """The classes with the highest scores of each image, best first, equal ones in the order of the classes."""
+    classes = scores.shape[-1]
+    imagenet = dict(enumerate(imagenet_labels())) if classes == len(imagenet_labels()) else {}
+    if names is None:
+        names = tuple(name for _, name in imagenet.values()) or tuple(f"class {index}" for index in range(classes))
+    names = class_names(names, classes)
+    is_imagenet = bool(imagenet) and names == tuple(name for _, name in imagenet.values())
+    # The scores become a signed type, so that their negatives give the descending order.
+    order = np.argsort(-scores.astype("float64"), axis=1, kind="stable")[:, :top]
+    return [
+        [
+            {
+                "class": int(index),
+                "label": names[index],
+                "wordnet_id": imagenet[index][0] if is_imagenet else None,
+                "score": float(row[index]),
+            }
+            for index in indices
+        ]
+        for row, indices in zip(scores, order, strict=True)
+    ]
+
+
+def _table(results: dict[str, list[Answer]], title: str) -> Table:
+    table = Table(Column("image", overflow="fold"), "class", Column("score", justify="right"), title=title)
+    table.title_justify = "left"
+    are_logits = any(not 0 <= answer["score"] <= 1 for answers in results.values() for answer in answers)
+    for name, answers in results.items():
+        for index, answer in enumerate(answers):
+            shown = f"{answer['score']:.3f}" if are_logits else f"{answer['score']:.1%}"
+            last = index == len(answers) - 1
+            table.add_row(name if index == 0 else "", answer["label"], shown, end_section=last)
+    return table
+
+
+def _print_csv(results: dict[str, list[Answer]]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["image", "rank", "class", "label", "wordnet_id", "score"])
+    for name, answers in results.items():
+        for rank, answer in enumerate(answers, 1):
+            writer.writerow([name, rank, *answer.values()])

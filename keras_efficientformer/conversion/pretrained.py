@@ -1,6 +1,7 @@
 """Downloads pretrained weights and checks their sha256. Room: conversion.
 
-`PRETRAINED` lists the checkpoints, their places and accuracies; `download` fetches one of them. The transfer and the
+`PRETRAINED` lists the checkpoints, their places and accuracies; `download` fetches one of them, and
+`download_repository` the checkpoint in any repository of the hub. The transfer and the
 cache are huggingface_hub's, so HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_HUB_CACHE and its tokens mean here what they
 mean everywhere. What is added here: the sha256 of every file is checked on every load, passing troubles are retried,
 and whatever else goes wrong is one `DownloadError` that says what to do. Nothing here reads tensors or falls back to
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from keras_efficientformer.conversion.hub_config import CONFIGS
 from keras_efficientformer.errors import first_line
 from keras_efficientformer.variants import class_name
 
@@ -29,6 +31,10 @@ Result = TypeVar("Result")
 # reset connection, an answer 5xx to the transfer, or a lost HEAD request.
 PAUSES = (1.0, 2.0)
 
+# The first of these that a repository holds is taken.
+CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")
+SHA256_DIGITS = 64
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -36,32 +42,41 @@ class DownloadError(OSError):
     """Pretrained weights could not be brought, or are not what they should be; the message says what to do."""
 
 
-@dataclass(frozen=True)
-class Pretrained:
-    """One checkpoint on the Hugging Face hub.
+@dataclass(frozen=True, kw_only=True)
+class HubFile:
+    """One file on the Hugging Face hub.
 
     Attributes:
         repo: the repository, "owner/name".
         filename: the file in it.
-        megabytes: its size in 10^6 bytes, for messages.
-        top1: ImageNet-1k top-1 accuracy in percent at 224x224.
-        top1_source: who published that number.
-        crop: the centre crop's share of the resized image's side, in (0, 1], under which it was measured.
-        revision: what is asked for: a full commit (40 hexadecimal digits) where one is known, else a branch.
+        revision: what is asked for: a full commit (40 hexadecimal digits) where one is known, else a branch or tag.
         commit: how the commit that `revision` resolves to must begin; "" takes any.
         sha256: of the file, 64 hexadecimal digits; None where nobody has published it, and the hub's own is the check.
-        otherwise: the same weights in another file, used where `revision` is gone or resolves to another commit.
+        megabytes: its size in 10^6 bytes, for messages; None where it is not known.
     """
 
     repo: str
     filename: str
-    megabytes: float
-    top1: float
-    top1_source: str
-    crop: float
     revision: str = "main"
     commit: str = ""
     sha256: str | None = None
+    megabytes: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained(HubFile):
+    """One published checkpoint on the Hugging Face hub.
+
+    Attributes:
+        top1: ImageNet-1k top-1 accuracy in percent at 224x224.
+        top1_source: who published that number.
+        crop: the centre crop's share of the resized image's side, in (0, 1], under which it was measured.
+        otherwise: the same weights in another file, used where `revision` is gone or resolves to another commit.
+    """
+
+    top1: float
+    top1_source: str
+    crop: float
     otherwise: "Pretrained | None" = None
 
 
@@ -197,6 +212,40 @@ def download(variant: str, name: str) -> Path:
     return path
 
 
+def download_repository(repo: str, revision: str = "main") -> Path:
+    """Returns the local file of the checkpoint in a repository of the hub, downloading it the first time.
+
+    What states how its images are normalised (`hub_config.CONFIGS`) is brought into the same folder.
+
+    Args:
+        repo: "owner/name".
+        revision: a branch, tag or commit.
+
+    Raises:
+        DownloadError: it holds none of `CHECKPOINTS`, or as `download`.
+    """
+    files = [HubFile(repo=repo, filename=name, revision=revision) for name in CHECKPOINTS]
+    cached = next(filter(None, map(_from_cache, files)), None)
+    if cached is not None:
+        return cached
+    found = [file for file in files if _is_on_hub(file)]
+    if not found:
+        raise DownloadError(f"{repo} at {revision} holds no checkpoint: expected one of {', '.join(CHECKPOINTS)}.")
+    # They come first, so that no checkpoint stands in the cache without them.
+    for name in CONFIGS:
+        config = HubFile(repo=repo, filename=name, revision=revision)
+        if _is_on_hub(config):
+            _from_hub(config)
+    path, stated = _from_hub(found[0])
+    # Of files that are not stored apart the hub states git's own sum, which is shorter.
+    _verify(found[0], path, stated if stated and len(stated) == SHA256_DIGITS else None)
+    return path
+
+
+def _is_on_hub(file: HubFile) -> bool:
+    return _retry(lambda: _commit_on_hub(file), file) is not None
+
+
 def _choose(entry: Pretrained) -> Pretrained:
     """Returns the entry, or the other copy of the same weights where its revision is not the commit it has to be."""
     if entry.otherwise is None or _from_cache(entry):
@@ -215,7 +264,7 @@ def _choose(entry: Pretrained) -> Pretrained:
     return entry.otherwise
 
 
-def _commit_on_hub(entry: Pretrained) -> str | None:
+def _commit_on_hub(entry: HubFile) -> str | None:
     """Returns the commit that the entry's revision is now, None where the revision or the file is not there."""
     import huggingface_hub as hub
     from huggingface_hub.errors import RemoteEntryNotFoundError, RevisionNotFoundError
@@ -226,7 +275,7 @@ def _commit_on_hub(entry: Pretrained) -> str | None:
         return None
 
 
-def _from_cache(entry: Pretrained) -> Path | None:
+def _from_cache(entry: HubFile) -> Path | None:
     import huggingface_hub as hub
 
     found = hub.try_to_load_from_cache(entry.repo, entry.filename, revision=entry.revision)
@@ -237,7 +286,7 @@ def _from_cache(entry: Pretrained) -> Path | None:
     return path if path.parent.name.startswith(entry.commit) else None
 
 
-def _from_hub(entry: Pretrained) -> tuple[Path, str | None]:
+def _from_hub(entry: HubFile) -> tuple[Path, str | None]:
     """Returns the downloaded file and the sha256 that the hub states for it (the ETag, for files of this size)."""
     import huggingface_hub as hub
 
@@ -249,7 +298,7 @@ def _from_hub(entry: Pretrained) -> tuple[Path, str | None]:
     return _retry(attempt, entry)
 
 
-def _retry(action: Callable[[], Result], entry: Pretrained) -> Result:
+def _retry(action: Callable[[], Result], entry: HubFile) -> Result:
     pauses = iter(PAUSES)
     while True:
         try:
@@ -272,11 +321,11 @@ def _is_final(error: Exception) -> bool:
     return isinstance(error, OfflineModeIsEnabled) or getattr(error, "errno", None) is not None
 
 
-def _explain(error: Exception, entry: Pretrained) -> str:
+def _explain(error: Exception, entry: HubFile) -> str:
     return f"{entry.filename} of {entry.repo} could not be downloaded: {_reason(error, entry)}\n{_by_hand(entry)}"
 
 
-def _reason(error: Exception, entry: Pretrained) -> str:
+def _reason(error: Exception, entry: HubFile) -> str:
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -289,8 +338,9 @@ def _reason(error: Exception, entry: Pretrained) -> str:
             "and, where the server asks for one, the token (`hf auth login`)."
         )
     if isinstance(error, OSError) and error.errno in DISK_FULL:
+        needs = f", and the file needs {entry.megabytes:.1f} MB" if entry.megabytes else ""
         return (
-            f"the disk of the cache {cache} is full ({error}), and the file needs {entry.megabytes:.1f} MB.\nFree some "
+            f"the disk of the cache {cache} is full ({error}){needs}.\nFree some "
             "space, or set HF_HOME to a folder on a larger disk, and start again."
         )
     if isinstance(error, OSError) and error.errno is not None:
@@ -301,7 +351,7 @@ def _reason(error: Exception, entry: Pretrained) -> str:
     )
 
 
-def _by_hand(entry: Pretrained) -> str:
+def _by_hand(entry: HubFile) -> str:
     from huggingface_hub import constants
 
     folder = "models--" + entry.repo.replace("/", "--")
@@ -313,13 +363,13 @@ def _by_hand(entry: Pretrained) -> str:
     )
 
 
-def _url(entry: Pretrained) -> str:
+def _url(entry: HubFile) -> str:
     import huggingface_hub as hub
 
     return hub.hf_hub_url(entry.repo, entry.filename, revision=entry.revision)
 
 
-def _verify(entry: Pretrained, path: Path, stated: str | None) -> None:
+def _verify(entry: HubFile, path: Path, stated: str | None) -> None:
     """Raises DownloadError, and takes the file out of the cache, unless its sha256 is the pinned and the stated one."""
     found = _sha256(path)
     expected = {"pinned in this version of keras_efficientformer": entry.sha256, "stated by the hub": stated}

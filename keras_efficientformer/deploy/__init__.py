@@ -1,11 +1,8 @@
 """Exports Keras models as TFLite files and Core ML packages. Room: deploy.
 
-Each exporter imports its framework only when it is called.
+The names stand in `__init__.pyi`; what a name needs is imported when it is asked for.
 """
 
-from keras_efficientformer.deploy.coreml.exporter import export_coreml
-from keras_efficientformer.deploy.export import ExportError
-from keras_efficientformer.deploy.report import ExportReport
-from keras_efficientformer.deploy.tflite.exporter import export_tflite
+import lazy_loader
 
-__all__ = ["ExportError", "ExportReport", "export_coreml", "export_tflite"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

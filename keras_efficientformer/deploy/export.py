@@ -22,6 +22,7 @@ from keras_efficientformer.deploy.network.fuse import fuse
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.report import Difference, ExportReport, TensorInfo, compare
 from keras_efficientformer.deploy.report_sidecar import content_hash, sidecar_of
+from keras_efficientformer.errors import ExportError
 from keras_efficientformer.files import finished_files, size_of
 from keras_efficientformer.imagenet import imagenet_labels
 from keras_efficientformer.labels import Labels, class_names
@@ -40,10 +41,6 @@ OUTPUT_DESCRIPTIONS = {
     "embedding": "Embedding of the image.",
     "stage": "Feature map after a stage.",
 }
-
-
-class ExportError(RuntimeError):
-    """The exported file does not do what the model does, so it was not written; the message says by how much."""
 
 
 class Source(Protocol):

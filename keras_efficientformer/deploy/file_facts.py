@@ -5,11 +5,12 @@ Reports lie beside files and get lost; what is needed to use a file is in it.
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_efficientformer.deploy.network.recording import FusedNetwork
+if TYPE_CHECKING:  # it imports Keras, which whoever reads a file does without
+    from keras_efficientformer.deploy.network.recording import FusedNetwork
 
 # Both formats have this entry of metadata, a JSON object with the fields of `FileFacts`.
 ENTRY = "keras_efficientformer"
@@ -30,7 +31,7 @@ class FileFacts:
     labels: tuple[str, ...] | None = None
 
     @classmethod
-    def of(cls, network: FusedNetwork, labels: tuple[str, ...] | None) -> "FileFacts":
+    def of(cls, network: "FusedNetwork", labels: tuple[str, ...] | None) -> "FileFacts":
         """Those of a network that is exported."""
         if network.preprocessing:
             channels = network.input_shape[2]

@@ -1,37 +1,8 @@
-"""The public Keras layers of both families, named after the papers; none reads or writes files. Room: layers."""
+"""The public Keras layers of both families, named after the papers; none reads or writes files. Room: layers.
 
-from keras_efficientformer.layers.common import LayerScale, StochasticDepth
-from keras_efficientformer.layers.v1 import ConvMlp, Downsample, Meta3D, Meta4D, Mlp, Pooling, Stage, Stem
-from keras_efficientformer.layers.v1_attention import Attention
-from keras_efficientformer.layers.v2 import BlockV2, DownsampleV2, StageV2, StemV2, UnifiedFFN
-from keras_efficientformer.layers.v2_attention import (
-    AttentionDownsample,
-    AttentionV2,
-    ConvNorm,
-    LocalGlobalQuery,
-    TalkingHeads,
-)
+The names stand in `__init__.pyi`; what a name needs is imported when it is asked for.
+"""
 
-__all__ = [
-    "Attention",
-    "AttentionDownsample",
-    "AttentionV2",
-    "BlockV2",
-    "ConvMlp",
-    "ConvNorm",
-    "Downsample",
-    "DownsampleV2",
-    "LayerScale",
-    "LocalGlobalQuery",
-    "Meta3D",
-    "Meta4D",
-    "Mlp",
-    "Pooling",
-    "Stage",
-    "StageV2",
-    "Stem",
-    "StemV2",
-    "StochasticDepth",
-    "TalkingHeads",
-    "UnifiedFFN",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

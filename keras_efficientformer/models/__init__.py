@@ -1,30 +1,8 @@
-"""The public functions that make a model of either family, or open one from a file. Room: models."""
+"""The public functions that make a model of either family, or open one from a file. Room: models.
 
-from keras_efficientformer.models.efficientformer import (
-    EfficientFormer,
-    EfficientFormerL1,
-    EfficientFormerL3,
-    EfficientFormerL7,
-)
-from keras_efficientformer.models.efficientformer_v2 import (
-    EfficientFormerV2,
-    EfficientFormerV2L,
-    EfficientFormerV2S0,
-    EfficientFormerV2S1,
-    EfficientFormerV2S2,
-)
-from keras_efficientformer.models.opening import from_checkpoint, open_model
+The names stand in `__init__.pyi`; what a name needs is imported when it is asked for.
+"""
 
-__all__ = [
-    "EfficientFormer",
-    "EfficientFormerL1",
-    "EfficientFormerL3",
-    "EfficientFormerL7",
-    "EfficientFormerV2",
-    "EfficientFormerV2L",
-    "EfficientFormerV2S0",
-    "EfficientFormerV2S1",
-    "EfficientFormerV2S2",
-    "from_checkpoint",
-    "open_model",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

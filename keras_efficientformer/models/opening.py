@@ -30,6 +30,7 @@ from keras_efficientformer.models.efficientformer_v2 import (
     EfficientFormerV2S1,
     EfficientFormerV2S2,
 )
+from keras_efficientformer.models.sources import HUB, PublishedModel, local_file, model_source
 from keras_efficientformer.variants import AnyArchitecture, Architecture, ArchitectureV2, model_name
 
 PUBLISHED: dict[str, Callable[..., keras.Model]] = {
@@ -68,7 +69,8 @@ def from_checkpoint(
     """Makes the model that a checkpoint file is of, with the file's depths, widths, classes, heads and input size.
 
     Args:
-        path: a checkpoint, as for `weights` of `EfficientFormer`.
+        path: a checkpoint, as for `weights` of `EfficientFormer`; or "hf://owner/name", a repository of the
+            Hugging Face hub that holds one.
         input_shape: (h, w) or (h, w, channels), both sides at least 32; None means the size that the attention biases
             are of, and the channels are the file's.
         classifier_activation: activation of the classifier, `"softmax"`, `None` for logits, or any Keras activation.
@@ -86,8 +88,10 @@ def from_checkpoint(
 
     Raises:
         ValueError: `input_shape` is wrong or needed and not given, or the checkpoint is unfit.
-        OSError: the file cannot be read.
+        OSError: the file cannot be read or downloaded.
     """
+    if str(path).startswith(HUB):
+        path = local_file(path)
     state_dict = conversion.read_checkpoint(path)
     info = conversion.infer_variant(state_dict)
     if input_shape is None:
@@ -134,8 +138,8 @@ def open_model(
     """The Keras model that a file or a name stands for.
 
     Args:
-        source: a key of `PUBLISHED` (ImageNet, downloaded) such as "l1", "l1:imagenet-300", a .keras file or a
-            checkpoint file.
+        source: a name such as "l1", "l1:imagenet-300" or "hf://owner/name" (`sources.model_source` lists them), which
+            is downloaded; a .keras file or a checkpoint file.
         input_shape: (h, w), or (h, w, channels); None means the file's own, or 224x224.
         progress: wraps the iteration over a checkpoint's variables, e.g. `rich.progress.track`.
 
@@ -143,18 +147,17 @@ def open_model(
         FileNotFoundError: `source` is neither a name nor a file.
         ValueError, OSError: as `from_checkpoint`, or of a name as `EfficientFormerL1`.
     """
-    variant, _, weights = str(source).partition(":")
-    if variant in PUBLISHED:
+    found = model_source(source)
+    if isinstance(found, PublishedModel):
         shape = None if input_shape is None else (*input_shape[:2], *(input_shape[2:] or (3,)))
-        return PUBLISHED[variant](weights=weights or "imagenet", input_shape=shape)
-    if suffix_of(source) == ".keras":
-        model = _load_keras(source)
+        return PUBLISHED[found.variant](weights=found.weights, input_shape=shape)
+    path = local_file(source)
+    if suffix_of(path) == ".keras":
+        model = _load_keras(path)
         own = tuple(model.inputs[0].shape[1:])
         shape = own if input_shape is None else (*input_shape[:2], *(input_shape[2:] or own[2:]))
         return model if shape == own else _at_size(model, shape)
-    if suffix_of(source) is None and not os.path.exists(source):
-        raise FileNotFoundError(f"{source} is neither a file nor one of the names {', '.join(PUBLISHED)}.")
-    return from_checkpoint(source, input_shape=input_shape, progress=progress)
+    return from_checkpoint(path, input_shape=input_shape, progress=progress)
 
 
 def _load_keras(path: str | os.PathLike[str]) -> keras.Model:

@@ -1,22 +1,8 @@
-"""Fine-tuning, distillation, evaluation, quantization-aware training, pruning; frameworks are imported when called."""
+"""Fine-tuning, distillation, evaluation, quantization-aware training and pruning. Room: training.
 
-from keras_efficientformer.training.compression.pruning import prune_low_magnitude, strip_pruning
-from keras_efficientformer.training.compression.quantization import quantize_aware, to_keras
-from keras_efficientformer.training.config import FineTuneConfig
-from keras_efficientformer.training.data.image_folder import list_images
-from keras_efficientformer.training.evaluation import EvaluationReport, evaluate
-from keras_efficientformer.training.fine_tuning import FineTuneReport, TrainingError, finetune
+The names stand in `__init__.pyi`; what a name needs is imported when it is asked for.
+"""
 
-__all__ = [
-    "EvaluationReport",
-    "FineTuneConfig",
-    "FineTuneReport",
-    "TrainingError",
-    "evaluate",
-    "finetune",
-    "list_images",
-    "prune_low_magnitude",
-    "quantize_aware",
-    "strip_pruning",
-    "to_keras",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,9 +12,10 @@ import keras
 import numpy as np
 
 from keras_efficientformer.classifiers import Classifier, KerasClassifier, open_classifier
-from keras_efficientformer.imagenet import imagenet_labels
+from keras_efficientformer.imagenet import CROP, imagenet_labels
 from keras_efficientformer.images import count_other_files, of_channels
-from keras_efficientformer.labels import Labels, class_names
+from keras_efficientformer.labels import Labels, class_names, labels_beside
+from keras_efficientformer.models.sources import crop_of
 from keras_efficientformer.training.data.batches import Batch, ValidationImages, prefetched
 from keras_efficientformer.training.data.class_places import class_places
 from keras_efficientformer.training.data.image_folder import ImageSet, list_images, without_unreadable
@@ -34,6 +35,8 @@ class EvaluationReport:
         labels: class names in the order of the outputs.
         images_per_second: of prediction alone, without the first batch, which compiles.
         classes_from: how it is known of which class a folder's images are.
+        image_size: (height, width) of what the model sees, in pixels.
+        crop_fraction: share of the resized image's side that it sees, in (0, 1].
         skipped: {path: reason} of images that were left out.
         other_files: {suffix: number} of files in the folder that are called as no image.
     """
@@ -45,6 +48,8 @@ class EvaluationReport:
     labels: tuple[str, ...]
     images_per_second: float
     classes_from: str
+    image_size: tuple[int, int]
+    crop_fraction: float
     skipped: dict[str, str] = field(default_factory=dict)
     other_files: dict[str, int] = field(default_factory=dict)
 
@@ -59,6 +64,8 @@ class EvaluationReport:
             "top5": scores["top5"],
             "images_per_second": round(self.images_per_second, 2),
             "classes_from": self.classes_from,
+            "image_size": list(self.image_size),
+            "crop_fraction": self.crop_fraction,
             "classes": scores["classes"],
             "skipped": self.skipped,
             "other_files": self.other_files,
@@ -76,7 +83,7 @@ def evaluate(
     labels: Labels | None = None,
     ground_truth: str | os.PathLike | None = None,
     input_shape: tuple[int, ...] | None = None,
-    crop_fraction: float = 0.95,
+    crop_fraction: float | None = None,
     batch_size: int = 32,
     skip_bad: bool = False,
     track: Callable[[Iterable], Iterable] = iter,
@@ -84,8 +91,8 @@ def evaluate(
     """Classifies the images of a folder and compares the answers with their classes.
 
     Args:
-        model: a `keras.Model` of normalised images, or a .keras file, a checkpoint, a .tflite file, an .mlpackage, or
-            "l1", "l3", "l7", "v2_s0", "v2_s1", "v2_s2", "v2_l".
+        model: a `keras.Model` of normalised images, or a .tflite file, an .mlpackage, or what else
+            `open_model` opens.
         folder: a subfolder of images for each class, called as the class, by its index or, for ImageNet, by its WordNet
             id; or ImageNet's ILSVRC2012_val_*.JPEG in one folder.
         labels: class names in the order of the outputs, or what else `labels.class_names` takes. None means the
@@ -93,7 +100,8 @@ def evaluate(
             names of the subfolders, sorted, which the report says.
         ground_truth: for ImageNet's files in one folder: what they are (`imagenet_layout`); None means the file beside.
         input_shape: (h, w) or (h, w, channels) for a Keras model or checkpoint; None means its own.
-        crop_fraction: as for `imagenet.resize_and_crop`.
+        crop_fraction: as for `imagenet.resize_and_crop`; None means the one that published weights were measured with,
+            and 0.95 for others.
         batch_size: images in a prediction.
         skip_bad: leave unreadable images out, instead of raising.
         track: wraps the check of all images and the batches, e.g. `rich.progress.track`.
@@ -108,11 +116,12 @@ def evaluate(
     """
     folder = Path(folder)
     classifier = KerasClassifier(model) if isinstance(model, keras.Model) else open_classifier(model, input_shape)
-    beside = None if isinstance(model, keras.Model) else Path(model).with_name("labels.txt")
+    if crop_fraction is None:
+        crop_fraction = CROP if isinstance(model, keras.Model) else crop_of(model)
     if labels is None:
         labels = classifier.labels
-    if labels is None and beside is not None and beside.is_file():
-        labels = beside
+    if labels is None and not isinstance(model, keras.Model):
+        labels = labels_beside(model)
 
     if classifier.output != "scores":
         raise ValueError(f"{model} has no classifier that could be evaluated: it gives {classifier.output}.")
@@ -124,7 +133,19 @@ def evaluate(
     scores = count(answers, images.targets, probabilities=False)
     name = model.name if isinstance(model, keras.Model) else str(model)
     others = count_other_files(folder)
-    return EvaluationReport(name, str(folder), len(images), scores, all_names, seconds, classes_from, skipped, others)
+    return EvaluationReport(
+        name,
+        str(folder),
+        len(images),
+        scores,
+        all_names,
+        seconds,
+        classes_from,
+        classifier.size,
+        crop_fraction,
+        skipped,
+        others,
+    )
 
 
 def _number_of_classes(classifier: Classifier) -> int:

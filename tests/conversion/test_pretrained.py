@@ -27,12 +27,11 @@ SHA256 = hashlib.sha256(CHECKPOINT).hexdigest()
 FILES = {REPO: {"main": {"model.safetensors": CHECKPOINT}}}
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
-# The package and its folder without their __init__, which import Keras: that takes seconds and is not needed here.
+# The program's module keeps the package from importing Keras: that takes seconds and is not needed here.
 DRIVER = """
-import dataclasses, json, os, pathlib, sys, types, warnings
-for name, folder in (("keras_efficientformer", ""), ("keras_efficientformer.conversion", "conversion")):
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [str(pathlib.Path(sys.argv[1], folder))]
+import dataclasses, json, os, pathlib, sys, warnings
+sys.path.insert(0, sys.argv[1])
+import efficientformer_command
 import keras_efficientformer.conversion.pretrained as pretrained
 assert "keras" not in sys.modules
 name, changes, pauses = sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
@@ -52,14 +51,13 @@ kinds = ("*/blobs/*", "*/snapshots/*/*", "**/*.incomplete")
 result["left"] = [str(path) for kind in kinds for path in cache.glob(kind)]
 print(json.dumps(result))
 """
-PACKAGE = ROOT / "keras_efficientformer"
 
 
 def start(endpoint, home, name="imagenet", changes=None, pauses=(0.1, 0.1), env=None, prefix=()):
     """Starts a process that loads the weights; the pauses between its attempts are short."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", **(env or {})}
-    arguments = [str(PACKAGE), name, json.dumps(changes or {}), json.dumps(pauses)]
+    arguments = [str(ROOT), name, json.dumps(changes or {}), json.dumps(pauses)]
     command = [*prefix, sys.executable, "-c", DRIVER, *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

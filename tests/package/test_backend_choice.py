@@ -17,11 +17,12 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name: object() if name in sys.argv[1].split(",") else None
-try:
-    module.choose_backend()
-    print(os.environ.get("KERAS_BACKEND"))
-except ImportError as error:
-    print("error:", error)
+module.choose_backend()
+chosen = os.environ.get("KERAS_BACKEND")
+# What Keras says of a backend that is not there.
+wanted = chosen or module._configured() or module.DEFAULT
+missing = module.missing_backend(ModuleNotFoundError(name=wanted)) if importlib.util.find_spec(wanted) is None else None
+print(f"error: {missing}" if missing else chosen)
 """
 
 
@@ -45,7 +46,7 @@ def choice(installed, tmp_path, config=None, **environment):
     [
         (["jax"], None, {}, "jax"),
         (["torch"], None, {}, "torch"),
-        (["tensorflow"], None, {}, "None"),
+        (["tensorflow"], None, {}, "tensorflow"),
         (["tensorflow", "jax", "torch"], None, {}, "None"),
         (["jax", "torch"], None, {"KERAS_BACKEND": "torch"}, "torch"),
         (["tensorflow", "jax"], '{"backend": "jax"}', {}, "None"),
@@ -65,6 +66,7 @@ def test_choice(tmp_path, installed, config, environment, expected):
         ([], None, "none is installed: pip install 'keras-efficientformer[tensorflow]'"),
         (["jax", "torch"], None, "is tensorflow, which is not installed; installed: jax, torch"),
         (["torch"], '{"backend": "jax"}', "is jax, which is not installed; installed: torch"),
+        (["torch"], '{"backend": "jax"}', "KERAS_BACKEND=torch, or pip install 'keras-efficientformer[jax]'"),
     ],
 )
 def test_no_choice(tmp_path, installed, config, words):

@@ -47,11 +47,16 @@ def test_wheel_holds_the_package_alone(wheel):
     version = keras_efficientformer.__version__
     assert wheel.name == f"keras_efficientformer-{version}-py3-none-any.whl"
     assert {name.split("/")[0] for name in names} == {
+        "efficientformer_command.py",
         "keras_efficientformer",
         f"keras_efficientformer-{version}.dist-info",
     }
     package = ROOT / "keras_efficientformer"
-    modules = {f"keras_efficientformer/{path.relative_to(package)}" for path in package.rglob("*.py")}
+    modules = {
+        f"keras_efficientformer/{path.relative_to(package)}"
+        for path in package.rglob("*.py*")
+        if "__pycache__" not in path.parts
+    }
     data = {
         f"keras_efficientformer/{name}"
         for name in ("py.typed", "data/imagenet_labels.txt", "data/recipe_imagenet.toml")
@@ -63,7 +68,7 @@ def test_wheel_holds_the_package_alone(wheel):
 def test_wheel_says_what_it_needs(metadata):
     assert metadata["Requires-Python"] == ">=3.11"
     extras = set(metadata.get_all("Provides-Extra"))
-    assert extras == {"tensorflow", "jax", "torch", "litert", "tflite", "coreml", "train", "test", "all"}
+    assert extras == {"tensorflow", "jax", "torch", "litert", "tflite", "coreml", "heic", "train", "test", "all"}
     needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert not any(name in line for line in needed for name in ("tensorflow", "torch", "jax", "coremltools"))
 

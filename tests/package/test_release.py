@@ -37,6 +37,7 @@ def test_sdist_builds_the_package_and_holds_nothing_else(distributions):
         "LICENSE",
         "MANIFEST.in",
         "PKG-INFO",
+        "efficientformer_command.py",
         "README.md",
         "keras_efficientformer",
         "keras_efficientformer.egg-info",

@@ -19,6 +19,13 @@ from typing import Any
 
 from keras_efficientformer.deploy.benchmark.reports import DeviceError
 
+# The keys are Swift's names of MLComputeUnits, the values coremltools'.
+UNITS = {
+    "all": "ALL",
+    "cpuOnly": "CPU_ONLY",
+    "cpuAndGPU": "CPU_AND_GPU",
+    "cpuAndNeuralEngine": "CPU_AND_NE",
+}
 # Compute plans (MLComputePlan) need these; ModelRunner itself is content with iOS 17.0.
 MINIMUM_MACOS = "14.4"
 MINIMUM_IOS = "17.4"

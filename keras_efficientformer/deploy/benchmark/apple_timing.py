@@ -23,7 +23,13 @@ import keras
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-from keras_efficientformer.deploy.benchmark.apple_device import AppleDevice, check_team, reason_of, start_model_runner
+from keras_efficientformer.deploy.benchmark.apple_device import (
+    UNITS,
+    AppleDevice,
+    check_team,
+    reason_of,
+    start_model_runner,
+)
 from keras_efficientformer.deploy.benchmark.reports import DeviceError, DeviceReport, Latency, model_and_mode
 from keras_efficientformer.deploy.coreml.exporter import export_coreml
 from keras_efficientformer.deploy.export import changed_copy
@@ -32,13 +38,6 @@ from keras_efficientformer.files import size_of
 from keras_efficientformer.layers.names import PREDICTIONS
 from keras_efficientformer.reporting import versions_of
 
-# The keys are Swift's names of MLComputeUnits, the values coremltools'.
-UNITS = {
-    "all": "ALL",
-    "cpuOnly": "CPU_ONLY",
-    "cpuAndGPU": "CPU_AND_GPU",
-    "cpuAndNeuralEngine": "CPU_AND_NE",
-}
 # The paper gives these milliseconds on an iPhone 12 (arXiv 2206.01191, Table 1; MobileNetV2's in its first version).
 PAPER_MS = {
     "efficientformer_l1_224": 1.6,

@@ -15,6 +15,7 @@ import numpy as np
 from keras_efficientformer.deploy.coreml.modes import (
     COMPRESSIONS,
     COREML_PRECISIONS,
+    TARGETS,
     keep_weak_channels,
     mode_name,
     pass_pipeline,
@@ -40,7 +41,6 @@ from keras_efficientformer.images import seeded_images
 from keras_efficientformer.labels import Labels
 
 IMAGE = "image"
-TARGETS = (15, 16, 17, 18)
 # Core ML gives the outputs of a classifier these names.
 CLASS_LABEL, CLASS_PROBABILITIES = "classLabel", "classLabel_probs"
 PREVIEW = {"com.apple.coreml.model.preview.type": "imageClassifier"}

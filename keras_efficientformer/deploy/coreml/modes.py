@@ -5,14 +5,18 @@ first convolution and the attention biases are left as they are: they are small,
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_efficientformer.deploy.network.recording import FusedNetwork
+if TYPE_CHECKING:  # it imports Keras, and who only lists the modes does without
+    from keras_efficientformer.deploy.network.recording import FusedNetwork
 
 # Each value is the largest `Difference.relative` at which an uncompressed package is written.
 COREML_PRECISIONS = {"float32": 1e-5, "float16": 5e-3}
+
+# `minimum_ios` of a package.
+TARGETS = (15, 16, 17, 18)
 
 # The step of int8 weights, a channel's largest weight / 127, is kept in float16: under 2**-25 it would be zero, and the
 # channel with it. Weights of float16 packages have no finer step than 2**-24 themselves.
@@ -86,7 +90,7 @@ def pass_pipeline(program: Any, compress: str, minimum_ios: int) -> Any:
     return pipeline
 
 
-def keep_weak_channels(network: FusedNetwork) -> FusedNetwork:
+def keep_weak_channels(network: "FusedNetwork") -> "FusedNetwork":
     """The network with no channel so weak that int8 weights would lose it (a layer scale near zero makes such).
 
     The largest weight of such a channel is raised, by less than 4e-6, to the least that gives a step that is not zero.

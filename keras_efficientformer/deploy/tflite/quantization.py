@@ -2,8 +2,9 @@
 
 import contextlib
 import os
-import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,8 @@ def quantize(
     if mode.calibrated:
         _set_io(recipe, io)
     tool = quantizer.Quantizer(bytearray(content), recipe.get_quantization_recipe())
-    ranges = _ranges(content, recipe, images, batch_size) if mode.calibrated else None
+    with _silent():
+        ranges = _ranges(content, recipe, images, batch_size) if mode.calibrated else None
     if ranges is not None:
         for name in known_ranges.keys() & ranges.keys():  # outputs that stay in float32 have none
             ends = zip(("min", "max"), known_ranges[name], strict=True)
@@ -68,9 +70,15 @@ def quantize(
         file = read(content)
         _share_with_borders(file, ranges)
         _widen(file, ranges)
-    # The quantizer reports sizes on standard output, which is where `--json` goes.
-    with contextlib.redirect_stdout(sys.stderr):
+    with _silent():
         return bytes(tool.quantize(ranges).quantized_model)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps what the quantizer prints, sizes and a progress bar for each of its steps, off both outputs."""
+    with contextlib.redirect_stdout(StringIO()), contextlib.redirect_stderr(StringIO()):
+        yield
 
 
 def _ranges(content: bytes, recipe: Any, images: np.ndarray, batch_size: int) -> MeasuredRanges:

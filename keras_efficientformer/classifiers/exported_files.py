@@ -1,0 +1,46 @@
+"""Classifies images with a .tflite file or a Core ML package, without Keras. Room: classifiers."""
+
+import numpy as np
+
+from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
+from keras_efficientformer.deploy.file_facts import FileFacts
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
+
+# Exported files call the scores of the classes one of these.
+SCORES = ("probabilities", "classLabel_probs", "logits", "scores")
+EMBEDDINGS = ("embedding", "features")
+
+
+class FileClassifier:
+    """A .tflite file or a Core ML package.
+
+    Args:
+        model: the opened file.
+        facts: what it says of itself.
+
+    Raises:
+        ValueError: it does not say how images are prepared for it, or gives neither scores of classes nor an embedding.
+    """
+
+    def __init__(self, model: LiteRTModel | CoreMLModel, facts: FileFacts | None) -> None:
+        self._model = model
+        self.size, self.channels = model.input_shape[:2], model.input_shape[2]
+        if facts is None or not facts.mean:
+            raise ValueError(
+                f"{model.path} does not say how raw pixels are prepared for it: it has no metadata of their "
+                "normalisation. Export the model again, or run it with code of your own."
+            )
+        self._facts = facts
+        names = [output.name for output in model.outputs]
+        found = [name for name in (*SCORES, *EMBEDDINGS) if name in names]
+        if not found:
+            raise ValueError(
+                f"{model.path} has no output of classes: expected one of {', '.join(SCORES)}. Found: {', '.join(names)}"
+            )
+        # A Core ML classifier also names the class; files with feature maps have those first.
+        self._output = found[0]
+        self.output = "scores" if found[0] in SCORES else found[0]
+        self.labels = getattr(model, "labels", None) or facts.labels
+
+    def predict(self, pixels: np.ndarray) -> np.ndarray:
+        return self._model.predict(self._facts.inputs(pixels))[self._output]

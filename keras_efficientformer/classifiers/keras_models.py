@@ -1,0 +1,31 @@
+"""Classifies images with a Keras model. Room: classifiers."""
+
+import keras
+import numpy as np
+
+from keras_efficientformer.deploy.network.fuse import check_whole
+from keras_efficientformer.layers.image_normalization import model_inputs
+from keras_efficientformer.layers.names import HEADS
+from keras_efficientformer.layers.predictions import labels_of
+
+
+class KerasClassifier:
+    """A Keras model; of two heads, the one that was trained on labels.
+
+    Raises:
+        ValueError: it is no EfficientFormer of this package alone, so that nobody knows how its images are prepared.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        check_whole(model)
+        self._model = model
+        self.size: tuple[int, int] = tuple(model.inputs[0].shape[1:3])
+        self.channels = int(model.inputs[0].shape[3])
+        self.labels = labels_of(model)
+        shape = model.outputs[0].shape
+        classifies = any(layer.name == HEADS[0] for layer in model.layers)
+        self.output = "scores" if classifies else "embedding" if len(shape) == 2 else "features"
+
+    def predict(self, pixels: np.ndarray) -> np.ndarray:
+        scores = self._model.predict(model_inputs(self._model, pixels), verbose=0)
+        return scores[0] if isinstance(scores, list) else scores

@@ -1,0 +1,75 @@
+"""Opens whatever classifies images: exported files, and all that stands for a Keras model. Room: classifiers."""
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from keras_efficientformer.classifiers.exported_files import FileClassifier
+from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
+from keras_efficientformer.deploy.report_sidecar import check_sidecar
+from keras_efficientformer.deploy.tflite.metadata import read_facts
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
+
+
+class Classifier(Protocol):
+    """What all classifiers have.
+
+    Attributes:
+        size: (height, width) of the images that it takes.
+        channels: of those images.
+        labels: names of the classes in the order of the scores, or None where it does not know them.
+        output: "scores" of classes; or what it gives in their place, "embedding" or "features".
+    """
+
+    size: tuple[int, int]
+    channels: int
+    labels: tuple[str, ...] | None
+    output: str
+
+    def predict(self, pixels: np.ndarray) -> np.ndarray:
+        """Raw images, float32 (batch, height, width, channels) in 0..255 -> float32 scores (batch, classes), or what
+        `output` says."""
+
+
+def open_classifier(source: str | os.PathLike[str], input_shape: tuple[int, ...] | None = None) -> Classifier:
+    """The classifier that a file or a name stands for.
+
+    Args:
+        source: a `.tflite` file, an `.mlpackage`, or anything that `open_model` takes.
+        input_shape: (h, w) or (h, w, channels) for a Keras model; None means its own. Exported files have one size.
+
+    Raises:
+        ValueError: the file is unfit, takes no images of `input_shape`, or the report beside it is another file's.
+        OSError: the file is missing or cannot be read.
+        ImportError: the file needs LiteRT, coremltools or PyTorch, which is not installed.
+    """
+    suffix = Path(source).suffix
+    if suffix not in (".tflite", ".mlpackage"):
+        # They import Keras, which takes seconds and files do without.
+        from keras_efficientformer.classifiers.keras_models import KerasClassifier
+        from keras_efficientformer.models.opening import open_model
+
+        return KerasClassifier(open_model(source, input_shape))
+    classifier = _open_package(source) if suffix == ".mlpackage" else _open_tflite(source)
+    own = (*classifier.size, classifier.channels)
+    if input_shape is not None and tuple(input_shape) != own[: len(input_shape)]:
+        raise ValueError(
+            f"{source} takes images of {own[0]}x{own[1]} pixels and no others. Received: {tuple(input_shape)}; leave "
+            "the size out, or export the model at that size."
+        )
+    return classifier
+
+
+def _open_package(source: str | os.PathLike[str]) -> Classifier:
+    if Path(source).exists():
+        check_sidecar(source)
+    package = CoreMLModel(source)
+    return FileClassifier(package, package.facts)
+
+
+def _open_tflite(source: str | os.PathLike[str]) -> Classifier:
+    if not (Path(source).exists() and check_sidecar(source)):
+        check_survival(source)
+    return FileClassifier(LiteRTModel(source), read_facts(source))

@@ -1,0 +1,148 @@
+"""What the command imports and says before it does anything, and that nothing else talks on standard error."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from project import HANG, ROOT
+
+from keras_efficientformer import from_checkpoint
+from keras_efficientformer.deploy import export_coreml, export_tflite
+
+CHECKPOINT = ROOT / "weights" / "efficientformer_l1_cifar10.safetensors"
+NAMES = (ROOT / "weights" / "cifar10_labels.txt").read_text().split()
+HEAVY = ("tensorflow", "jax", "torch", "keras", "coremltools", "matplotlib", "sklearn", "scipy", "huggingface_hub")
+BACKENDS = {"tensorflow", "jax", "torch", "keras"}
+# Runs the command of its arguments, and writes which of HEAVY were imported.
+PROGRAM = """
+import json, sys
+import efficientformer_command
+try:
+    efficientformer_command.main()
+except SystemExit as end:
+    code = end.code or 0
+with open(sys.argv[1], "w") as file:
+    json.dump({"code": code, "modules": sorted(set(sys.modules))}, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    model = from_checkpoint(CHECKPOINT)
+    export_tflite(model, folder / "m.tflite", labels=NAMES)
+    export_coreml(model, folder / "m.mlpackage", labels=NAMES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    import skimage.data
+    from PIL import Image
+
+    path = tmp_path_factory.mktemp("images") / "cat.jpg"
+    Image.fromarray(skimage.data.chelsea()).save(path)
+    return path
+
+
+def start(tmp_path, *arguments, verbose=False):
+    """(exit code, which of `HEAVY` were imported, output, standard error) of the command in a process of its own."""
+    result = tmp_path / "modules.json"
+    # The program takes its first argument, and the command the rest.
+    program = PROGRAM.replace("sys.argv[1]", "RESULT").replace(
+        "import efficientformer_command", "RESULT = sys.argv.pop(1)\nimport efficientformer_command"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program, str(result), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        cwd=tmp_path,
+    )
+    found = json.loads(result.read_text())
+    return found["code"], [name for name in HEAVY if name in found["modules"]], process.stdout, process.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["finetune", "--help"], 0),
+        (["export", "coreml", "--help"], 0),
+        (["translate"], 2),
+        (["predict", "a.jpg", "--sharpness", "1"], 2),
+        (["predict", "missing.jpg"], 1),
+        (["predict", str(ROOT), "--model", "l9"], 1),
+        (["convert", "missing.pth", "a.keras"], 1),
+        (["convert", str(CHECKPOINT), str(CHECKPOINT)], 1),
+        (["evaluate", "missing"], 1),
+        (["inspect", "missing.tflite"], 1),
+        (["finetune", "missing", "--output", "run"], 1),
+        (["export", "tflite", "l1", "--labels", "missing.txt"], 1),
+        (["export", "tflite", "l1", str(CHECKPOINT)], 1),
+        (["export", "coreml", "l1:imagenet-301"], 1),
+        (["benchmark", "coreml", "l9"], 1),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
+)
+def test_answers_before_anything_heavy_is_imported(tmp_path, arguments, code):
+    found, modules, out, err = start(tmp_path, *arguments)
+    assert (found, modules) == (code, [])
+    assert bool(out) == (code == 0)
+    assert bool(err) == (code != 0)
+    assert "Traceback" not in err
+
+
+def test_exported_files_need_no_keras(tmp_path, exported, image):
+    code, modules, out, err = start(tmp_path, "predict", image, "--model", exported / "m.tflite", "--json")
+    assert (code, modules, err) == (0, [], "")
+    from_tflite = json.loads(out)[str(image)]
+    code, modules, out, err = start(tmp_path, "predict", image, "--model", exported / "m.mlpackage", "--json")
+    assert (code, err, BACKENDS & set(modules)) == (0, "", set())
+    from_package = json.loads(out)[str(image)]
+    assert from_tflite[0]["label"] == from_package[0]["label"] == "cat"
+    assert from_tflite[0]["score"] == pytest.approx(from_package[0]["score"], abs=5e-3)
+
+
+def test_libraries_are_quiet_unless_asked(tmp_path, image):
+    """TensorFlow, XLA and LiteRT talk from C++, the quantizer by tqdm: nothing of it is seen but with --verbose."""
+    arguments = ("export", "tflite", CHECKPOINT, "a.tflite", "--quantize", "int8", "--calibration", image.parent)
+    code, _, out, err = start(tmp_path, *arguments)
+    assert (code, err) == (0, "")
+    assert "int8" in out
+    code, _, _, err = start(tmp_path, *arguments, "--overwrite", "--verbose")
+    assert code == 0
+    assert "XNNPACK" in err
+
+
+def test_own_warnings_are_seen(tmp_path):
+    program = """
+import warnings
+from keras_efficientformer.cli.quiet import keep_libraries_quiet
+keep_libraries_quiet()
+warnings.warn("theirs")
+exec(compile("import warnings; warnings.warn('ours')", "ours.py", "exec"), {"__name__": "keras_efficientformer.x"})
+"""
+    process = subprocess.run(
+        [sys.executable, "-W", "default", "-c", "import efficientformer_command" + program],
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        cwd=ROOT,
+    )
+    assert "ours" in process.stderr
+    assert "theirs" not in process.stderr
+
+
+def test_a_crash_is_told(tmp_path):
+    program = """
+import efficientformer_command, ctypes
+from keras_efficientformer.cli.quiet import keep_libraries_quiet
+keep_libraries_quiet()
+ctypes.string_at(0)
+"""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG, cwd=ROOT)
+    assert process.returncode < 0
+    assert "Segmentation fault" in process.stderr
