@@ -86,5 +86,5 @@ def _download(url: str) -> bytes:
                 if time.monotonic() > end:
                     raise OSError(f"{url} takes more than {DOWNLOAD_SECONDS} s: download it yourself.")
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        raise OSError(f"{url} could not be downloaded: {first_line(str(getattr(error, 'reason', error)))}") from error
+        raise OSError(f"{url} could not be downloaded: {first_line(error)}") from error
     return bytes(content)
