@@ -13,12 +13,12 @@ import numpy as np
 
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
 from keras_efficientformer.deploy.file_facts import FileFacts
-from keras_efficientformer.deploy.network.fuse import check_whole
+from keras_efficientformer.deploy.network.fuse import ACTIVATIONS, check_whole
 from keras_efficientformer.deploy.report_sidecar import check_sidecar
 from keras_efficientformer.deploy.tflite.metadata import read_facts
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
 from keras_efficientformer.layers.image_normalization import model_inputs
-from keras_efficientformer.layers.names import HEADS
+from keras_efficientformer.layers.names import HEADS, PREDICTIONS
 from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.models.opening import open_model
 
@@ -35,12 +35,14 @@ class Classifier(Protocol):
         channels: of those images.
         labels: names of the classes in the order of the scores, or None where it does not know them.
         output: "scores" of classes; or what it gives in their place, "embedding" or "features".
+        independent: whether each score is of its class by itself, a sigmoid's, so that an image may be of several.
     """
 
     size: tuple[int, int]
     channels: int
     labels: tuple[str, ...] | None
     output: str
+    independent: bool
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         """Raw images, float32 (batch, height, width, channels) in 0..255 -> float32 scores (batch, classes), or what
@@ -61,7 +63,9 @@ class KerasClassifier:
         self.channels = int(model.inputs[0].shape[3])
         self.labels = labels_of(model)
         shape = model.outputs[0].shape
-        classifies = any(layer.name == HEADS[0] for layer in model.layers)
+        layers = {layer.name: layer for layer in model.layers}
+        classifies = HEADS[0] in layers
+        self.independent = classifies and layers[PREDICTIONS[0]].activation is keras.activations.sigmoid
         self.output = "scores" if classifies else "embedding" if len(shape) == 2 else "features"
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
@@ -98,6 +102,7 @@ class FileClassifier:
         # A Core ML classifier also names the class; files with feature maps have those first.
         self._output = found[0]
         self.output = "scores" if found[0] in SCORES else found[0]
+        self.independent = found[0] == ACTIVATIONS["sigmoid"][1]
         self.labels = getattr(model, "labels", None) or facts.labels
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from keras_efficientformer.reporting import facts_table
 from keras_efficientformer.training import FineTuneConfig, FineTuneReport
 from keras_efficientformer.training import finetune as finetune_model
 from keras_efficientformer.training.config import CHOICES
+from keras_efficientformer.training.scores import MultiLabelScores, worst_classes
 from keras_efficientformer.training.teachers import resizing
 
 # Options that have a shorter name too.
@@ -68,13 +69,15 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 @_with_settings
 def finetune(
-    folder: Annotated[Path, typer.Argument(help="A subfolder of images for each class; or train and val with those.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A subfolder of images for each class; or train and val with those; or a CSV.")
+    ],
     output: Annotated[Path, typer.Option(help="The run's folder, which is made.")],
     model: Annotated[str, typer.Option(help="l1 ... v2_l (ImageNet), a .keras file or a checkpoint.")] = "l1",
     config: Annotated[
         str | None, typer.Option(help=r"TOML file with a table \[finetune], or imagenet: the paper's recipe.")
     ] = None,
-    validation: Annotated[Path | None, typer.Option(help="Another folder of the same classes.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="Another folder, or CSV, of the same classes.")] = None,
     labels: LabelsFile = None,
     teacher: Annotated[str | None, typer.Option(help="Model to distil from: as for --model.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
@@ -111,8 +114,12 @@ def _finetune_table(report: FineTuneReport, output: Path) -> Table:
     table.add_row("best model", str(report.model))
     table.add_row("epoch", f"{report.best_epoch} of {len(report.history)}")
     if report.scores:
-        table.add_row("validation top-1", f"{report.scores.top1:.2%}")
-        table.add_row("validation top-5", f"{report.scores.top5:.2%}")
+        for name, share in report.scores.summary.items():
+            table.add_row(f"validation {name}", f"{share:.2%}")
     table.add_row("left out", left_out(report.skipped, report.other_files))
-    table.add_row("more", ", ".join(str(output / name) for name in ("report.json", "curves.png", "confusion.png")))
+    plot = "average_precision.png" if isinstance(report.scores, MultiLabelScores) else "confusion.png"
+    table.add_row("more", ", ".join(str(output / name) for name in ("report.json", "curves.png", plot)))
+    if isinstance(report.scores, MultiLabelScores):
+        for label, words in worst_classes(report.scores, report.labels):
+            table.add_row(label, words)
     return table
