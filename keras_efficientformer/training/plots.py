@@ -91,10 +91,10 @@ def plot_average_precision(precision: np.ndarray, labels: Sequence[str], path: P
     figure = Figure(figsize=(8, min(2 + 0.25 * len(labels), 16)), layout="constrained")
     axes = figure.subplots()
     axes.barh(range(len(labels)), precision)
-    axes.axvline(np.nanmean(precision), color="black", linestyle=":", label="mean")
-    axes.set(xlim=(0, 1), xlabel="average precision")
+    mean = np.nanmean(precision)
+    axes.axvline(mean, color="black", linestyle=":")
+    axes.set(xlim=(0, 1), xlabel="average precision", title=f"mean average precision {mean:.1%}")
     axes.invert_yaxis()
-    axes.legend()
     if len(labels) <= CLASSES_NAMED:
         axes.set_yticks(range(len(labels)), labels, parse_math=False)
     with finished_file(path, overwrite=True) as partial:
