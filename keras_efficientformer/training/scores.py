@@ -117,7 +117,7 @@ class MultiLabelScores:
     @property
     def summary(self) -> dict[str, float]:
         """{name: share in [0, 1]} of what is said first."""
-        return {"mean average precision": self.mean_average_precision, "accuracy of a label": self.accuracy}
+        return {"mean average precision": self.mean_average_precision, "label accuracy": self.accuracy}
 
     @property
     def row(self) -> dict[str, float]:

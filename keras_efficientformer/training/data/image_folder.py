@@ -180,7 +180,8 @@ def hold_out(names: Sequence[str], images: ImageSet, share: float, seed: int) ->
     Args:
         names: of the classes.
         images: of which each class has two at least.
-        share: in (0, 1); at least one image of each class is held out, and at least one is not.
+        share: in (0, 1). Every class keeps an image to train on; at least one of it is held out, unless its images are
+            all the last ones of other labels.
         seed: draws which.
 
     Raises:
@@ -194,7 +195,7 @@ def hold_out(names: Sequence[str], images: ImageSet, share: float, seed: int) ->
         if counts[target] < 2:
             raise ValueError(
                 f"The class {names[target]!r} has one image, {images.files[own.argmax()]}: nothing can be held out of "
-                "it for validation. Add images, or give a validation folder."
+                "it for validation. Add images, or give others to validate on."
             )
         wanted = min(max(1, round(counts[target] * share)), counts[target] - 1) - np.sum(own & held_out)
         for place in np.random.default_rng([seed, target]).permutation(np.flatnonzero(own & ~decided)):

@@ -72,7 +72,9 @@ def read_multi_label(
     held_out = read_multi_label_validation(validation, names)
     both = sorted(set(map(os.path.realpath, images.files)) & set(map(os.path.realpath, held_out.files)))
     if both:
-        raise ValueError(f"{len(both)} images are to be trained and validated on alike: {listing(both)}.")
+        raise ValueError(
+            f"{len(both)} images are both to train and to validate on: {listing(both)}. Take them from one."
+        )
     return names, images, held_out, len(images)
 
 

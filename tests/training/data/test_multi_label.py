@@ -197,7 +197,7 @@ def test_split_tables(photos):
 
     for lines, words in [
         (["photos/4.png,dog;cow"], "training images do not have: cow.*have cat, dog"),
-        (["photos/4.png,dog", "photos/2.png,dog"], r"trained and validated on alike: .*2\.png"),
+        (["photos/4.png,dog", "photos/2.png,dog"], r"both to train and to validate on: .*2\.png"),
     ]:
         write(photos / "val.csv", "file,labels", *lines)
         with pytest.raises(ValueError, match=words):
