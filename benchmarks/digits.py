@@ -44,7 +44,7 @@ def main() -> None:
     report = train(images, folder / "run")
     assert report.scores is not None  # a share of the digits is held out
     print(
-        f"held-out accuracy {report.scores.top1:.2%} after {time.perf_counter() - started:.0f} s, "
+        f"held-out accuracy {report.scores.summary['top-1']:.2%} after {time.perf_counter() - started:.0f} s, "
         f"{time.process_time() - cpu:.0f} s of CPU time"
     )
 

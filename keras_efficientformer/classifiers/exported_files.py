@@ -6,8 +6,9 @@ from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
 from keras_efficientformer.deploy.file_facts import FileFacts
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 
-# Exported files call the scores of the classes one of these.
-SCORES = ("probabilities", "classLabel_probs", "logits", "scores")
+# Exported files call the scores of the classes one of these, a sigmoid's by the first.
+INDEPENDENT_SCORES = "scores"
+SCORES = ("probabilities", "classLabel_probs", "logits", INDEPENDENT_SCORES)
 EMBEDDINGS = ("embedding", "features")
 
 
@@ -40,6 +41,7 @@ class FileClassifier:
         # A Core ML classifier also names the class; files with feature maps have those first.
         self._output = found[0]
         self.output = "scores" if found[0] in SCORES else found[0]
+        self.independent = found[0] == INDEPENDENT_SCORES
         self.labels = getattr(model, "labels", None) or facts.labels
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:

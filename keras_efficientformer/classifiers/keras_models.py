@@ -5,7 +5,7 @@ import numpy as np
 
 from keras_efficientformer.deploy.network.fuse import check_whole
 from keras_efficientformer.layers.image_normalization import model_inputs
-from keras_efficientformer.layers.names import HEADS
+from keras_efficientformer.layers.names import HEADS, PREDICTIONS
 from keras_efficientformer.layers.predictions import labels_of
 
 
@@ -23,7 +23,9 @@ class KerasClassifier:
         self.channels = int(model.inputs[0].shape[3])
         self.labels = labels_of(model)
         shape = model.outputs[0].shape
-        classifies = any(layer.name == HEADS[0] for layer in model.layers)
+        layers = {layer.name: layer for layer in model.layers}
+        classifies = HEADS[0] in layers
+        self.independent = classifies and layers[PREDICTIONS[0]].activation is keras.activations.sigmoid
         self.output = "scores" if classifies else "embedding" if len(shape) == 2 else "features"
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:

@@ -21,12 +21,14 @@ class Classifier(Protocol):
         channels: of those images.
         labels: names of the classes in the order of the scores, or None where it does not know them.
         output: "scores" of classes; or what it gives in their place, "embedding" or "features".
+        independent: whether each score is of its class by itself, a sigmoid's, so that an image may be of several.
     """
 
     size: tuple[int, int]
     channels: int
     labels: tuple[str, ...] | None
     output: str
+    independent: bool
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         """Raw images, float32 (batch, height, width, channels) in 0..255 -> float32 scores (batch, classes), or what

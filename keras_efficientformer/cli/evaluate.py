@@ -19,11 +19,10 @@ from keras_efficientformer.cli.options import (
     left_out,
     prepare_for,
     track,
+    worst_classes,
 )
 from keras_efficientformer.cli.options import output as console
 from keras_efficientformer.reporting import facts_table
-
-WORST_SHOWN = 10
 
 
 def evaluate(
@@ -33,6 +32,9 @@ def evaluate(
     ],
     model: ModelOption = "l1",
     labels: LabelsFile = None,
+    multi_label: Annotated[
+        bool, typer.Option("--multi-label", help="Images have several labels or none: see finetune --multi-label.")
+    ] = False,
     ground_truth: Annotated[
         Path | None,
         typer.Option(help="Classes of ImageNet's ILSVRC2012_val_*.JPEG. Default: the file beside them."),
@@ -50,6 +52,7 @@ def evaluate(
         model,
         folder,
         labels=labels,
+        multi_label=multi_label,
         ground_truth=ground_truth,
         input_shape=size,
         crop_fraction=crop,
@@ -65,11 +68,10 @@ def _evaluation_table(report: "training.EvaluationReport") -> Table:
     height, width = report.image_size
     table.add_row("images", f"{report.images:,} of {height}x{width} pixels, crop {report.crop_fraction:g}")
     table.add_row("folders taken", report.classes_from)
-    table.add_row("top-1", f"{report.scores.top1:.2%}")
-    table.add_row("top-5", f"{report.scores.top5:.2%}")
+    for name, share in report.scores.summary.items():
+        table.add_row(name, f"{share:.2%}")
     table.add_row("images per second", f"{report.images_per_second:,.1f}")
     table.add_row("left out", left_out(report.skipped, report.other_files))
-    classes = sorted(report.to_dict()["classes"], key=lambda row: row["top1"])
-    for row in classes[:WORST_SHOWN]:
-        table.add_row(row["label"], f"{row['top1']:.1%} of {row['images']}")
+    for label, words in worst_classes(report.scores, report.labels):
+        table.add_row(label, words)
     return table

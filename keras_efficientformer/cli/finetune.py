@@ -24,11 +24,14 @@ from keras_efficientformer.cli.options import (
     image_sides,
     left_out,
     track,
+    worst_classes,
 )
 from keras_efficientformer.cli.options import output as console
 from keras_efficientformer.reporting import facts_table
 from keras_efficientformer.training.config import CHOICES, FineTuneConfig
 
+# What a run leaves for people to look at, of which some kinds of runs have other files.
+RESULTS = ("report.json", "curves.png", "confusion.png", "average_precision.png")
 # Options that have a shorter name too.
 SHORT_NAMES = {"learning_rate": "--lr"}
 
@@ -77,8 +80,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @_with_settings
 def finetune(
     folder: Annotated[
-        Path,
-        typer.Argument(help="A subfolder of images for each class; or train and val with those."),
+        Path, typer.Argument(help="A subfolder of images for each class; or train and val with those; or a CSV.")
     ],
     output: Annotated[Path, typer.Option(help="The run's folder, which is made.")],
     model: Annotated[str, typer.Option(metavar="MODEL", help=KERAS_MODEL)] = "l1",
@@ -87,7 +89,7 @@ def finetune(
     ] = None,
     validation: Annotated[
         Path | None,
-        typer.Option(help="Another folder of the same classes. Default: val, or a share."),
+        typer.Option(help="Another folder, or CSV, of the same classes. Default: val, or a share."),
     ] = None,
     labels: LabelsFile = None,
     teacher: Annotated[str | None, typer.Option(metavar="MODEL", help=f"Model to distil from: {ANY_MODEL}")] = None,
@@ -129,8 +131,12 @@ def _finetune_table(report: "training.FineTuneReport", output: Path) -> Table:
     table.add_row("best model", str(report.model))
     table.add_row("epoch", f"{report.best_epoch} of {len(report.history)}")
     if report.scores:
-        table.add_row("validation top-1", f"{report.scores.top1:.2%}")
-        table.add_row("validation top-5", f"{report.scores.top5:.2%}")
+        for name, share in report.scores.summary.items():
+            table.add_row(f"validation {name}", f"{share:.2%}")
     table.add_row("left out", left_out(report.skipped, report.other_files))
-    table.add_row("more", ", ".join(str(output / name) for name in ("report.json", "curves.png", "confusion.png")))
+    written = [name for name in RESULTS if (output / name).exists()]
+    table.add_row("more", ", ".join(str(output / name) for name in written))
+    if report.scores:
+        for label, words in worst_classes(report.scores, report.labels):
+            table.add_row(label, words)
     return table

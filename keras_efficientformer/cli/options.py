@@ -1,7 +1,7 @@
 """What the commands share: consoles, options that mean the same everywhere, and how they open a model. Room: cli."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -17,9 +17,13 @@ from keras_efficientformer.reporting import facts_table
 if TYPE_CHECKING:  # its import takes seconds
     import keras
 
+    from keras_efficientformer.training.scores import AnyScores
+
 # Nothing is read as markup, because paths, shapes and class names are full of brackets.
 output = Console(markup=False, emoji=False)
 errors = Console(stderr=True)
+
+WORST_SHOWN = 10
 
 Tracked = TypeVar("Tracked")
 
@@ -120,6 +124,13 @@ def left_out(skipped: Mapping[str, str], other_files: Mapping[str, int]) -> str:
     others = ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in list(other_files.items())[:5])
     total = sum(other_files.values())
     return f"{len(skipped)} unreadable images, {total} files that are none" + (f" ({others})" if others else "")
+
+
+def worst_classes(scores: "AnyScores", labels: Sequence[str]) -> list[tuple[str, str]]:
+    """(label, its scores in words) of the classes that are found worst, of those with images."""
+    found = [row for row in scores.to_dict(labels)["classes"] if row[scores.measure] is not None]
+    worst = sorted(found, key=lambda row: row[scores.measure])[:WORST_SHOWN]
+    return [(row["label"], scores.words.format(**row)) for row in worst]
 
 
 def print_facts(report: dict[str, Any], as_json: bool, title: str) -> None:

@@ -78,6 +78,7 @@ EXPECTED = {
     "ema": SHARE_BELOW_1,
     "drop_path": SHARE_BELOW_1,
     "class_weight": _one_of(CHOICES["class_weight"]),
+    "multi_label": SWITCH,
     "distillation": SHARE,
     "keep_head": SWITCH,
     "size": _optional(SIZE),
@@ -117,6 +118,8 @@ class FineTuneConfig:
             is validated and saved as the best model.
         drop_path: rate of stochastic depth of the last block, in [0, 1).
         class_weight: "none", or "balanced": each class counts alike, however many images it has.
+        multi_label: images may have several labels or none: folders are called by all of them, joined by "+", or a CSV
+            file says them; binary cross-entropy, a sigmoid, and the best model by mean average precision.
         distillation: weight in [0, 1] of the teacher's labels in the loss, where there is a teacher.
         keep_head: start from the model's own classifier, which must have as many classes as the data.
         size: side or (height, width) of the images in pixels; None means the model's own.
@@ -130,8 +133,8 @@ class FineTuneConfig:
         cutmix: alpha of `keras.layers.CutMix` in [0, 1]; 0 means none.
         precision: "float32", "mixed_bfloat16" or "mixed_float16" (with dynamic loss scaling).
         validation_split: share of each class that is held out where there is no val folder, in (0, 1).
-        patience: epochs without a better validation accuracy after which training stops, an integer >= 0; None means
-            never.
+        patience: epochs without a better validation accuracy, or mean average precision with `multi_label`, after which
+            training stops, an integer >= 0; None means never.
         save_every: steps between two checkpoints, an integer >= 1; the end of an epoch always has one.
         skip_bad: leave unreadable images out, instead of refusing to start.
         tensorboard: write logs for TensorBoard into the run's folder.
@@ -155,6 +158,7 @@ class FineTuneConfig:
     ema: float = 0.0
     drop_path: float = 0.0
     class_weight: str = "none"
+    multi_label: bool = False
     distillation: float = 0.5
     keep_head: bool = False
     size: int | tuple[int, int] | None = None
@@ -177,6 +181,9 @@ class FineTuneConfig:
         for name, (words, fits) in EXPECTED.items():
             self._require(name, fits(getattr(self, name)), words)
         self._require("freeze_epochs", self.freeze_epochs <= self.epochs, "an integer between 0 and epochs")
+        # The weight of an image is that of its one class.
+        alike = not self.multi_label or self.class_weight == "none"
+        self._require("class_weight", alike, "'none' with multi_label, where images have no one class")
 
     def _require(self, name: str, fits: bool, expected: str) -> None:
         if not fits:

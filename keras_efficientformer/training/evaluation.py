@@ -1,10 +1,11 @@
-"""Evaluates a model on a folder of images: top-1, top-5, confusion matrix, speed. Room: training."""
+"""Evaluates a model on a folder of images: top-1, top-5, confusion matrix or mAP, speed. Room: training."""
 
 import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from keras_efficientformer.training.data.batches import Batch, ValidationImages,
 from keras_efficientformer.training.data.class_places import class_places
 from keras_efficientformer.training.data.image_folder import ImageSet, list_images, without_unreadable
 from keras_efficientformer.training.data.imagenet_layout import is_flat, read_flat
-from keras_efficientformer.training.scores import Scores, count
+from keras_efficientformer.training.data.multi_label import list_multi_label
+from keras_efficientformer.training.scores import AnyScores, count, count_multi_label
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class EvaluationReport:
         model: the file's name.
         folder: of the images.
         images: how many were classified.
-        scores: top-1, top-5 and the confusion matrix.
+        scores: top-1, top-5 and the confusion matrix; or, of images with several labels, average precisions.
         labels: class names in the order of the outputs.
         images_per_second: of prediction alone, without the first batch, which compiles.
         classes_from: how it is known of which class a folder's images are.
@@ -44,7 +46,7 @@ class EvaluationReport:
     model: str
     folder: str
     images: int
-    scores: Scores
+    scores: AnyScores
     labels: tuple[str, ...]
     images_per_second: float
     classes_from: str
@@ -54,14 +56,13 @@ class EvaluationReport:
     other_files: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, without the confusion matrix."""
+        """The report as plain values, without the confusion matrix and the loss, which logits do not have."""
         scores = self.scores.to_dict(self.labels)
         return {
             "model": self.model,
             "folder": self.folder,
             "images": self.images,
-            "top1": scores["top1"],
-            "top5": scores["top5"],
+            **{name: value for name, value in scores.items() if name not in ("loss", "classes")},
             "images_per_second": round(self.images_per_second, 2),
             "classes_from": self.classes_from,
             "image_size": list(self.image_size),
@@ -81,6 +82,7 @@ def evaluate(
     folder: str | os.PathLike,
     *,
     labels: Labels | None = None,
+    multi_label: bool = False,
     ground_truth: str | os.PathLike | None = None,
     input_shape: tuple[int, ...] | None = None,
     crop_fraction: float | None = None,
@@ -98,6 +100,8 @@ def evaluate(
         labels: class names in the order of the outputs, or what else `labels.class_names` takes. None means the
             model's own, else those in a `labels.txt` beside the file, else ImageNet's where there are 1000, else the
             names of the subfolders, sorted, which the report says.
+        multi_label: images may have several labels or none, which the folder or CSV file says as for `finetune`; the
+            model's scores must be a sigmoid's.
         ground_truth: for ImageNet's files in one folder: what they are (`imagenet_layout`); None means the file beside.
         input_shape: (h, w) or (h, w, channels) for a Keras model or checkpoint; None means its own.
         crop_fraction: as for `imagenet.resize_and_crop`; None means the one that published weights were measured with,
@@ -127,10 +131,16 @@ def evaluate(
         raise ValueError(f"{model} has no classifier that could be evaluated: it gives {classifier.output}.")
     classes = _number_of_classes(classifier)
     names = None if labels is None else class_names(labels, classes)
-    all_names, images, classes_from = _read_images(folder, classes, names, ground_truth)
+    if multi_label and not classifier.independent:
+        raise ValueError(
+            f"{model} gives no scores of classes by themselves, so that an image could have several labels: a model "
+            "that ends in a sigmoid is needed, as finetune with multi_label makes one."
+        )
+    all_names, images, classes_from = _read_images(folder, classes, names, ground_truth, multi_label)
     images, skipped = without_unreadable(images, (), skip_bad, track)
     answers, seconds = _answers(classifier, images, classes, crop_fraction, batch_size, track)
-    scores = count(answers, images.targets, probabilities=False)
+    measure = count_multi_label if multi_label else partial(count, probabilities=False)
+    scores: AnyScores = measure(answers, images.targets)
     name = model.name if isinstance(model, keras.Model) else str(model)
     others = count_other_files(folder)
     return EvaluationReport(
@@ -154,19 +164,23 @@ def _number_of_classes(classifier: Classifier) -> int:
 
 
 def _read_images(
-    folder: Path, classes: int, labels: tuple[str, ...] | None, ground_truth: str | os.PathLike | None
+    folder: Path,
+    classes: int,
+    labels: tuple[str, ...] | None,
+    ground_truth: str | os.PathLike | None,
+    multi_label: bool,
 ) -> tuple[tuple[str, ...], ImageSet, str]:
     """The classes' names in the order of the outputs, the images, and how it is known which class each is of."""
     imagenet = imagenet_labels()
-    if folder.is_dir() and is_flat(folder):
+    if folder.is_dir() and is_flat(folder) and not multi_label:
         if classes != len(imagenet):
             raise ValueError(f"{folder} holds ImageNet's validation images, of 1000 classes; the model has {classes}.")
         files, targets = read_flat(folder, Path(ground_truth) if ground_truth else None)
         all_names = labels or tuple(name for _, name in imagenet)
         return all_names, ImageSet(files, targets, np.arange(len(files))), "by ImageNet's ground truth"
-    names, images = list_images(folder)
+    names, images = list_multi_label(folder) if multi_label else list_images(folder)
     places, all_names, how = class_places(folder, names, classes, labels)
-    return all_names, images.moved(places), how
+    return all_names, images.moved(places, classes), how
 
 
 class _Sized:

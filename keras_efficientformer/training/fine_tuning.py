@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_efficientformer.files import write_json, write_text
 from keras_efficientformer.imagenet import imagenet_labels
@@ -20,6 +19,7 @@ from keras_efficientformer.training.data.batches import Batches, TrainingImages,
 from keras_efficientformer.training.data.class_places import class_places
 from keras_efficientformer.training.data.image_folder import read_folder, read_validation, without_unreadable
 from keras_efficientformer.training.data.loaders import LoaderBatches
+from keras_efficientformer.training.data.multi_label import read_multi_label, read_multi_label_validation
 from keras_efficientformer.training.devices import Devices, open_devices
 from keras_efficientformer.training.plots import require_matplotlib
 from keras_efficientformer.training.run import BEST_FILE, FineTuneReport, Run, RunData
@@ -48,7 +48,9 @@ def finetune(
 
     The run's folder gets `best.keras` (softmax, the classes' own head, averaged weights with `ema`), `labels.txt`,
     `config.json` (settings, versions), `history.json`, `report.json`, `curves.png`, `confusion.png` and
-    `checkpoint.npz`, from which a run that was stopped, at whatever moment, goes on with `resume`.
+    `checkpoint.npz`, from which a run that was stopped, at whatever moment, goes on with `resume`. With `multi_label`
+    the model ends in a sigmoid, each class' score by itself, and there is an `average_precision.png` in the place of
+    `confusion.png`.
 
     Args:
         model: a `keras.Model` of this package, which stays as it is; the path of one or of a checkpoint; or "l1",
@@ -56,10 +58,12 @@ def finetune(
         data: a folder with a subfolder of images for each class, or with `train` and perhaps `val` alone; or a
             `keras.utils.PyDataset`, `tf.data.Dataset`, PyTorch `DataLoader` or other sized iterable of
             (images, labels): raw RGB (batch, height, width, 3) in 0..255 and integers (batch,) or rows of
-            probabilities (batch, classes).
+            probabilities (batch, classes). With `multi_label` a folder's subfolders are called by all labels of their
+            images, `cat+dog`, or `none`; or it holds `train.csv` and perhaps `val.csv`; or it is a CSV file itself
+            (`data.multi_label`); and a loader gives rows (batch, classes), 1 for each label, else 0.
         output: the run's folder, which is made, outside of the images' folders; all processes must see it.
-        validation: a folder or loader to choose the best model by; None means `val` beside `train`, or else a share of
-            each class held out, or, with a loader, nothing: then the last epoch's model is the best.
+        validation: a folder, CSV file or loader to choose the best model by; None means `val` beside `train`, or else a
+            share of each class held out, or, with a loader, nothing: then the last epoch's model is the best.
         labels: the class names in the order of the outputs, as for `labels.class_names`: a loader needs them, and a
             folder takes that order in place of the alphabet's. With `keep_head` they are the model's own, and needed
             where it does not know them; folders are found among them by name, index or WordNet id.
@@ -85,6 +89,8 @@ def finetune(
     """
     require_matplotlib()
     config = config or FineTuneConfig()
+    if config.multi_label and teacher is not None:
+        raise ValueError("A teacher chooses one class for each image, which may have several here: leave it out.")
     output = Path(output)
     devices = open_devices(config.devices, config.batch_size)  # it must come before anything is computed
     _check_run_folder(output, resume)
@@ -143,9 +149,10 @@ def _open_data(
         return _open_loaders(data, validation, order, config, source.size, track)
     if not isinstance(validation, str | Path | None):
         raise ValueError(f"`validation` should be a folder where the data are one. Received: {validation!r}")
-    names, training, held_out, listed = read_folder(data, validation, config.validation_split, config.seed)
+    read = read_multi_label if config.multi_label else read_folder
+    names, training, held_out, listed = read(data, validation, config.validation_split, config.seed)
     training, skipped = without_unreadable(training, names, config.skip_bad, track)
-    held_out, skipped_too = without_unreadable(held_out, names, config.skip_bad, track)
+    held_out, skipped_too = without_unreadable(held_out, _needed(names, config), config.skip_bad, track)
     if order is not None:
         if len(order) != len(names):
             raise ValueError(
@@ -155,13 +162,13 @@ def _open_data(
                 else f"{data} has {len(names)} classes, and there are {len(order)} labels: one for each is needed."
             )
         places, _, _ = class_places(Path(data), names, len(order), order)
-        training, held_out = training.moved(places), held_out.moved(places)
+        training, held_out = training.moved(places, len(names)), held_out.moved(places, len(names))
     labels, size = tuple(order or names), source.size
     return RunData(
         labels,
         TrainingImages(training, len(names), size, config, devices.process, devices.processes),
         ValidationImages(held_out, len(names), size, config.crop_fraction, config.batch_size),
-        np.bincount(training.targets, minlength=len(names)),
+        training.counts(len(names)),
         listed,
         skipped | skipped_too,
         count_other_files(data),
@@ -185,11 +192,18 @@ def _open_loaders(
     held_out: Batches | None = None
     skipped: dict[str, str] = {}
     if isinstance(validation, str | Path):
-        images, skipped = without_unreadable(read_validation(validation, names), names, config.skip_bad, track)
+        read = read_multi_label_validation if config.multi_label else read_validation
+        found = read(validation, names)
+        images, skipped = without_unreadable(found, _needed(names, config), config.skip_bad, track)
         held_out = ValidationImages(images, len(names), size, config.crop_fraction, config.batch_size)
     elif validation is not None:
-        held_out = LoaderBatches(validation, len(names), size)
-    return RunData(names, LoaderBatches(data, len(names), size), held_out, skipped=skipped)
+        held_out = LoaderBatches(validation, len(names), size, config.multi_label)
+    return RunData(names, LoaderBatches(data, len(names), size, config.multi_label), held_out, skipped=skipped)
+
+
+def _needed(names: Sequence[str], config: FineTuneConfig) -> Sequence[str]:
+    """The classes that must have an image to validate on; where images have several labels, one that has any does."""
+    return () if config.multi_label else names
 
 
 def _check_run_folder(output: Path, resume: bool) -> None:

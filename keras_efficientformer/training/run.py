@@ -25,7 +25,7 @@ from keras_efficientformer.models.opening import open_model
 from keras_efficientformer.training.config import FineTuneConfig
 from keras_efficientformer.training.data.batches import Batches, augmented, prefetched
 from keras_efficientformer.training.devices import Devices
-from keras_efficientformer.training.plots import plot_confusion, plot_curves
+from keras_efficientformer.training.plots import plot_average_precision, plot_confusion, plot_curves
 from keras_efficientformer.training.run_state import (
     CHECKPOINT_FILE,
     Progress,
@@ -35,12 +35,13 @@ from keras_efficientformer.training.run_state import (
     read_state,
     write_state,
 )
-from keras_efficientformer.training.scores import NotFiniteError, Scores, score
+from keras_efficientformer.training.scores import AnyScores, MultiLabelScores, NotFiniteError, score
 from keras_efficientformer.training.student import Network, averaged_weights, compile_student, set_trainable
 from keras_efficientformer.training.teachers import Teacher
 
 BEST_FILE = "best.keras"
-MONITOR = "val_accuracy"
+# The best epoch is the one with the highest of this: of images with one label each, and with several.
+MONITOR, MULTI_LABEL_MONITOR = "val_accuracy", "val_map"
 REMEDY = "Lower learning_rate, set clip_norm, or use float32"
 
 # A model with one head takes one array of a batch, and one with two heads a pair.
@@ -81,11 +82,13 @@ class FineTuneReport:
     """The results of a run.
 
     Attributes:
-        model: path of the best model: a .keras file with softmax, which knows its classes' names.
+        model: path of the best model: a .keras file with softmax, or with a sigmoid for several labels, which knows its
+            classes' names.
         labels: class names, in the order of its outputs.
         best_epoch: the epoch, from 1, that it was saved after.
         scores: of it, on the validation images; None where there were none.
-        history: one row for each epoch: learning_rate, loss, accuracy, val_loss, val_accuracy, val_top5, seconds.
+        history: one row for each epoch: learning_rate, loss, accuracy, val_loss, val_accuracy, val_top5, seconds; for
+            several labels val_map in the place of val_top5, and accuracy is that of each label of each image.
         skipped: {path: reason} of images that were left out.
         other_files: {suffix: number} of files in the training folder that are called as no image.
     """
@@ -93,7 +96,7 @@ class FineTuneReport:
     model: Path
     labels: tuple[str, ...]
     best_epoch: int
-    scores: Scores | None
+    scores: AnyScores | None
     history: tuple[dict[str, float], ...]
     skipped: dict[str, str]
     other_files: dict[str, int]
@@ -126,7 +129,7 @@ class Run:
 
     Attributes:
         student: the model that is trained, with logits, compiled by `train`.
-        deployed: the model that is validated and saved, in float32 with softmax.
+        deployed: the model that is validated and saved, in float32 with softmax or a sigmoid.
         progress: how far the run has come.
 
     Raises:
@@ -151,7 +154,8 @@ class Run:
         # Users get another model than the one that is trained, in float32 and outside of all strategies.
         head = "average" if teacher else source.head
         with _dtype_policy("float32"):
-            self.deployed = source.build(data.labels, head=head, activation="softmax")
+            activation = "sigmoid" if config.multi_label else "softmax"
+            self.deployed = source.build(data.labels, head=head, activation=activation)
         with devices.scope(), _dtype_policy(config.precision):
             head = "both" if teacher else source.head
             self.student = source.build(data.labels, head=head, drop_path=config.drop_path)
@@ -289,13 +293,12 @@ class Run:
         if self.data.validation is None:
             return {}
         try:
-            scores = score(self.deployed, self.data.validation, self.progress.epoch)
+            scores = score(self.deployed, self.data.validation, self.progress.epoch, self.config.multi_label)
         except NotFiniteError as error:
             raise self._error(
                 f"Answers to validation images are not finite after {self._last_step()}", REMEDY
             ) from error
-        assert scores.loss is not None  # the answers of softmax are probabilities, of which there is a loss
-        return {"val_loss": scores.loss, "val_accuracy": scores.top1, "val_top5": scores.top5}
+        return scores.row
 
     def _variables(self) -> list[Any]:
         """What the checkpoint holds, the model's variables first."""
@@ -334,7 +337,10 @@ class Run:
         chosen = list(self.user_callbacks)
         if self.config.patience is not None:
             stopping = keras.callbacks.EarlyStopping(
-                MONITOR, patience=self.config.patience, mode="max", start_from_epoch=self.config.freeze_epochs
+                MULTI_LABEL_MONITOR if self.config.multi_label else MONITOR,
+                patience=self.config.patience,
+                mode="max",
+                start_from_epoch=self.config.freeze_epochs,
             )
             chosen.append(stopping)
         if self.config.tensorboard and self.devices.process == 0:
@@ -359,23 +365,26 @@ class Run:
         history = self.progress.history
         scores = None
         if self.data.validation is not None:
-            scores = score(open_model(self.output / BEST_FILE), self.data.validation, len(history))
+            best = open_model(self.output / BEST_FILE)
+            scores = score(best, self.data.validation, len(history), self.config.multi_label)
         labels = self.data.labels
         found = self.data.skipped, self.data.other_files
         report = FineTuneReport(self.output / BEST_FILE, labels, best_epoch(history), scores, tuple(history), *found)
         if self.devices.process == 0:
             write_json(self.output / "report.json", report.to_dict())
             plot_curves(history, self.output / "curves.png")
-            if scores:
+            if isinstance(scores, MultiLabelScores):
+                plot_average_precision(scores.average_precision, labels, self.output / "average_precision.png")
+            elif scores:
                 plot_confusion(scores.confusion, labels, self.output / "confusion.png")
         return report
 
 
 def best_epoch(history: Sequence[dict[str, float]]) -> int:
-    """The epoch, from 1, with the highest validation accuracy, the first of equals; without validation the last."""
-    if MONITOR not in history[-1]:
-        return len(history)
-    return 1 + int(np.argmax([row[MONITOR] for row in history]))
+    """The epoch, from 1, with the highest mean average precision or validation accuracy, the first of equals; without
+    validation the last."""
+    monitor = next((name for name in (MULTI_LABEL_MONITOR, MONITOR) if name in history[-1]), None)
+    return len(history) if monitor is None else 1 + int(np.argmax([row[monitor] for row in history]))
 
 
 def _class_weights(kind: str, data: RunData) -> np.ndarray | None:

@@ -1,8 +1,8 @@
-"""Computes loss, top-1, top-5 and confusion matrix of a classifier's answers. Room: training."""
+"""Computes what a classifier's answers are worth: top-1, top-5, confusion, or average precision. Room: training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -13,6 +13,8 @@ from keras_efficientformer.training.data.batches import Batches, prefetched
 
 # The logarithm of 0 is not finite, so probabilities count as this at least.
 SMALLEST_PROBABILITY = np.finfo("float32").tiny
+# An image has the labels whose scores are at least this.
+THRESHOLD = 0.5
 
 
 class NotFiniteError(ValueError):
@@ -34,6 +36,21 @@ class Scores:
     top1: float
     top5: float
     confusion: np.ndarray
+
+    # What a class is measured by in `to_dict`, and how that is said.
+    measure: ClassVar[str] = "top1"
+    words: ClassVar[str] = "{top1:.1%} of {images}"
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """{name: share in [0, 1]} of what is said first."""
+        return {"top-1": self.top1, "top-5": self.top5}
+
+    @property
+    def row(self) -> dict[str, float]:
+        """What a run's history has of them."""
+        assert self.loss is not None  # the answers of softmax are probabilities, of which there is a loss
+        return {"val_loss": self.loss, "val_accuracy": self.top1, "val_top5": self.top5}
 
     def to_dict(self, labels: Sequence[str]) -> dict[str, Any]:
         """The results as plain values, ready for JSON; "classes" are those of which there are images."""
@@ -57,8 +74,7 @@ def count(answers: np.ndarray, targets: np.ndarray, probabilities: bool) -> Scor
     Raises:
         NotFiniteError: an answer is not finite.
     """
-    if not np.isfinite(answers).all():
-        raise NotFiniteError("The model answers with values that are not finite: its weights or its file are damaged.")
+    _check_answers(answers)
     images, classes = answers.shape
     own = answers[np.arange(images), targets][:, None]
     earlier = np.arange(classes) < targets[:, None]
@@ -69,14 +85,127 @@ def count(answers: np.ndarray, targets: np.ndarray, probabilities: bool) -> Scor
     return Scores(loss, float((ranks < 1).mean()), float((ranks < 5).mean()), confusion)
 
 
-def score(model: keras.Model, batches: Batches, epoch: int) -> Scores:
-    """Scores of a Keras model with softmax on an epoch's batches of raw images.
+@dataclass(frozen=True)
+class MultiLabelScores:
+    """Results over a set of images that may have several labels or none.
+
+    Attributes:
+        loss: mean binary cross-entropy.
+        accuracy: share of right answers, of each label of each image, at `THRESHOLD`.
+        average_precision: float64 (classes,), scikit-learn's, not-a-number for labels that no image has.
+        positives: int64 (classes,), how many images have each label.
+        answered: int64 (classes,), how many are said to have it.
+        right: int64 (classes,), how many have it of those.
+    """
+
+    loss: float
+    accuracy: float
+    average_precision: np.ndarray
+    positives: np.ndarray
+    answered: np.ndarray
+    right: np.ndarray
+
+    measure: ClassVar[str] = "average_precision"
+    words: ClassVar[str] = "average precision {average_precision:.1%}, F1 {f1:.1%}, {images} images"
+
+    @property
+    def mean_average_precision(self) -> float:
+        """The mean over the labels that an image has."""
+        return float(np.nanmean(self.average_precision))
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """{name: share in [0, 1]} of what is said first."""
+        return {"mean average precision": self.mean_average_precision, "label accuracy": self.accuracy}
+
+    @property
+    def row(self) -> dict[str, float]:
+        """What a run's history has of them."""
+        return {"val_loss": self.loss, "val_accuracy": self.accuracy, "val_map": self.mean_average_precision}
+
+    def to_dict(self, labels: Sequence[str]) -> dict[str, Any]:
+        """The results as plain values, ready for JSON; None for shares of nothing."""
+        classes = [
+            {
+                "label": label,
+                "images": int(positives),
+                "average_precision": float(average) if positives else None,
+                "precision": _share(right, answered),
+                "recall": _share(right, positives),
+                "f1": _share(2 * right, answered + positives),
+            }
+            for label, positives, average, right, answered in zip(
+                labels, self.positives, self.average_precision, self.right, self.answered, strict=True
+            )
+        ]
+        return {
+            "loss": self.loss,
+            "mean_average_precision": self.mean_average_precision,
+            "accuracy": self.accuracy,
+            "threshold": THRESHOLD,
+            "classes": classes,
+        }
+
+
+AnyScores = Scores | MultiLabelScores
+
+
+def _share(part: int, whole: int) -> float | None:
+    return float(part / whole) if whole else None
+
+
+def count_multi_label(answers: np.ndarray, rows: np.ndarray) -> MultiLabelScores:
+    """Scores of a classifier's answers.
+
+    Args:
+        answers: scores in 0..1, each by itself, (images, classes), images >= 1.
+        rows: 0 and 1 (images, classes).
 
     Raises:
-        ValueError: there are no batches.
+        NotFiniteError: an answer is not finite.
+        ValueError: labels are not 0 or 1, or no image has one.
+    """
+    _check_answers(answers)
+    if not np.isin(rows, (0, 1)).all() or not rows.any():
+        raise ValueError(
+            "The images that a model is validated on should have labels of 0 and 1, some of them 1. "
+            f"Received: {rows.min():g} to {rows.max():g}"
+        )
+    losses = keras.losses.binary_crossentropy(rows.astype("float32"), answers.astype("float32"))
+    has, said = rows > 0, answers >= THRESHOLD
+    return MultiLabelScores(
+        float(keras.ops.convert_to_numpy(losses).mean()),
+        float((has == said).mean()),
+        np.array([_average_precision(*columns) for columns in zip(answers.T, has.T, strict=True)]),
+        has.sum(0),
+        said.sum(0),
+        (has & said).sum(0),
+    )
+
+
+def _average_precision(scores: np.ndarray, has: np.ndarray) -> float:
+    """The area under the steps of precision over recall, as scikit-learn has it; images of equal score are one step."""
+    if not has.any():
+        return float("nan")
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))
+    found = np.cumsum(has[order])[ends]
+    return float(np.sum(np.diff(found, prepend=0) * found / (ends + 1)) / found[-1])
+
+
+def _check_answers(answers: np.ndarray) -> None:
+    if not np.isfinite(answers).all():
+        raise NotFiniteError("The model answers with values that are not finite: its weights or its file are damaged.")
+
+
+def score(model: keras.Model, batches: Batches, epoch: int, multi_label: bool = False) -> AnyScores:
+    """Scores of a Keras model with softmax, or with a sigmoid for `multi_label`, on an epoch's batches of raw images.
+
+    Raises:
+        ValueError: there are no batches, or their labels are unfit.
         NotFiniteError: the model's answers are not finite.
     """
-    probabilities, targets = [], []
+    answers, rows = [], []
     size = 0
     for batch in prefetched(batches.epoch(epoch)):
         size = max(size, len(batch.images))
@@ -85,8 +214,10 @@ def score(model: keras.Model, batches: Batches, epoch: int) -> Scores:
         images = np.zeros((size, *taken.shape[1:]), "float32")
         images[: len(taken)] = taken
         found = keras.ops.convert_to_numpy(model.predict_on_batch(images))
-        probabilities.append(found[: len(batch.images)])
-        targets.append(batch.labels.argmax(1))
-    if not targets:
+        answers.append(found[: len(batch.images)])
+        rows.append(batch.labels)
+    if not rows:
         raise ValueError("The validation loader gave no batches.")
-    return count(np.concatenate(probabilities), np.concatenate(targets), probabilities=True)
+    if multi_label:
+        return count_multi_label(np.concatenate(answers), np.concatenate(rows))
+    return count(np.concatenate(answers), np.concatenate(rows).argmax(1), probabilities=True)

@@ -122,14 +122,21 @@ def compile_student(
         ema_momentum=config.ema,
     )
     optimizer.exclude_from_weight_decay(var_names=[NOT_DECAYED])
-    loss: Any = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=config.label_smoothing)
+    kind = keras.losses.BinaryCrossentropy if config.multi_label else keras.losses.CategoricalCrossentropy
+    loss: Any = kind(from_logits=True, label_smoothing=config.label_smoothing)
     if distilled:
         choices = keras.losses.CategoricalCrossentropy(from_logits=True)
         weights = [1 - config.distillation, config.distillation]
         model.compile(optimizer, [loss, choices], loss_weights=weights, metrics=[["accuracy"], []])
     else:
-        model.compile(optimizer, loss, metrics=["accuracy"])
+        model.compile(optimizer, loss, metrics=[label_accuracy if config.multi_label else "accuracy"])
     model.optimizer.build(model.trainable_variables)
+
+
+def label_accuracy(labels: Any, logits: Any) -> Any:
+    """The share of right answers of each image (batch,), of all labels alike; mixed labels count as the nearer one."""
+    right = keras.ops.equal(keras.ops.greater(labels, 0.5), keras.ops.greater(logits, 0))
+    return keras.ops.mean(keras.ops.cast(right, "float32"), axis=-1)
 
 
 def _learning_rate(

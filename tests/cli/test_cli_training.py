@@ -11,6 +11,7 @@ import training_images
 import typer
 from typer.testing import CliRunner
 
+from keras_efficientformer import training
 from keras_efficientformer.cli.evaluate import evaluate
 from keras_efficientformer.cli.finetune import finetune
 from keras_efficientformer.training import FineTuneConfig
@@ -99,8 +100,7 @@ def test_settings_reach_the_run(folder, monkeypatch):
         seen.append(config)
         raise ValueError("far enough")
 
-    # The folder's own name for the function hides the module's.
-    monkeypatch.setattr(sys.modules["keras_efficientformer.cli.finetune"], "finetune_model", stand_in)
+    monkeypatch.setattr(training, "finetune", stand_in)
     options = ["--config", recipe, "--lr", 0.25, "--size", "48x64", "--class-weight", "balanced", "--tensorboard"]
     options += ["--no-keep-head", "--mixup", 0.5, "--patience", 3]
     arguments = [str(option) for option in ["finetune", folder / "images", "--output", folder / "none", *options]]

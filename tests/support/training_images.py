@@ -1,4 +1,6 @@
-"""Folders of tiny images to train on: squares of one colour under noise, a class for each colour."""
+"""Folders of tiny images to train on: squares of one colour under noise, or stripes of several; a class each."""
+
+import itertools
 
 import keras
 import numpy as np
@@ -23,6 +25,26 @@ def make_folder(folder, counts=None, **options):
         (folder / name).mkdir(parents=True)
         for index, image in enumerate(pixels(name if name in COLOURS else "red", count, seed, **options)):
             Image.fromarray(image).save(folder / name / f"{index:03}.png")
+    return folder
+
+
+def striped(labels, count, seed=0, noise=30):
+    """uint8 images (count, 40, 40, 3): dark, with a stripe for each of these colours, at its own place."""
+    image = np.full((40, 40, 3), 30.0)
+    for place, (name, colour) in enumerate(COLOURS.items()):
+        if name in labels:
+            image[:, 13 * place : 13 * place + 13] = colour
+    return np.clip(np.random.default_rng(seed).normal(image, noise, (count, 40, 40, 3)), 0, 255).astype("uint8")
+
+
+def make_multi_label_folder(folder, count=10):
+    """Writes so many striped PNG files for each set of colours, into subfolders called by the set."""
+    sets = [labels for size in range(len(COLOURS) + 1) for labels in itertools.combinations(COLOURS, size)]
+    for seed, labels in enumerate(sets):
+        place = folder / ("+".join(labels) or "none")
+        place.mkdir(parents=True)
+        for index, image in enumerate(striped(labels, count, seed)):
+            Image.fromarray(image).save(place / f"{index:03}.png")
     return folder
 
 

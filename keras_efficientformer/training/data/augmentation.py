@@ -70,7 +70,7 @@ class BatchAugmentation:
 
         Args:
             images: float32 (batch, height, width, 3) in 0..255.
-            labels: float32 (batch, classes), rows that add up to 1; or several such side by side.
+            labels: float32 (batch, classes), in 0..1.
             seed: integers; the same ones give the same changes.
 
         Returns:

@@ -24,7 +24,8 @@ class Batch(NamedTuple):
 
     Attributes:
         images: float32 (batch, height, width, 3), raw RGB in 0..255.
-        labels: float32 (batch, classes), rows that add up to 1.
+        labels: float32 (batch, classes), rows that add up to 1; or, where an image may have several labels or none,
+            values in 0..1.
         rows: int64 (batch,), `ImageSet.rows` of the images, or None where they come from a loader.
     """
 
@@ -86,7 +87,7 @@ class TrainingImages:
             for step in range(first_step, self.steps):
                 places = order[step * self._batch_size : (step + 1) * self._batch_size][self._part]
                 images = np.stack(list(threads.map(lambda place: self._load(epoch, place), places)))
-                labels = one_hot(self._images.targets[places], self._classes)
+                labels = label_rows(self._images.targets[places], self._classes)
                 yield Batch(images.astype("float32"), labels, self._images.rows[places])
 
     def _load(self, epoch: int, place: int) -> np.ndarray:
@@ -122,11 +123,16 @@ class ValidationImages:
             for start in range(first_step * self._batch_size, len(self._images), self._batch_size):
                 places = slice(start, start + self._batch_size)
                 images = np.stack(list(threads.map(self._load, self._images.files[places])))
-                labels = one_hot(self._images.targets[places], self._classes)
+                labels = label_rows(self._images.targets[places], self._classes)
                 yield Batch(images.astype("float32"), labels, self._images.rows[places])
 
     def _load(self, file: Path) -> np.ndarray:
         return resize_and_crop(load_image(file), self._size, self._crop_fraction)
+
+
+def label_rows(targets: np.ndarray, classes: int) -> np.ndarray:
+    """`ImageSet.targets` as float32 rows (batch, classes)."""
+    return one_hot(targets, classes) if targets.ndim == 1 else targets.astype("float32")
 
 
 def one_hot(targets: np.ndarray, classes: int) -> np.ndarray:

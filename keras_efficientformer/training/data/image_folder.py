@@ -25,7 +25,8 @@ class ImageSet:
 
     Attributes:
         files: paths.
-        targets: int64 (images,), the class of each.
+        targets: int64 (images,), the class of each; or, where an image may have several labels or none, uint8
+            (images, classes), 1 for each label that it has.
         rows: int64 (images,), the place of each in the listing of its folder before any were held out or left out:
             the row of precomputed teacher logits.
     """
@@ -41,9 +42,25 @@ class ImageSet:
         """The images at these places."""
         return ImageSet(tuple(self.files[index] for index in indices), self.targets[indices], self.rows[indices])
 
-    def moved(self, places: Sequence[int]) -> "ImageSet":
-        """The images with class `places[n]` in the place of class n."""
-        return ImageSet(self.files, np.array(places)[self.targets], self.rows)
+    def moved(self, places: Sequence[int], classes: int) -> "ImageSet":
+        """The images with class `places[n]`, of so many, in the place of class n."""
+        if self.targets.ndim == 1:
+            return ImageSet(self.files, np.array(places)[self.targets], self.rows)
+        targets = np.zeros((len(self), classes), self.targets.dtype)
+        targets[:, places] = self.targets
+        return ImageSet(self.files, targets, self.rows)
+
+    def of_class(self, target: int) -> np.ndarray:
+        """bool (images,): which images are of a class."""
+        return self.targets == target if self.targets.ndim == 1 else self.targets[:, target] > 0
+
+    def labels_at(self, place: int) -> np.ndarray:
+        """int64 (labels,): the classes that one image is of."""
+        return self.targets[[place]] if self.targets.ndim == 1 else np.flatnonzero(self.targets[place])
+
+    def counts(self, classes: int) -> np.ndarray:
+        """int64 (classes,): how many images are of each class."""
+        return np.bincount(self.targets, minlength=classes) if self.targets.ndim == 1 else self.targets.sum(0, "int64")
 
 
 def list_images(folder: str | os.PathLike) -> tuple[list[str], ImageSet]:
@@ -56,7 +73,8 @@ def list_images(folder: str | os.PathLike) -> tuple[list[str], ImageSet]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder of images.")
+        hint = " For a CSV file of labels there is multi_label (--multi-label)." if folder.suffix == ".csv" else ""
+        raise FileNotFoundError(f"{folder} is not a folder of images.{hint}")
     classes = _subfolders(folder)
     found = ", ".join(path.name for path in classes) or "none"
     if len(classes) < 2:
@@ -92,7 +110,7 @@ def _is_split(subfolders: Sequence[Path]) -> bool:
     return all(path.name.lower() in TRAINING_NAMES + VALIDATION_NAMES for path in subfolders)
 
 
-def _split_folders(folder: Path) -> tuple[Path | None, Path | None]:
+def split_folders(folder: Path) -> tuple[Path | None, Path | None]:
     """The folders for training and validation, None for each that there is not."""
     subfolders = _subfolders(folder)
     training = [path for path in subfolders if path.name.lower() in TRAINING_NAMES]
@@ -128,11 +146,11 @@ def read_folder(
             class has only one image to split.
     """
     folder = Path(folder)
-    training, beside = _split_folders(folder) if folder.is_dir() else (None, None)
+    training, beside = split_folders(folder) if folder.is_dir() else (None, None)
     validation = validation or beside
     names, images = list_images(training or folder)
     if validation is None:
-        return names, *_hold_out(names, images, validation_split, seed), len(images)
+        return names, *hold_out(names, images, validation_split, seed), len(images)
     return names, images, read_validation(validation, names), len(images)
 
 
@@ -151,23 +169,46 @@ def read_validation(folder: str | os.PathLike, names: Sequence[str]) -> ImageSet
             if some
         ]
         raise ValueError(f"{folder} has other classes than the training images; {'; '.join(differences)}.")
-    return images.moved([list(names).index(name) for name in found])
+    return images.moved([list(names).index(name) for name in found], len(names))
 
 
-def _hold_out(names: Sequence[str], images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """The images to train on, and a share of each class that is held out."""
-    held_out = []
-    for target, name in enumerate(names):
-        places = np.flatnonzero(images.targets == target)
-        if len(places) < 2:
+def hold_out(names: Sequence[str], images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """The images to train on, and a share of each class that is held out.
+
+    The rarest classes come first: an image of several labels is held out for the rarest, and counts for the others.
+
+    Args:
+        names: of the classes.
+        images: of which each class has two at least.
+        share: in (0, 1). Every class keeps an image to train on; at least one of it is held out, unless its images are
+            all the last ones of other labels.
+        seed: draws which.
+
+    Raises:
+        ValueError: a class has one image.
+    """
+    counts = images.counts(len(names))
+    held_out, decided = np.zeros(len(images), bool), np.zeros(len(images), bool)
+    left = counts.copy()
+    for target in np.argsort(counts, kind="stable"):
+        own = images.of_class(target)
+        if counts[target] < 2:
             raise ValueError(
-                f"The class {name!r} has one image, {images.files[places[0]]}: nothing can be held out of it for "
-                "validation. Add images, or give a validation folder."
+                f"The class {names[target]!r} has one image, {images.files[own.argmax()]}: nothing can be held out of "
+                "it for validation. Add images, or give others to validate on."
             )
-        count = min(max(1, round(len(places) * share)), len(places) - 1)
-        held_out.append(np.random.default_rng([seed, target]).permutation(places)[:count])
-    chosen = np.sort(np.concatenate(held_out))
-    return images.take(np.setdiff1d(np.arange(len(images)), chosen)), images.take(chosen)
+        wanted = min(max(1, round(counts[target] * share)), counts[target] - 1) - np.sum(own & held_out)
+        for place in np.random.default_rng([seed, target]).permutation(np.flatnonzero(own & ~decided)):
+            if wanted <= 0:
+                break
+            labels = images.labels_at(place)
+            if (left[labels] > 1).all():
+                held_out[place], wanted = True, wanted - 1
+                left[labels] -= 1
+        decided |= own
+    unlabelled = np.random.default_rng([seed, len(names)]).permutation(np.flatnonzero(~decided))
+    held_out[unlabelled[: round(len(unlabelled) * share)]] = True
+    return images.take(np.flatnonzero(~held_out)), images.take(np.flatnonzero(held_out))
 
 
 def unreadable(files: tuple[Path, ...], track: Callable[[Iterable], Iterable] = iter) -> dict[Path, str]:
@@ -219,7 +260,7 @@ def without_unreadable(
     if len(bad) == len(images):
         raise ValueError(f"None of the {len(images)} images can be read; the first: {bad[images.files[0]]}")
     kept = images.take(np.flatnonzero([file not in bad for file in images.files]))
-    emptied = [name for target, name in enumerate(names) if target not in kept.targets]
+    emptied = [name for target, name in enumerate(names) if not kept.of_class(target).any()]
     if emptied:
         raise ValueError(f"No image of these classes can be read: {', '.join(emptied)}.")
     return kept, {str(path): reason for path, reason in bad.items()}

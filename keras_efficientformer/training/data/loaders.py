@@ -32,13 +32,15 @@ class LoaderBatches:
             Keras does.
         classes: number of classes.
         size: (height, width) that the images must have.
+        multi_label: whether labels are rows (batch, classes) of values in 0..1, each by itself, instead.
 
     Raises:
         ValueError: the loader does not know its length, is empty, or gives something else.
     """
 
-    def __init__(self, loader: Any, classes: int, size: tuple[int, int]) -> None:
+    def __init__(self, loader: Any, classes: int, size: tuple[int, int], multi_label: bool = False) -> None:
         self._loader, self._classes, self._size = loader, classes, size
+        self._read_labels = _multi_label_rows if multi_label else _probability_rows
         self._indexed, self._hooks_called = isinstance(loader, keras.utils.PyDataset), 0
         try:
             self.steps = len(loader)
@@ -78,7 +80,7 @@ class LoaderBatches:
         # The training loop says at which step values were not finite.
         if np.isfinite(images).all():
             check_raw(found)
-        return Batch(images, label_rows(labels, len(images), self._classes), None)
+        return Batch(images, self._read_labels(_numbers(labels), len(images), self._classes), None)
 
 
 def _parts(item: Any) -> tuple[Any, Any]:
@@ -101,25 +103,18 @@ def _parts(item: Any) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def label_rows(labels: np.ndarray, images: int, classes: int) -> np.ndarray:
-    """A loader's labels as rows of probabilities.
-
-    Args:
-        labels: whole numbers (images,) or (images, 1), or rows of probabilities (images, classes).
-        images: how many there are.
-        classes: number of classes.
-
-    Returns:
-        float32 array (images, classes).
-
-    Raises:
-        ValueError: they are of another shape or type, numbers are no classes, or rows no probabilities.
-    """
+def _numbers(labels: np.ndarray) -> np.ndarray:
+    """A loader's labels, which are numbers."""
     if labels.dtype.kind not in "biuf":
         raise ValueError(
             f"The loader should give labels that are numbers: the classes' places in `labels`. "
             f"Received: {listing([repr(label) for label in labels.ravel().tolist()])}"
         )
+    return labels
+
+
+def _probability_rows(labels: np.ndarray, images: int, classes: int) -> np.ndarray:
+    """Labels of one class for each image as float32 rows of probabilities (images, classes)."""
     if labels.shape in ((images,), (images, 1)):
         numbers = labels.ravel()
         whole = numbers[np.isfinite(numbers)]
@@ -140,6 +135,24 @@ def label_rows(labels: np.ndarray, images: int, classes: int) -> np.ndarray:
         if len(unfit):
             raise ValueError(
                 "The loader should give rows of labels that are probabilities, none under 0, which add up to 1: each "
-                f"image has one class. Received: {listing([f'{value:g}' for value in rows[unfit[0]].tolist()])}"
+                "image has one class, where multi_label does not say otherwise. "
+                f"Received: {listing([f'{value:g}' for value in rows[unfit[0]].tolist()])}"
             )
+    return rows
+
+
+def _multi_label_rows(labels: np.ndarray, images: int, classes: int) -> np.ndarray:
+    """Labels of which an image may have several as float32 rows (images, classes)."""
+    if labels.shape != (images, classes):
+        raise ValueError(
+            f"With multi_label the loader should give labels of shape (batch, {classes}): a row for each image, 1 for "
+            f"each class that it has, else 0. Received: {labels.shape} with {images} images"
+        )
+    rows = labels.astype("float32")
+    unfit = np.flatnonzero(((rows < 0) | (rows > 1)).any(1))  # not-a-number is neither, as for images
+    if len(unfit):
+        raise ValueError(
+            "With multi_label the loader should give rows of labels in 0..1. "
+            f"Received: {listing([f'{value:g}' for value in rows[unfit[0]].tolist()])}"
+        )
     return rows
