@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import os
 import typing
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from keras_efficientformer import classifiers, training
+from keras_efficientformer import models, training
 from keras_efficientformer.cli.options import (
     ANY_MODEL,
     KERAS_MODEL,
@@ -28,8 +29,9 @@ from keras_efficientformer.cli.options import (
 )
 from keras_efficientformer.cli.options import output as console
 from keras_efficientformer.reporting import facts_table
-from keras_efficientformer.training.config import CHOICES, FineTuneConfig
+from keras_efficientformer.training.config import CHOICES, CONFIG_FILE, FineTuneConfig, read_run
 
+DEFAULT_MODEL = "l1"
 # What a run leaves for people to look at, of which some kinds of runs have other files.
 RESULTS = ("report.json", "curves.png", "confusion.png", "average_precision.png")
 # Options that have a shorter name too.
@@ -79,11 +81,14 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 @_with_settings
 def finetune(
-    folder: Annotated[
-        Path, typer.Argument(help="A subfolder of images for each class; or train and val with those; or a CSV.")
-    ],
     output: Annotated[Path, typer.Option(help="The run's folder, which is made.")],
-    model: Annotated[str, typer.Option(metavar="MODEL", help=KERAS_MODEL)] = "l1",
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A subfolder of images for each class; or train and val with those; or a CSV. With --resume the run's."
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help=f"{KERAS_MODEL} Default: {DEFAULT_MODEL}.")] = None,
     config: Annotated[
         str | None, typer.Option(help=r"TOML file with a table \[finetune], or imagenet: the paper's recipe.")
     ] = None,
@@ -93,21 +98,38 @@ def finetune(
     ] = None,
     labels: LabelsFile = None,
     teacher: Annotated[str | None, typer.Option(metavar="MODEL", help=f"Model to distil from: {ANY_MODEL}")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder: it knows all other options.")
+    ] = False,
     as_json: Json = False,
     **settings: Any,
 ) -> None:
     """Fine-tune a model on a folder of images."""
+    given: dict[str, Any] = {
+        "data": folder,
+        "model": model,
+        "validation": validation,
+        "labels": labels,
+        "teacher": teacher,
+    }
+    check_inputs(*given.values())
     changes = {name: value for name, value in settings.items() if value is not None}
-    chosen = FineTuneConfig.from_file(config, **changes) if config else FineTuneConfig(**changes)
-    check_inputs(model, folder, validation, labels, teacher)
+    if folder is None and not resume:
+        raise typer.BadParameter("A folder of images is needed, or --resume and the run's folder.")
+    if resume and (output / CONFIG_FILE).exists():
+        arguments, chosen = _of_run(output, given, config, changes)
+    else:
+        chosen = FineTuneConfig.from_file(config, **changes) if config else FineTuneConfig(**changes)
+        arguments = given | {"model": model or DEFAULT_MODEL}
+    if arguments["data"] is None:
+        read_run(output)  # it says what is missing
+        raise ValueError(f"The run in {output} was started on a loader: go on from Python, with resume=True.")
+    check_inputs(*arguments.values())
     report = training.finetune(
-        model,
-        folder,
+        arguments.pop("model"),
+        arguments.pop("data"),
         output,
-        validation=validation,
-        labels=labels,
-        teacher=_open_teacher(teacher),
+        **arguments,
         config=chosen,
         resume=resume,
         verbose=0 if as_json else 1 if errors.is_terminal else 2,
@@ -116,14 +138,39 @@ def finetune(
     print(json.dumps(report.to_dict(), indent=2)) if as_json else console.print(_finetune_table(report, output))
 
 
-def _open_teacher(source: str | None) -> Any:
-    if source is None:
-        return None
-    # It imports Keras, which takes seconds.
-    from keras_efficientformer.training.teachers import resizing
+def _of_run(
+    output: Path, given: dict[str, Any], config: str | None, changes: dict[str, Any]
+) -> tuple[dict[str, Any], FineTuneConfig]:
+    """The arguments and settings that a run was started with.
 
-    classifier = classifiers.open_classifier(source)
-    return resizing(classifier.predict, classifier.size)
+    Raises:
+        ValueError: an option is given that differs from them; the message names it.
+    """
+    saved, settings = read_run(output)
+    if config:
+        changes = dataclasses.asdict(FineTuneConfig.from_file(config, **changes))
+    pairs = {name: (saved.get(name), value) for name, value in given.items() if value is not None}
+    differing = {name: pair for name, pair in pairs.items() if not _is_same(*pair)}
+    differing |= {
+        name: (getattr(settings, name), value) for name, value in changes.items() if getattr(settings, name) != value
+    }
+    if differing:
+        listed = ", ".join(f"{name} was {before}, is {now}" for name, (before, now) in differing.items())
+        raise ValueError(
+            f"The run in {output} cannot go on with other options: {listed}. Leave them out; --resume needs none."
+        )
+    # Paths, as the command line gives them; names of models stay text.
+    paths = {name: value and Path(value) for name, value in saved.items() if name in ("data", "validation", "labels")}
+    return saved | paths, settings
+
+
+def _is_same(saved: str | None, given: str | Path) -> bool:
+    """Whether both are one file, or name one model."""
+    if saved is None:
+        return False
+    if os.path.realpath(saved) == os.path.realpath(given):
+        return True
+    return isinstance(given, str) and models.model_source(saved) == models.model_source(given)
 
 
 def _finetune_table(report: "training.FineTuneReport", output: Path) -> Table:

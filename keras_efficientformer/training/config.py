@@ -1,11 +1,13 @@
 """The settings of a fine-tuning run, from Python, the command line or a TOML file. Room: training.
 
-`FineTuneConfig` is their one source: the command takes its options, defaults and help from it.
+`FineTuneConfig` is their one source: the command takes its options, defaults and help from it. A run writes them down
+with what it was started on, so that it goes on without being told again.
 """
 
 import dataclasses
 import importlib.resources
 import inspect
+import json
 import math
 import os
 import re
@@ -15,9 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from keras_efficientformer.errors import first_line
+
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 CLASS_WEIGHTS = ("none", "balanced")
 DEVICES = ("one", "all")
+# In the run's folder: its settings, what it was started on, and versions.
+CONFIG_FILE = "config.json"
 # What settings may be that are words.
 CHOICES = {"class_weight": CLASS_WEIGHTS, "precision": PRECISIONS, "devices": DEVICES}
 
@@ -224,3 +230,59 @@ class FineTuneConfig:
         if unknown:
             raise ValueError(f"{path} has settings that there are not: {', '.join(unknown)}.")
         return cls(**settings | changes)
+
+
+def portable_arguments(output: Path, **arguments: Any) -> dict[str, str | None]:
+    """What a run was started on, as `CONFIG_FILE` has it: names as they are, paths from the run's folder on.
+
+    Args:
+        output: the run's folder.
+        arguments: of `finetune`; what is neither a name nor a path, such as a loader, becomes None.
+    """
+    return {name: _portable(output, value) for name, value in arguments.items()}
+
+
+def _portable(output: Path, value: Any) -> str | None:
+    if not isinstance(value, str | os.PathLike):
+        return None
+    path = os.path.expanduser(value)
+    if not os.path.exists(path):
+        return os.fspath(value)
+    try:
+        relative = os.path.relpath(os.path.realpath(path), os.path.realpath(output))
+    except ValueError:  # on Windows, of another drive
+        return os.path.abspath(path)
+    return Path(relative).as_posix() if relative.startswith(os.pardir) else f"./{Path(relative).as_posix()}"
+
+
+def read_run(output: str | os.PathLike) -> tuple[dict[str, str | None], FineTuneConfig]:
+    """What the run in a folder was started on, and its settings.
+
+    Returns:
+        {argument of `finetune`: name or path, or None where it had none or no path}, and the settings.
+
+    Raises:
+        FileNotFoundError: there is no run in the folder.
+        ValueError: its `CONFIG_FILE` is damaged, or of a version that did not write what it was started on.
+    """
+    path = Path(output) / CONFIG_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{output} holds no run to go on with: it has no {CONFIG_FILE}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        config = content["config"]
+        size = config["size"]
+        settings = FineTuneConfig(**config | {"size": tuple(size) if isinstance(size, list) else size})
+        arguments = {name: _from_run(Path(output), value) for name, value in content["arguments"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} does not say what the run was started on ({first_line(error)}): give its images, model and "
+            "settings again."
+        ) from error
+    return arguments, settings
+
+
+def _from_run(output: Path, value: str | None) -> str | None:
+    if value is None or not value.startswith("."):
+        return value
+    return os.path.relpath(output / value)

@@ -14,7 +14,7 @@ from keras_efficientformer.imagenet import imagenet_labels
 from keras_efficientformer.images import count_other_files
 from keras_efficientformer.labels import Labels, class_names
 from keras_efficientformer.models.opening import open_model
-from keras_efficientformer.training.config import FineTuneConfig
+from keras_efficientformer.training.config import CONFIG_FILE, FineTuneConfig, portable_arguments
 from keras_efficientformer.training.data.batches import Batches, TrainingImages, ValidationImages
 from keras_efficientformer.training.data.class_places import class_places
 from keras_efficientformer.training.data.image_folder import read_folder, read_validation, without_unreadable
@@ -69,10 +69,11 @@ def finetune(
             where it does not know them; folders are found among them by name, index or WordNet id.
         teacher: for distillation (paper, section 5; DeiT, arXiv 2012.12877, section 4): a `keras.Model` of normalised
             images; any callable, raw RGB images (batch, height, width, 3) in 0..255 -> scores (batch, classes); or an
-            array of scores (images, classes), a row for each image of the folder in the order of `list_images`. A
-            second head learns the teacher's choices; the saved model averages the two.
+            array of scores (images, classes), a row for each image of the folder in the order of `list_images`; or the
+            name or path of a model, as for `open_classifier`. A second head learns the teacher's choices; the saved
+            model averages the two.
         config: the settings; None means the defaults.
-        resume: go on with the run that is in `output`, with the same arguments.
+        resume: go on with the run that is in `output`, with the same arguments (`config.read_run` reads them).
         callbacks: Keras callbacks for the training model, e.g. your own logging. They should not change it.
         verbose: as in Keras' `fit`: 0 shows nothing, 1 progress bars, 2 a line for each epoch.
         track: wraps the check of all images, e.g. `rich.progress.track`.
@@ -106,7 +107,12 @@ def finetune(
         output.mkdir(parents=True, exist_ok=True)
         remove_unfinished(output)
         write_text(output / "labels.txt", "".join(f"{label}\n" for label in run_data.labels))
-        write_json(output / "config.json", {"config": config.to_dict(), "versions": _versions()})
+        names = labels if isinstance(labels, str | os.PathLike | None) else output / "labels.txt"
+        started = portable_arguments(
+            output, model=model, data=data, validation=validation, labels=names, teacher=teacher
+        )
+        content = {"config": config.to_dict(), "arguments": started, "versions": _versions()}
+        write_json(output / CONFIG_FILE, content)
     run.train(restored)
     return run.report()
 

@@ -5,6 +5,7 @@ Hard distillation, as the reference trains: the label is the class with the teac
 student sees, augmented; scores from before are of the images as they are, and are mixed as MixUp and CutMix mix labels.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_efficientformer.classifiers.opening import open_classifier
 from keras_efficientformer.layers.image_normalization import model_inputs
 from keras_efficientformer.training.data.batches import Batch, one_hot
 
@@ -38,6 +40,7 @@ def open_teacher(teacher: Any, classes: int, images: int | None) -> Teacher | No
         images: how many images the folder has, or None where the data come from a loader.
 
     Raises:
+        ValueError, OSError, ImportError: a model's name stands for none, or as `open_classifier`.
         ValueError: it is none of these, does not know as many classes, or scores have another shape than
             (images, classes).
     """
@@ -45,9 +48,12 @@ def open_teacher(teacher: Any, classes: int, images: int | None) -> Teacher | No
         return None
     if isinstance(teacher, np.ndarray):
         return Teacher(_lookup(teacher, classes, images), fixed=True)
+    if isinstance(teacher, str | os.PathLike):
+        classifier = open_classifier(teacher)
+        teacher = resizing(classifier.predict, classifier.size)
     if not callable(teacher):
         raise ValueError(
-            "A teacher should be a keras.Model, a function of raw images, or a NumPy array of scores. "
+            "A teacher should be a keras.Model, a function of raw images, a NumPy array of scores, or a model's name. "
             f"Received: {type(teacher).__name__}"
         )
     ask = _ask_model(teacher) if isinstance(teacher, keras.Model) else teacher

@@ -45,6 +45,8 @@ def test_finetune_and_evaluate(folder):
     config = json.loads((folder / "run" / "config.json").read_text())["config"]
     assert (config["epochs"], config["batch_size"], config["flip"], config["learning_rate"]) == (1, 4, False, 1e-3)
     assert "validation top-1" in command(*run, "--resume").stdout
+    # The run's folder says what it was started on.
+    assert "validation top-1" in command("finetune", "--resume", "--output", folder / "run").stdout
     # Not a terminal: no bars, but a line for each epoch.
     distilled = ["--teacher", folder / "teacher.keras", "--output", folder / "distilled"]  # of another size
     shown = command(*run[:4], *distilled, *options).stdout
@@ -55,6 +57,36 @@ def test_finetune_and_evaluate(folder):
     assert found["images"] == 15
     assert [row["label"] for row in found["classes"]] == sorted(training_images.COLOURS)
     assert "images per second" in command(*evaluation).stdout
+
+
+def test_resume_knows_the_run_and_names_what_differs(folder, monkeypatch):
+    run = ["finetune", folder / "images", "--model", folder / "model.keras", "--output", folder / "resumed"]
+    run += ["--epochs", 1, "--batch-size", 4, "--teacher", folder / "teacher.keras", "--size", "48x64"]
+    command(*run)
+    saved = json.loads((folder / "resumed" / "config.json").read_text())["arguments"]
+    assert saved == {
+        "model": "../model.keras",
+        "data": "../images",
+        "validation": None,
+        "labels": None,
+        "teacher": "../teacher.keras",
+    }
+    monkeypatch.chdir(folder.parent)  # paths are the run's, not those of where the command is called
+    resume = ["finetune", "--resume", "--output", folder / "resumed"]
+    assert "validation top-1" in command(*resume).stdout
+    assert "validation top-1" in command(*resume, "--epochs", 1, "--model", folder / "model.keras").stdout
+    for options, words in (
+        (["--epochs", 2], "epochs was 1, is 2"),
+        (["--model", "l3"], "model was"),
+        (["--teacher", folder / "model.keras"], "teacher was"),
+        (["--validation", folder / "images"], "validation was None"),
+        (["--size", "64"], "size was (48, 64), is 64"),
+    ):
+        assert words in str(command(*resume, *options, code=1).exception)
+    assert "holds no run to go on with" in str(command("finetune", "--resume", "--output", folder, code=1).exception)
+    command("finetune", "--output", folder / "new", code=2)
+    (folder / "resumed" / "config.json").write_text("{}")
+    assert "does not say what the run was started on" in str(command(*resume, code=1).exception)
 
 
 def test_refusals(folder):
