@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_efficientformer.conversion.stated import STATED, Stated
 from keras_efficientformer.errors import CheckpointError, first_line, listing, require
 from keras_efficientformer.files import finished_file
 
@@ -53,15 +54,22 @@ UNSAFE = re.compile(r"unsupported (?:global|class):?(?: GLOBAL)? ([\w.]+)", re.I
 
 
 class StateDict(dict[str, np.ndarray]):
-    """A state dict, {tensor name: NumPy array}, that knows its model's input size.
+    """A state dict, {tensor name: NumPy array}, that knows its model's input size, labels and normalisation.
 
     Attributes:
         input_size: (height, width) of the images that its attention biases are for; None where that is not known.
+        stated: what else is said of the model.
     """
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], input_size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, np.ndarray],
+        input_size: tuple[int, int] | None = None,
+        stated: Stated = Stated(),  # noqa: B008  (it is frozen)
+    ) -> None:
         super().__init__(tensors)
         self.input_size = input_size
+        self.stated = stated
 
 
 class Checkpoint(StateDict):
@@ -70,7 +78,7 @@ class Checkpoint(StateDict):
     Attributes:
         source: path of the file, for messages.
         wrappers: the keys and prefixes that were taken off to reach the tensors, outermost first; often empty.
-        input_size: as of `StateDict`, from the file.
+        input_size, stated: as of `StateDict`, from the file.
     """
 
     def __init__(
@@ -79,8 +87,9 @@ class Checkpoint(StateDict):
         source: str | os.PathLike[str],
         wrappers: Iterable[str] = (),
         input_size: tuple[int, int] | None = None,
+        stated: Stated = Stated(),  # noqa: B008  (it is frozen)
     ) -> None:
-        super().__init__(tensors, input_size)
+        super().__init__(tensors, input_size, stated)
         self.source = str(source)
         self.wrappers = tuple(wrappers)
 
@@ -120,11 +129,12 @@ def read_tensors(path: str | os.PathLike[str]) -> Checkpoint:
         if not file.read(1):
             raise CheckpointError(f"{path} is empty: a checkpoint was expected. Bring the file again.")
     wrappers: list[str] = []
-    said: Any = None
-    if suffix == ".safetensors":
-        tensors, said = _read_safetensors(path)
-    elif suffix == INDEX_SUFFIX:
-        tensors, said = _read_shards(path)
+    stated = Stated()
+    if suffix in (".safetensors", INDEX_SUFFIX):
+        tensors, metadata = (_read_safetensors if suffix == ".safetensors" else _read_shards)(path)
+        said: Any = metadata.get(INPUT_SIZE)
+        if STATED in metadata:
+            stated = Stated.from_json(metadata[STATED], path)
     elif suffix in KERAS_SUFFIXES:
         return Checkpoint(_read_hdf5(path), path)
     else:
@@ -135,7 +145,7 @@ def read_tensors(path: str | os.PathLike[str]) -> Checkpoint:
             f"{path} holds no tensors where a state dict was expected. Save `model.state_dict()`, alone or under one "
             f"of the keys {', '.join(WRAPPERS)}."
         )
-    return Checkpoint(tensors, path, [*wrappers, *prefixes], _input_size(said, path))
+    return Checkpoint(tensors, path, [*wrappers, *prefixes], _input_size(said, path), stated)
 
 
 def _input_size(said: Any, path: Path) -> tuple[int, int] | None:
@@ -154,6 +164,7 @@ def write_tensors(
     overwrite: bool = False,
     wrapper: str | None = None,
     input_size: tuple[int, int] | None = None,
+    stated: Stated = Stated(),  # noqa: B008  (it is frozen)
 ) -> None:
     """Writes a state dict as `.safetensors`, or as `.pth`, `.pt` or `.bin` with torch.
 
@@ -165,6 +176,7 @@ def write_tensors(
         input_size: (height, width) of its model's images, which is written beside it: in safetensors' metadata; in
             PyTorch's formats, under "state_dict" where there is no other wrapper, if nothing else tells that it is not
             for squares.
+        stated: what else is said of its model, in safetensors' metadata.
 
     Raises:
         FileExistsError: the file exists and `overwrite` is False.
@@ -179,7 +191,8 @@ def write_tensors(
 
         with finished_file(path, overwrite) as partial:
             # transformers and timm refuse a file that does not say which framework's layout it has.
-            save_file(dict(tensors), partial, metadata={"format": "pt"} | said)
+            more = {} if stated == Stated() else {STATED: stated.to_json()}
+            save_file(dict(tensors), partial, metadata={"format": "pt"} | said | more)
         return
     if suffix not in PYTORCH_SUFFIXES:
         expected = ", ".join((".safetensors", *PYTORCH_SUFFIXES))
@@ -201,8 +214,8 @@ def suffix_of(path: str | os.PathLike[str]) -> str | None:
     return next((suffix for suffix in CHECKPOINT_SUFFIXES if name.endswith(suffix)), None)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
-    """The tensors, and what the metadata say is the input size."""
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors and the metadata."""
     # ml_dtypes teaches NumPy bfloat16, without which safetensors refuses such files.
     import ml_dtypes  # noqa: F401
     from safetensors import SafetensorError, safe_open
@@ -211,7 +224,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
     try:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
-        return load_file(path), metadata.get(INPUT_SIZE)
+        return load_file(path), metadata
     except (SafetensorError, TypeError, KeyError) as error:
         raise _damaged(path, "safetensors", error) from error
     # An AttributeError means that NumPy has no such dtype.
@@ -219,8 +232,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
         raise _unknown_kind(path, error) from error
 
 
-def _read_shards(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
-    """The tensors of the parts that an index names, which lie beside it."""
+def _read_shards(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors of the parts that an index names, which lie beside it, and the metadata of them all."""
     try:
         places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(places.values()))
@@ -232,14 +245,15 @@ def _read_shards(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
     if missing:
         raise CheckpointError(f"{path} names parts that are not beside it: {listing(missing)}. Bring them too.")
     tensors: dict[str, np.ndarray] = {}
-    said = None
+    metadata: dict[str, str] = {}
     for file in files:
-        part, said = _read_safetensors(path.parent / file)
+        part, found = _read_safetensors(path.parent / file)
         tensors |= part
+        metadata |= found
     lost = [name for name in places if name not in tensors]
     if lost:
         raise CheckpointError(f"{path} names tensors that its parts do not hold: {listing(lost)}. Bring all again.")
-    return tensors, said
+    return tensors, metadata
 
 
 def _read_pytorch(path: Path) -> tuple[dict[str, np.ndarray], list[str], Any]:

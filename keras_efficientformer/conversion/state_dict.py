@@ -31,9 +31,12 @@ from keras_efficientformer.conversion.checkpoint import (
 )
 from keras_efficientformer.conversion.dialects import Dialect, add_prefix, dialects_of
 from keras_efficientformer.conversion.formats import StateDict
+from keras_efficientformer.conversion.stated import Stated
 from keras_efficientformer.errors import CheckpointError, listing
+from keras_efficientformer.layers.image_normalization import normalization_of
 from keras_efficientformer.layers.keras_quantization import check_without_lora
-from keras_efficientformer.layers.names import HEADS
+from keras_efficientformer.layers.names import HEADS, PREDICTIONS
+from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.variants import AnyArchitecture, ArchitectureV2, class_name, variant_name, variants_of
 
 # These buffers are no weights: the first is recomputed from the input's size, and PyTorch's BatchNorm counts the second
@@ -141,7 +144,8 @@ def to_state_dict(model: keras.Model, dialect: str = "timm") -> dict[str, np.nda
 
     Returns:
         {tensor name: contiguous array}, float32 weights and int64 buffers; as a `StateDict`, which also says for which
-            input size it is, and so do the files that `write_checkpoint` writes of it.
+            input size it is, and so do the files that `write_checkpoint` writes of it; .safetensors files also say the
+            labels, the normalisation and the classifier's activation.
 
     Raises:
         ValueError: a dialect that the model's family does not have, or a model that is not an EfficientFormer of this
@@ -167,7 +171,22 @@ def to_state_dict(model: keras.Model, dialect: str = "timm") -> dict[str, np.nda
         tensors |= {f"{HEAD_DIST}.{leaf}": tensors[f"{HEAD}.{leaf}"].copy() for leaf in ("weight", "bias")}
     names = names_in_dialect(architecture, target)
     height, width = model.inputs[0].shape[1:3]
-    return StateDict({add_prefix(names[name], target): tensor for name, tensor in tensors.items()}, (height, width))
+    renamed = {add_prefix(names[name], target): tensor for name, tensor in tensors.items()}
+    return StateDict(renamed, (height, width), _stated(model))
+
+
+def _stated(model: keras.Model) -> Stated:
+    """What is said of a model beside its tensors."""
+    normalization = normalization_of(model)
+    heads = [layer for layer in model.layers if layer.name == PREDICTIONS[0]]
+    activation = keras.activations.serialize(heads[0].activation) if heads else None
+    return Stated(
+        labels_of(model),
+        None if normalization is None else tuple(normalization.mean),
+        None if normalization is None else tuple(normalization.std),
+        # Functions of one's own have no name by which another process would find them.
+        activation if isinstance(activation, str) and hasattr(keras.activations, activation) else None,
+    )
 
 
 def _describe(architecture: AnyArchitecture) -> str:

@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,6 +256,15 @@ def label_names(labels: Labels | None, network: FusedNetwork) -> tuple[str, ...]
     if network.classes is None:
         raise ValueError("The model has no classifier that labels could be for: leave them out.")
     return class_names(labels, network.classes)
+
+
+def warn_without_labels(network: FusedNetwork, labels: tuple[str, ...] | None) -> None:
+    """Warns of a classifier that is exported without its classes' names."""
+    if network.classes is not None and labels is None:
+        warnings.warn(
+            f"No labels: apps will show numbers in place of the {network.classes} classes' names. Pass labels.",
+            stacklevel=3,
+        )
 
 
 def file_path(path: str | os.PathLike, network: FusedNetwork, mode: str, suffix: str) -> Path:

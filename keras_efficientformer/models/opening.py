@@ -10,6 +10,7 @@ import keras
 from keras_efficientformer import conversion
 from keras_efficientformer.conversion.formats import suffix_of
 from keras_efficientformer.conversion.hub_config import normalization_beside
+from keras_efficientformer.conversion.stated import Stated
 from keras_efficientformer.errors import CheckpointError, first_line
 from keras_efficientformer.labels import Labels
 from keras_efficientformer.layers.image_normalization import normalization_arguments
@@ -58,7 +59,7 @@ def from_checkpoint(
     path: str | os.PathLike[str],
     *,
     input_shape: tuple[int, ...] | None = None,
-    classifier_activation: Any = "softmax",
+    classifier_activation: Any = "auto",
     adapt_channels: bool = False,
     include_preprocessing: bool = False,
     mean: Sequence[float] | None = None,
@@ -73,13 +74,15 @@ def from_checkpoint(
             Hugging Face hub that holds one.
         input_shape: (h, w) or (h, w, channels), both sides at least 32; None means the size that the attention biases
             are of, and the channels are the file's.
-        classifier_activation: activation of the classifier, `"softmax"`, `None` for logits, or any Keras activation.
+        classifier_activation: activation of the classifier, `"softmax"`, `None` for logits, or any Keras activation;
+            `"auto"` means what the file states, as .safetensors files of this package do, else softmax.
         adapt_channels: whether a file for RGB images may become a model for images of other channels, by timm's rule
             (`adapt_input_conv`): for one channel the filters' sum over colours, for more the filters repeated, and
             scaled so that an equal image in all channels gives what it gave.
-        include_preprocessing, labels: as for `EfficientFormer`.
-        mean, std: as for `EfficientFormer`; None means what timm's config.json or transformers'
-            preprocessor_config.json beside the file states, else ImageNet's.
+        include_preprocessing: as for `EfficientFormer`.
+        labels: as for `EfficientFormer`; None means what the file states.
+        mean, std: as for `EfficientFormer`; None means what the file states, or timm's config.json or transformers'
+            preprocessor_config.json beside it, else ImageNet's.
         progress: wraps the iteration over the model's variables, e.g. `rich.progress.track`.
 
     Returns:
@@ -100,8 +103,13 @@ def from_checkpoint(
         input_shape = (*info.input_size, info.channels)
     if len(input_shape) == 2:
         input_shape = (*input_shape, info.channels)
+    stated = state_dict.stated
     if mean is None and std is None:
-        mean, std = _stated_normalization(path, input_shape[2])
+        mean, std = _stated_normalization(stated, path, input_shape[2])
+    if classifier_activation == "auto":
+        classifier_activation = stated.activation or "softmax"
+    if labels is None and info.heads:
+        labels = stated.labels
     if adapt_channels:
         state_dict = conversion.adapt_channels(state_dict, input_shape[2])
     with weights_follow():
@@ -123,11 +131,13 @@ def from_checkpoint(
 
 
 def _stated_normalization(
-    path: str | os.PathLike[str], channels: int
+    stated: Stated, path: str | os.PathLike[str], channels: int
 ) -> tuple[Sequence[float] | None, Sequence[float] | None]:
-    """The mean and the deviation that the configuration beside a checkpoint states for images of so many channels."""
-    stated = normalization_beside(path)
-    return stated if stated is not None and len(stated[0]) == channels else (None, None)
+    """The mean and the deviation that a checkpoint, or the configuration beside it, states for so many channels."""
+    for mean, std in ((stated.mean, stated.std), normalization_beside(path) or (None, None)):
+        if mean is not None and len(mean) == channels:
+            return mean, std
+    return None, None
 
 
 def open_model(

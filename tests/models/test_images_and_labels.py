@@ -6,6 +6,7 @@ They are kept when a model is saved, and read by all that prepares images for it
 import keras
 import numpy as np
 import pytest
+import safetensors.numpy
 import training_images
 from networks import SMALL, raw_images
 
@@ -14,7 +15,7 @@ from keras_efficientformer import conversion
 from keras_efficientformer.classifiers import KerasClassifier, open_classifier
 from keras_efficientformer.deploy import export_coreml, export_tflite
 from keras_efficientformer.imagenet import MEAN, STD, imagenet_labels, preprocess_input
-from keras_efficientformer.layers.image_normalization import normalization_of, takes_raw_pixels
+from keras_efficientformer.layers.image_normalization import Normalization, normalization_of, takes_raw_pixels
 from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.models.opening import open_model
 from keras_efficientformer.training import FineTuneConfig, evaluate, finetune, quantize_aware, to_keras
@@ -181,3 +182,53 @@ def test_same_as_keras_applications_way(build, images):
     np.testing.assert_allclose(found, own_preprocessing(images, OWN), atol=1e-6)
     tensor = preprocess_input(keras.ops.convert_to_tensor(images), mean=OWN["mean"], std=OWN["std"])
     np.testing.assert_allclose(keras.ops.convert_to_numpy(tensor), found, atol=1e-5)
+
+
+def test_safetensors_say_labels_normalisation_and_activation(tmp_path):
+    """Whatever is said of a model comes back with its checkpoint, in every dialect, and other tools still read it."""
+    names = [f"kind {index}, très\tbon" for index in range(3)]
+    model = kef.EfficientFormer(
+        (1, 1, 1, 1),
+        (8, 8, 8, 16),
+        input_shape=(32, 32, 3),
+        classes=3,
+        classifier_activation="sigmoid",
+        labels=names,
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.3, 0.4),
+    )
+    for dialect in ("timm", "snap", "transformers"):
+        path = tmp_path / f"{dialect}.safetensors"
+        conversion.write_checkpoint(path, conversion.to_state_dict(model, dialect))
+        found = kef.from_checkpoint(path)
+        assert labels_of(found) == tuple(names)
+        assert normalization_of(found) == normalization_of(model)
+        assert found.get_layer("predictions").activation is keras.activations.sigmoid
+        classifier = open_classifier(path)
+        assert (classifier.labels, classifier.independent) == (tuple(names), True)
+        # What is given counts more than what is stated.
+        other = kef.from_checkpoint(
+            path, labels=["a", "b", "c"], classifier_activation=None, mean=(0, 0, 0), std=(1, 1, 1)
+        )
+        assert labels_of(other) == ("a", "b", "c")
+        assert other.get_layer("predictions").activation is keras.activations.linear
+        assert normalization_of(other).mean == (0, 0, 0)
+        with safetensors.safe_open(path, "np") as file:
+            assert file.metadata()["format"] == "pt"
+    # Files that say nothing are of ImageNet's normalisation and a softmax, as before.
+    bare = dict(conversion.to_state_dict(model))
+    conversion.write_checkpoint(tmp_path / "bare.safetensors", bare)
+    with safetensors.safe_open(tmp_path / "bare.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt"}
+    found = kef.from_checkpoint(tmp_path / "bare.safetensors", input_shape=(32, 32, 3))
+    assert (labels_of(found), normalization_of(found)) == (None, Normalization())
+    assert found.get_layer("predictions").activation is keras.activations.softmax
+
+
+@pytest.mark.parametrize(
+    "text", ["no JSON", "[]", '{"mean": [1]}', '{"activation": 3}', '{"labels": [1]}', '{"mean": ["a"], "std": [1]}']
+)
+def test_damaged_statements_are_refused(tmp_path, text):
+    safetensors.numpy.save_file({"a": np.zeros(1)}, tmp_path / "a.safetensors", {"keras_efficientformer": text})
+    with pytest.raises(ValueError, match=r"a\.safetensors has metadata of this package that are damaged"):
+        conversion.read_checkpoint(tmp_path / "a.safetensors")

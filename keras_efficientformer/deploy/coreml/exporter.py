@@ -31,6 +31,7 @@ from keras_efficientformer.deploy.export import (
     label_names,
     network_inputs,
     open_source,
+    warn_without_labels,
     write_checked,
 )
 from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
@@ -116,6 +117,7 @@ def export_coreml(
     if compress == "int8":
         network = keep_weak_channels(network)
     names = _unique(label_names(labels, network))
+    warn_without_labels(network, names)
     mode = mode_name(precision, compress)
     limit = COREML_PRECISIONS[precision] if compress == "none" else COMPRESSIONS[compress].limit
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import time
+import warnings
 from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
@@ -21,6 +22,7 @@ from keras_efficientformer.deploy.export import (
     label_names,
     network_inputs,
     open_source,
+    warn_without_labels,
     write_checked,
 )
 from keras_efficientformer.deploy.file_facts import FileFacts
@@ -37,6 +39,8 @@ from keras_efficientformer.labels import Labels
 # These are the kinds of calibration images that `export_tflite` takes.
 Calibration = str | os.PathLike[str] | np.ndarray | Iterable[Any]
 
+# Fewer images bring a warning.
+CALIBRATION_ADVISED = 32
 CALIBRATION_LIMIT = 128
 PIXEL_RANGE = (0.0, 255.0)
 TFLITE_TOOLS = ("keras-efficientformer", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy")
@@ -107,6 +111,7 @@ def export_tflite(
         require(module, "TFLite export", "litert")
     network = source.network(include_preprocessing)
     names = label_names(labels, network)
+    warn_without_labels(network, names)
     card, facts = _card(network, mode, names), FileFacts.of(network, names)
 
     def write(file: Path, images: np.ndarray) -> None:
@@ -120,7 +125,7 @@ def export_tflite(
             mode=mode.name,
             labels=names,
             limit=mode.limit if max_difference is None else float(max_difference),
-            images=lambda: _images(calibration, network.input_shape),
+            images=lambda: _images(calibration, network.input_shape, mode.calibrated),
             write=write,
             run=lambda file, images: _run(file, network, images),
             tools=TFLITE_TOOLS,
@@ -160,13 +165,23 @@ def _known_ranges(network: FusedNetwork) -> dict[str, tuple[float, float]]:
     return ranges | ({INPUT: PIXEL_RANGE} if network.preprocessing else {})
 
 
-def _images(calibration: Calibration | None, input_shape: tuple[int, int, int]) -> tuple[np.ndarray, str]:
+def _images(
+    calibration: Calibration | None, input_shape: tuple[int, int, int], are_measured: bool
+) -> tuple[np.ndarray, str]:
     """The raw images to measure and compare on, and where they came from."""
     if calibration is None:
         return seeded_images(input_shape), "seeded noise"
+    taken, origin = calibration, "the given arrays"
     if isinstance(calibration, str | os.PathLike):
-        return read_images(Path(calibration), input_shape, CALIBRATION_LIMIT), str(calibration)
-    return read_images(calibration, input_shape, CALIBRATION_LIMIT), "the given arrays"
+        taken, origin = Path(calibration), str(calibration)
+    images = read_images(taken, input_shape, CALIBRATION_LIMIT)
+    if are_measured and len(images) < CALIBRATION_ADVISED:
+        warnings.warn(
+            f"Only {len(images)} calibration images: ranges that others exceed are cut off. Give a hundred or so "
+            "photographs like those the model will see.",
+            stacklevel=2,
+        )
+    return images, origin
 
 
 def _content(
