@@ -39,7 +39,7 @@ def keep_libraries_quiet() -> None:
     # Warnings are filtered by the module that they point to, which for this package's own is one of its.
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module="keras_efficientformer")
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # type: ignore[assignment]
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
 
 
 def import_coremltools_alone(compresses: bool = False) -> None:

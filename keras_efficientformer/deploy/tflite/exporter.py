@@ -171,7 +171,8 @@ def _images(
     """The raw images to measure and compare on, and where they came from."""
     if calibration is None:
         return seeded_images(input_shape), "seeded noise"
-    taken, origin = calibration, "the given arrays"
+    taken: Any = calibration
+    origin = "the given arrays"
     if isinstance(calibration, str | os.PathLike):
         taken, origin = Path(calibration), str(calibration)
     images = read_images(taken, input_shape, CALIBRATION_LIMIT)
