@@ -372,7 +372,7 @@ class Run:
         report = FineTuneReport(self.output / BEST_FILE, labels, best_epoch(history), scores, tuple(history), *found)
         if self.devices.process == 0:
             write_json(self.output / "report.json", report.to_dict())
-            plot_curves(history, self.output / "curves.png")
+            plot_curves(history, report.best_epoch, self.config, self.output / "curves.png")
             if isinstance(scores, MultiLabelScores):
                 plot_average_precision(scores.average_precision, labels, self.output / "average_precision.png")
             elif scores:

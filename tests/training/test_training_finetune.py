@@ -16,7 +16,6 @@ from keras_efficientformer import conversion
 from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.training import FineTuneConfig, TrainingError, evaluate, finetune
 from keras_efficientformer.training.config import EXPECTED
-from keras_efficientformer.training.plots import plot_confusion
 from keras_efficientformer.training.run_state import read_state
 from keras_efficientformer.training.student import Network, averaged_weights, compile_student
 
@@ -455,12 +454,6 @@ def test_loader_and_unreadable_validation(model, tmp_path):
     config = FineTuneConfig(epochs=1, skip_bad=True)
     report = finetune(model, Loader(), tmp_path / "run", config=config, verbose=False, **arguments)
     assert [Path(path).name for path in report.skipped] == ["001.png"]
-
-
-def test_names_with_dollars(tmp_path):
-    """They are no formulas."""
-    plot_confusion(np.eye(2, dtype=int), ["a$_$b", "pay $^ now $"], tmp_path / "confusion.png")
-    assert min(Image.open(tmp_path / "confusion.png").size) > 300
 
 
 UNFIT = [
