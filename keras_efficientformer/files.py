@@ -109,6 +109,11 @@ class _Interrupts:
             raise KeyboardInterrupt from error
 
 
+def bare_name(path: str | os.PathLike[str]) -> str:
+    """The name of a file or folder without the folders above it: reports go to others, whom those do not concern."""
+    return Path(os.path.abspath(path)).name
+
+
 def size_of(path: str | os.PathLike[str]) -> int:
     """Bytes of a file, or of all files in a folder."""
     path = Path(path)

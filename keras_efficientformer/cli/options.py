@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 from rich.progress import track as progress_bar
+from rich.table import Table
+from rich.text import Text
 
 from keras_efficientformer import models
 from keras_efficientformer.cli.quiet import import_coremltools_alone
@@ -126,11 +128,14 @@ def left_out(skipped: Mapping[str, str], other_files: Mapping[str, int]) -> str:
     return f"{len(skipped)} unreadable images, {total} files that are none" + (f" ({others})" if others else "")
 
 
-def worst_classes(scores: "AnyScores", labels: Sequence[str]) -> list[tuple[str, str]]:
-    """(label, its scores in words) of the classes that are found worst, of those with images."""
+def worst_classes(scores: "AnyScores", labels: Sequence[str]) -> Table:
+    """The classes that are found worst, of those with images, each with its scores in words."""
     found = [row for row in scores.to_dict(labels)["classes"] if row[scores.measure] is not None]
     worst = sorted(found, key=lambda row: row[scores.measure])[:WORST_SHOWN]
-    return [(row["label"], scores.words.format(**row)) for row in worst]
+    table = facts_table(f"Worst classes: {len(worst)} of {len(found)}")
+    for row in worst:
+        table.add_row(Text(row["label"]), scores.words.format(**row))
+    return table
 
 
 def print_facts(report: dict[str, Any], as_json: bool, title: str) -> None:

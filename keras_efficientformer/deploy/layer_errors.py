@@ -24,6 +24,7 @@ from keras_efficientformer.deploy.network.file_steps import FileSteps, StepTenso
 from keras_efficientformer.deploy.network.recording import Step
 from keras_efficientformer.deploy.tflite.layer_tensors import TFLiteSteps
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
+from keras_efficientformer.files import bare_name
 from keras_efficientformer.images import read_images, seeded_images
 from keras_efficientformer.reporting import finite_only
 
@@ -82,8 +83,9 @@ class LayerErrors:
         return tuple(sorted(self.layers, key=lambda layer: layer.added, reverse=True)[:count])
 
     def to_json(self) -> str:
-        """All layers as indented JSON; numbers that are not finite, which JSON does not have, are null."""
-        return json.dumps(finite_only(dataclasses.asdict(self)), indent=2, allow_nan=False) + "\n"
+        """All layers as indented JSON, the file by its name alone; numbers that are not finite are null."""
+        values = dataclasses.asdict(self) | {"path": bare_name(self.path)}
+        return json.dumps(finite_only(values), indent=2, allow_nan=False) + "\n"
 
     def __rich__(self) -> Table:
         worst = self.worst()
@@ -132,7 +134,7 @@ def layer_errors(
     steps = _open(path, model)
     shape = steps.network.input_shape
     pixels = seeded_images(shape) if images is None else read_images(images, shape, IMAGE_LIMIT)
-    named = str(images) if isinstance(images, str | Path) else "the given arrays"
+    named = bare_name(images) if isinstance(images, str | Path) else "the given arrays"
     sums: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(3))
     for start in range(0, len(pixels), CHUNK):
         for tensors in steps.compare(network_inputs(pixels[start : start + CHUNK], steps.network)):

@@ -17,7 +17,12 @@ from keras_efficientformer.models.opening import open_model
 from keras_efficientformer.training.config import CONFIG_FILE, FineTuneConfig, portable_arguments
 from keras_efficientformer.training.data.batches import Batches, TrainingImages, ValidationImages
 from keras_efficientformer.training.data.class_places import class_places
-from keras_efficientformer.training.data.image_folder import read_folder, read_validation, without_unreadable
+from keras_efficientformer.training.data.image_folder import (
+    from_folder_on,
+    read_folder,
+    read_validation,
+    without_unreadable,
+)
 from keras_efficientformer.training.data.loaders import LoaderBatches
 from keras_efficientformer.training.data.multi_label import read_multi_label, read_multi_label_validation
 from keras_efficientformer.training.devices import Devices, open_devices
@@ -176,7 +181,7 @@ def _open_data(
         ValidationImages(held_out, len(names), size, config.crop_fraction, config.batch_size),
         training.counts(len(names)),
         listed,
-        skipped | skipped_too,
+        from_folder_on(data, skipped) | from_folder_on(validation or data, skipped_too),
         count_other_files(data),
     )
 
@@ -200,7 +205,8 @@ def _open_loaders(
     if isinstance(validation, str | Path):
         read = read_multi_label_validation if config.multi_label else read_validation
         found = read(validation, names)
-        images, skipped = without_unreadable(found, _needed(names, config), config.skip_bad, track)
+        images, unreadable = without_unreadable(found, _needed(names, config), config.skip_bad, track)
+        skipped = from_folder_on(validation, unreadable)
         held_out = ValidationImages(images, len(names), size, config.crop_fraction, config.batch_size)
     elif validation is not None:
         held_out = LoaderBatches(validation, len(names), size, config.multi_label)

@@ -58,7 +58,7 @@ class RunData:
         validation: batches to choose the best model by, or None.
         class_counts: int64 (classes,), how many training images each class has; None for a loader.
         images_listed: how many images the training folder has, with those held out or left out; None for a loader.
-        skipped: {path: reason} of images that were left out.
+        skipped: {path from the images' folder on: reason} of images that were left out.
         other_files: {suffix: number} of files in the training folder that are called as no image.
     """
 
@@ -89,7 +89,7 @@ class FineTuneReport:
         scores: of it, on the validation images; None where there were none.
         history: one row for each epoch: learning_rate, loss, accuracy, val_loss, val_accuracy, val_top5, seconds; for
             several labels val_map in the place of val_top5, and accuracy is that of each label of each image.
-        skipped: {path: reason} of images that were left out.
+        skipped: {path from the images' folder on: reason} of images that were left out.
         other_files: {suffix: number} of files in the training folder that are called as no image.
     """
 
@@ -102,9 +102,9 @@ class FineTuneReport:
     other_files: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, ready for JSON."""
+        """The report as plain values, ready for JSON; the model by its name in the run's folder."""
         return {
-            "model": str(self.model),
+            "model": self.model.name,
             "labels": list(self.labels),
             "best_epoch": self.best_epoch,
             "scores": self.scores.to_dict(self.labels) if self.scores else None,

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import resource
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -397,7 +396,12 @@ def test_unreadable_images(model, tmp_path):
     refused(model, folder, tmp_path / "run", ValueError, "2 of", "red/003.png", "blue/007.png", "--skip-bad")
     config = FineTuneConfig(epochs=1, batch_size=8, skip_bad=True)
     report = finetune(model, folder, tmp_path / "run", config=config, verbose=False)
-    assert sorted(Path(path).name for path in report.skipped) == ["003.png", "007.png"]
+    assert sorted(report.skipped) == ["images/blue/007.png", "images/red/003.png"]
+    assert report.skipped["images/red/003.png"].startswith("'images/red/003.png' is not an image")
+    written = (tmp_path / "run" / "report.json").read_text()
+    assert json.loads(written) == report.to_dict()
+    assert report.to_dict()["model"] == "best.keras"
+    assert not [file for file in (tmp_path / "run").glob("*.json") if str(tmp_path) in file.read_text()]
 
 
 def test_nothing_readable_in_a_class(model, tmp_path):
@@ -453,7 +457,7 @@ def test_loader_and_unreadable_validation(model, tmp_path):
     refused(model, Loader(), tmp_path / "run", ValueError, "1 of 6 images", "red/001.png", **arguments)
     config = FineTuneConfig(epochs=1, skip_bad=True)
     report = finetune(model, Loader(), tmp_path / "run", config=config, verbose=False, **arguments)
-    assert [Path(path).name for path in report.skipped] == ["001.png"]
+    assert list(report.skipped) == ["images/red/001.png"]
 
 
 UNFIT = [

@@ -31,6 +31,7 @@ from keras_efficientformer.deploy.tflite.modes import MODES, Mode
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 from keras_efficientformer.deploy.tflite.step_names import INPUT
 from keras_efficientformer.errors import require
+from keras_efficientformer.files import bare_name
 from keras_efficientformer.images import read_images, seeded_images
 from keras_efficientformer.labels import Labels
 
@@ -165,7 +166,7 @@ def _images(calibration: Calibration | None, input_shape: tuple[int, int, int]) 
     if calibration is None:
         return seeded_images(input_shape), "seeded noise"
     if isinstance(calibration, str | os.PathLike):
-        return read_images(Path(calibration), input_shape, CALIBRATION_LIMIT), str(calibration)
+        return read_images(Path(calibration), input_shape, CALIBRATION_LIMIT), bare_name(calibration)
     return read_images(calibration, input_shape, CALIBRATION_LIMIT), "the given arrays"
 
 
