@@ -60,7 +60,9 @@ def evaluate(
         skip_bad=skip_bad,
         track=partial(track, description="Evaluating"),
     )
-    print(report.to_json(), end="") if as_json else console.print(_evaluation_table(report), worst_classes(report.scores, report.labels))
+    print(report.to_json(), end="") if as_json else console.print(
+        _evaluation_table(report), worst_classes(report.scores, report.labels)
+    )
 
 
 def _evaluation_table(report: "training.EvaluationReport") -> Table:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from keras_efficientformer import models
 from keras_efficientformer.cli.quiet import import_coremltools_alone
-from keras_efficientformer.reporting import facts_table
+from keras_efficientformer.reporting import facts_table, in_words
 
 if TYPE_CHECKING:  # its import takes seconds
     import keras
@@ -145,5 +145,5 @@ def print_facts(report: dict[str, Any], as_json: bool, title: str) -> None:
         return
     table = facts_table(title)
     for name, value in report.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+        table.add_row(name.replace("_", " "), in_words(name, value))
     output.print(table)
