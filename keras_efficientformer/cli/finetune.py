@@ -33,7 +33,7 @@ from keras_efficientformer.training.config import CHOICES, CONFIG_FILE, FineTune
 
 DEFAULT_MODEL = "l1"
 # What a run leaves for people to look at, of which some kinds of runs have other files.
-RESULTS = ("report.json", "curves.png", "confusion.png", "average_precision.png")
+RESULTS = ("report.html", "report.json", "curves.png", "confusion.png", "average_precision.png")
 # Options that have a shorter name too.
 SHORT_NAMES = {"learning_rate": "--lr"}
 

@@ -14,6 +14,8 @@ from rich.text import Text
 
 from keras_efficientformer import models
 from keras_efficientformer.cli.quiet import import_coremltools_alone
+from keras_efficientformer.files import check_target
+from keras_efficientformer.pages.render import require_page_tools
 from keras_efficientformer.reporting import facts_table, in_words
 
 if TYPE_CHECKING:  # its import takes seconds
@@ -80,6 +82,7 @@ Crop = Annotated[
     ),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out, and end with 0 nevertheless.")]
+Page = Annotated[Path | None, typer.Option(help="Also write an HTML page of the export. It runs the file once more.")]
 MaxDifference = Annotated[float | None, typer.Option(help="Write nothing beyond it. Default: the mode's.")]
 LabelsFile = Annotated[
     Path | None,
@@ -114,6 +117,19 @@ def check_free(path: Path, overwrite: bool) -> None:
     """Raises FileExistsError for a file or package that a command would have to replace, before it does anything."""
     if path.exists() and path.suffix and not overwrite:
         raise FileExistsError(f"{path} exists. Choose another name, or pass --overwrite.")
+
+
+def check_page(page: Path | None, extra: str, overwrite: bool) -> None:
+    """Checks that --page can be made and have its name, before a command does anything.
+
+    Args:
+        page: the HTML file; None where it is not asked for.
+        extra: the extra of this package that brings what it is made with.
+        overwrite: whether an existing file may be replaced.
+    """
+    if page is not None:
+        require_page_tools(extra)
+        check_target(page, overwrite)
 
 
 def track(sequence: Iterable[Tracked], description: str) -> Iterable[Tracked]:

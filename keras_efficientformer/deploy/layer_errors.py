@@ -59,6 +59,11 @@ class LayerError:
     snr_db: float
     added: float
 
+    @property
+    def stored_as(self) -> str:
+        """The types of its tensor and, where that is another, of its largest constant."""
+        return self.dtype if self.weights in (None, self.dtype) else f"{self.dtype}, weights {self.weights}"
+
 
 @dataclass(frozen=True)
 class LayerErrors:
@@ -102,9 +107,8 @@ class LayerErrors:
             caption_justify="left",
         )
         for layer in (*worst, self.layers[-1]):
-            stored = layer.dtype if layer.weights in (None, layer.dtype) else f"{layer.dtype}, weights {layer.weights}"
             numbers = f"{layer.added:.2%}", f"{layer.error:.2%}", f"{layer.snr_db:.1f} dB"
-            texts = (layer.location, layer.operation, stored, *numbers)
+            texts = (layer.location, layer.operation, layer.stored_as, *numbers)
             table.add_row(*map(Text, texts), end_section=layer is worst[-1])
         return table
 

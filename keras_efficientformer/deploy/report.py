@@ -120,34 +120,39 @@ class ExportReport:
         if shares and min(shares) < 1:
             words = f"same answers as the Keras model on {min(shares):.1%} of {self.images} images"
         relative = " of the largest value" if self.worst.largest > 1 else ""
-        limit = f"limit {_short(self.limit)}" if math.isfinite(self.limit) else "and no limit was set"
-        return f"{words}: largest difference {_short(self.worst.relative)}{relative}, {limit}"
+        limit = f"limit {short(self.limit)}" if math.isfinite(self.limit) else "and no limit was set"
+        return f"{words}: largest difference {short(self.worst.relative)}{relative}, {limit}"
 
-    def __rich__(self) -> Table:
-        table = facts_table(Text(Path(self.path).name))
+    def facts(self) -> dict[str, str]:
+        """What else there is to say of the file, in words, by its name."""
         partitions = f", {self.partitions} XNNPACK partition{'s' if self.partitions != 1 else ''}"
         partitions = partitions if self.partitions is not None else ""
-        rows = {
-            "verdict": self.verdict,
-            "file": self.path,
+        checkpoint = {"checkpoint": ", ".join(self.checkpoint.values())} if self.checkpoint else {}
+        return {
+            "model": self.model,
             "mode": f"{self.mode}, {self.size / 1e6:.1f} MB, {sum(self.operations.values())} operations{partitions}",
             "input": _describe(self.inputs) + (", raw RGB 0..255" if self.preprocessing else ", normalised"),
             "output": _describe(self.outputs),
             "needs": self.requires,
             "compared on": f"{self.images} images: {self.images_from}",
+            **checkpoint,
+            "time": f"{self.seconds:.1f} s",
         }
+
+    def __rich__(self) -> Table:
+        table = facts_table(Text(Path(self.path).name))
+        rows = {"verdict": self.verdict, "file": self.path, **self.facts()}
         for difference in self.differences:
-            text = f"largest difference {_short(difference.max)}, mean {_short(difference.mean)}"
+            text = f"largest difference {short(difference.max)}, mean {short(difference.mean)}"
             if difference.top1_agreement is not None:
                 text += f", same top-1 on {difference.top1_agreement:.1%}"
             rows[f"{difference.output} against Keras"] = text
-        rows["time"] = f"{self.seconds:.1f} s"
         for name, text in rows.items():
             table.add_row(name, Text(text))  # it is not read as markup: paths and shapes are full of brackets
         return table
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """ "1e-6", "0.0034"."""
     return re.sub(r"e([+-])0", r"e\1", f"{number:.2g}")
 

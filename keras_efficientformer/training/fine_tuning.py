@@ -14,6 +14,7 @@ from keras_efficientformer.imagenet import imagenet_labels
 from keras_efficientformer.images import count_other_files
 from keras_efficientformer.labels import Labels, class_names
 from keras_efficientformer.models.opening import open_model
+from keras_efficientformer.pages.render import require_page_tools
 from keras_efficientformer.training.config import CONFIG_FILE, FineTuneConfig, portable_arguments
 from keras_efficientformer.training.data.batches import Batches, TrainingImages, ValidationImages
 from keras_efficientformer.training.data.class_places import class_places
@@ -26,7 +27,6 @@ from keras_efficientformer.training.data.image_folder import (
 from keras_efficientformer.training.data.loaders import LoaderBatches
 from keras_efficientformer.training.data.multi_label import read_multi_label, read_multi_label_validation
 from keras_efficientformer.training.devices import Devices, open_devices
-from keras_efficientformer.training.plots import require_matplotlib
 from keras_efficientformer.training.run import BEST_FILE, FineTuneReport, Run, RunData
 from keras_efficientformer.training.run_state import CHECKPOINT_FILE, TrainingError, remove_unfinished
 from keras_efficientformer.training.student import Network
@@ -52,10 +52,10 @@ def finetune(
     """Fine-tunes an EfficientFormer on images of your classes.
 
     The run's folder gets `best.keras` (softmax, the classes' own head, averaged weights with `ema`), `labels.txt`,
-    `config.json` (settings, versions), `history.json`, `report.json`, `curves.png`, `confusion.png` and
-    `checkpoint.npz`, from which a run that was stopped, at whatever moment, goes on with `resume`. With `multi_label`
-    the model ends in a sigmoid, each class' score by itself, and there is an `average_precision.png` in the place of
-    `confusion.png`.
+    `config.json` (settings, versions), `history.json`, `report.json`, `report.html`, `curves.png`, `confusion.png`
+    and `checkpoint.npz`, from which a run that was stopped, at whatever moment, goes on with `resume`. With
+    `multi_label` the model ends in a sigmoid, each class' score by itself, and there is an `average_precision.png` in
+    the place of `confusion.png`.
 
     Args:
         model: a `keras.Model` of this package, which stays as it is; the path of one or of a checkpoint; or "l1",
@@ -91,9 +91,9 @@ def finetune(
             are not finite (`TrainingError`): the last good checkpoint and best.keras stay.
         FileExistsError: `output` holds a run and `resume` is False.
         OSError: a file cannot be read or written; the checkpoint before stays.
-        ImportError: matplotlib, or what `model` needs, is not installed.
+        ImportError: matplotlib or Jinja2, or what `model` needs, is not installed.
     """
-    require_matplotlib()
+    require_page_tools("train")
     config = config or FineTuneConfig()
     if config.multi_label and teacher is not None:
         raise ValueError("A teacher chooses one class for each image, which may have several here: leave it out.")

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_efficientformer.errors import require
 from keras_efficientformer.files import finished_file
 from keras_efficientformer.training.config import FineTuneConfig
 
@@ -29,15 +28,6 @@ BLUE = (0.03, 0.32, 0.61)
 # Rare mistakes are to be seen too, so colours follow the square root of a share. Above this one they are too dark for
 # black letters.
 DARK_SHARE = 0.5
-
-
-def require_matplotlib() -> None:
-    """Checks that matplotlib is there, before hours of training and not after.
-
-    Raises:
-        ImportError: it is not installed; the message names the extra.
-    """
-    require("matplotlib", "Drawing a run's curves", "train")
 
 
 def plot_curves(history: Sequence[dict[str, float]], best_epoch: int, config: FineTuneConfig, path: Path) -> None:

@@ -26,6 +26,7 @@ from keras_efficientformer.training.config import FineTuneConfig
 from keras_efficientformer.training.data.batches import Batches, augmented, prefetched
 from keras_efficientformer.training.devices import Devices
 from keras_efficientformer.training.plots import plot_average_precision, plot_confusion, plot_curves
+from keras_efficientformer.training.run_page import write_run_page
 from keras_efficientformer.training.run_state import (
     CHECKPOINT_FILE,
     Progress,
@@ -38,6 +39,7 @@ from keras_efficientformer.training.run_state import (
 from keras_efficientformer.training.scores import AnyScores, MultiLabelScores, NotFiniteError, score
 from keras_efficientformer.training.student import Network, averaged_weights, compile_student, set_trainable
 from keras_efficientformer.training.teachers import Teacher
+from keras_efficientformer.training.worst_images import WorstImages
 
 BEST_FILE = "best.keras"
 # The best epoch is the one with the highest of this: of images with one label each, and with several.
@@ -361,12 +363,14 @@ class Run:
         return callbacks
 
     def report(self) -> FineTuneReport:
-        """Scores the best model, and writes the report and its plots."""
+        """Scores the best model, and writes the report, its plots and its page."""
         history = self.progress.history
-        scores = None
+        scores = images = None
         if self.data.validation is not None:
             best = open_model(self.output / BEST_FILE)
-            scores = score(best, self.data.validation, len(history), self.config.multi_label)
+            multi_label = self.config.multi_label
+            images = WorstImages(multi_label)
+            scores = score(best, self.data.validation, len(history), multi_label, images.look)
         labels = self.data.labels
         found = self.data.skipped, self.data.other_files
         report = FineTuneReport(self.output / BEST_FILE, labels, best_epoch(history), scores, tuple(history), *found)
@@ -377,6 +381,7 @@ class Run:
                 plot_average_precision(scores.average_precision, labels, self.output / "average_precision.png")
             elif scores:
                 plot_confusion(scores.confusion, labels, self.output / "confusion.png")
+            write_run_page(self.output, report.to_dict(), self.config, scores, images, self.data.validation)
         return report
 
 

@@ -420,6 +420,19 @@ def test_export_options(command, files, tmp_path):
     assert (report["preprocessing"], report["limit"]) == (False, 0.5)
 
 
+def test_export_with_a_page(command, files, tmp_path):
+    arguments = ("export", "tflite", files["a.keras"], tmp_path / "a.tflite", "--page", tmp_path / "a.html")
+    assert "verdict" in command(*arguments).out
+    page = (tmp_path / "a.html").read_text()
+    assert "same answers as the Keras model" in page
+    assert "Layers that err most" in page
+    (tmp_path / "a.tflite").unlink()
+    (tmp_path / "a.tflite.json").unlink()
+    assert_refused(command(*arguments, expect=1), "a.html exists")
+    assert not (tmp_path / "a.tflite").exists()  # it is refused before anything is done
+    assert "verdict" in command(*arguments, "--overwrite").out
+
+
 def test_export_prints_a_table(command, files, tmp_path):
     result = command("export", "tflite", files["a.keras"], tmp_path / "a.tflite")
     for words in (

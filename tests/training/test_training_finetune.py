@@ -63,6 +63,7 @@ def test_files(finished):
     assert json.loads((output / "history.json").read_text()) == list(report.history)
     written = json.loads((output / "report.json").read_text())
     assert [row["images"] for row in written["scores"]["classes"]] == [7, 7, 7]
+    assert "Confusion matrix" in (output / "report.html").read_text()
     for name in ("curves.png", "confusion.png"):
         assert min(Image.open(output / name).size) > 300
     assert list((output / "tensorboard").rglob("events*"))
