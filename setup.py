@@ -8,7 +8,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 (VERSION,) = re.findall(r'__version__ = "(.+)"', (ROOT / "keras_efficientformer" / "__init__.py").read_text())
 
-LITERT = ["ai-edge-litert>=2.3", "ai-edge-quantizer>=0.10", "flatbuffers", "matplotlib"]
+PAGES = ["jinja2>=3.1", "matplotlib"]
+LITERT = ["ai-edge-litert>=2.3", "ai-edge-quantizer>=0.10", "flatbuffers", *PAGES]
 EXTRAS = {
     # A backend for Keras; the first three also say which one `KERAS_BACKEND` may name.
     "tensorflow": ["tensorflow>=2.21"],
@@ -17,7 +18,7 @@ EXTRAS = {
     # A job. TFLite files need no TensorFlow, but Keras needs a backend: with another one take "litert" and that.
     "litert": LITERT,
     "tflite": ["tensorflow>=2.21", *LITERT],
-    "coreml": ["coremltools>=9.0", "scikit-learn", "scipy", "threadpoolctl"],
+    "coreml": ["coremltools>=9.0", "scikit-learn", "scipy", "threadpoolctl", *PAGES],
     "heic": ["pillow-heif"],  # photographs as iPhones take them
     "train": [
         "tensorflow>=2.21",
@@ -25,7 +26,7 @@ EXTRAS = {
         "tensorflow-model-optimization>=0.8.1",
         "setuptools; python_version >= '3.12'",  # tensorflow-model-optimization imports distutils
         "tensorboard",
-        "matplotlib",
+        *PAGES,
         "scipy",  # ImageNet's meta.mat
     ],
     "test": [
@@ -61,7 +62,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["keras_efficientformer", "keras_efficientformer.*"]),
     py_modules=["efficientformer_command"],
-    package_data={"keras_efficientformer": ["data/*", "py.typed", "**/*.pyi"]},
+    package_data={"keras_efficientformer": ["data/*", "pages/templates/*", "py.typed", "**/*.pyi"]},
     install_requires=[
         "keras>=3.15",
         "numpy>=2.0",

@@ -45,7 +45,7 @@ def finished_files(
     """
     files = list(map(Path, paths))
     for file in files:
-        _check_free(file, overwrite, may_replace)
+        check_target(file, overwrite, may_replace)
     # It is in the same folder, so that the last step is a rename. Its name is chosen before it is made: an interrupt
     # right after that leaves nothing either, as it would with tempfile's.
     folder = files[0].parent / f".partial-{secrets.token_hex(6)}"
@@ -65,7 +65,11 @@ def finished_files(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_free(path: Path, overwrite: bool, may_replace: Callable[[Path], bool]) -> None:
+def check_target(
+    path: str | os.PathLike[str], overwrite: bool, may_replace: Callable[[Path], bool] = Path.is_file
+) -> None:
+    """Checks that a file may be written; arguments and errors are those of `finished_files`."""
+    path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists. Choose another name, or replace it: overwrite=True, --overwrite.")
     if path.is_dir() and not may_replace(path):
@@ -107,6 +111,11 @@ class _Interrupts:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if self._heard and (error is None or isinstance(error, Exception)):
             raise KeyboardInterrupt from error
+
+
+def bare_name(path: str | os.PathLike[str]) -> str:
+    """The name of a file or folder without the folders above it: reports go to others, whom those do not concern."""
+    return Path(os.path.abspath(path)).name
 
 
 def size_of(path: str | os.PathLike[str]) -> int:

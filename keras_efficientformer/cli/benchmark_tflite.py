@@ -16,7 +16,7 @@ from keras_efficientformer.deploy.benchmark.android_phone import AndroidPhone, b
 from keras_efficientformer.deploy.benchmark.arm_emulator import CPUS, ArmEmulator, count_instructions
 from keras_efficientformer.deploy.benchmark.computer import benchmark_tflite, profile_tflite
 from keras_efficientformer.deploy.benchmark.plots import matplotlib_figure, plot_report
-from keras_efficientformer.deploy.benchmark.reports import Cost, DeviceReport
+from keras_efficientformer.deploy.benchmark.reports import Cost, DeviceReport, short_number
 from keras_efficientformer.files import finished_file
 
 SHOWN = 20
@@ -91,11 +91,11 @@ def _print(report: DeviceReport, profiles: Profiles, as_json: bool) -> None:
 
 def _results(report: DeviceReport) -> Table:
     columns = {
-        "median": "median_ms",
-        "p90": "p90_ms",
-        "min": "min_ms",
-        "load": "load_ms",
-        "MB": "memory_mb",
+        "median ms": "median_ms",
+        "p90 ms": "p90_ms",
+        "min ms": "min_ms",
+        "load ms": "load_ms",
+        "memory MB": "memory_mb",
         "M instructions": "instructions",
     }
     # What was not measured on this device at all gets no column.
@@ -108,7 +108,7 @@ def _results(report: DeviceReport) -> Table:
     for result in report.results:
         unit = result.unit if result.threads is None else f"{result.unit} x{result.threads}"
         values = (getattr(result, name) for name in columns.values())
-        figures = ("-" if value is None else f"{value:.1f}" for value in values)
+        figures = ("-" if value is None else short_number(value) for value in values)
         table.add_row(result.file, unit, str(result.runs or "-"), *figures)
     return table
 

@@ -60,7 +60,9 @@ def evaluate(
         skip_bad=skip_bad,
         track=partial(track, description="Evaluating"),
     )
-    print(report.to_json(), end="") if as_json else console.print(_evaluation_table(report))
+    print(report.to_json(), end="") if as_json else console.print(
+        _evaluation_table(report), worst_classes(report.scores, report.labels)
+    )
 
 
 def _evaluation_table(report: "training.EvaluationReport") -> Table:
@@ -72,6 +74,4 @@ def _evaluation_table(report: "training.EvaluationReport") -> Table:
         table.add_row(name, f"{share:.2%}")
     table.add_row("images per second", f"{report.images_per_second:,.1f}")
     table.add_row("left out", left_out(report.skipped, report.other_files))
-    for label, words in worst_classes(report.scores, report.labels):
-        table.add_row(label, words)
     return table

@@ -12,9 +12,11 @@ from keras_efficientformer.cli.options import (
     MaxDifference,
     Model,
     Overwrite,
+    Page,
     Size,
     check_free,
     check_inputs,
+    check_page,
     choice,
     errors,
     open_keras,
@@ -35,12 +37,14 @@ def export_coreml_command(
     image_input: Annotated[bool, typer.Option("--image/--array", help="Type of the input: image or float32.")] = True,
     feature_maps: Annotated[bool, typer.Option("--feature-maps", help="Also output the four stages.")] = False,
     max_difference: MaxDifference = None,
+    page: Page = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write a Core ML package for iOS."""
     check_inputs(model, labels)
     check_free(path, overwrite)
+    check_page(page, "coreml", overwrite)
     import_coremltools_alone(compresses=compress != "none")
     network = open_keras(model, size)
     with errors.status("Exporting"):
@@ -56,4 +60,6 @@ def export_coreml_command(
             max_difference=max_difference,
             overwrite=overwrite,
         )
+        if page is not None:
+            deploy.save_export_page(report, page, network, overwrite=overwrite)
     print(report.to_json(), end="") if as_json else output.print(report)

@@ -12,9 +12,11 @@ from keras_efficientformer.cli.options import (
     MaxDifference,
     Model,
     Overwrite,
+    Page,
     Size,
     check_free,
     check_inputs,
+    check_page,
     choice,
     errors,
     open_keras,
@@ -37,12 +39,14 @@ def export_tflite_command(
     io: Annotated[str, choice(IO_TYPES, "Type of input and output.")] = "float32",
     preprocessing: Annotated[bool, typer.Option(help="Take raw RGB 0..255 and normalise inside.")] = True,
     max_difference: MaxDifference = None,
+    page: Page = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write a TFLite file for Android."""
     check_inputs(model, calibration, labels)
     check_free(path, overwrite)
+    check_page(page, "litert", overwrite)
     network = open_keras(model, size)
     with errors.status("Exporting"):
         report = deploy.export_tflite(
@@ -57,4 +61,6 @@ def export_tflite_command(
             max_difference=max_difference,
             overwrite=overwrite,
         )
+        if page is not None:
+            deploy.save_export_page(report, page, network, images=calibration, overwrite=overwrite)
     print(report.to_json(), end="") if as_json else output.print(report)

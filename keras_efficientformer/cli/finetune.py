@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.console import Group
 
 from keras_efficientformer import models, training
 from keras_efficientformer.cli.options import (
@@ -33,7 +33,7 @@ from keras_efficientformer.training.config import CHOICES, CONFIG_FILE, FineTune
 
 DEFAULT_MODEL = "l1"
 # What a run leaves for people to look at, of which some kinds of runs have other files.
-RESULTS = ("report.json", "curves.png", "confusion.png", "average_precision.png")
+RESULTS = ("report.html", "report.json", "curves.png", "confusion.png", "average_precision.png")
 # Options that have a shorter name too.
 SHORT_NAMES = {"learning_rate": "--lr"}
 
@@ -173,7 +173,7 @@ def _is_same(saved: str | None, given: str | Path) -> bool:
     return isinstance(given, str) and models.model_source(saved) == models.model_source(given)
 
 
-def _finetune_table(report: "training.FineTuneReport", output: Path) -> Table:
+def _finetune_table(report: "training.FineTuneReport", output: Path) -> Group:
     table = facts_table(f"Trained on {len(report.labels)} classes")
     table.add_row("best model", str(report.model))
     table.add_row("epoch", f"{report.best_epoch} of {len(report.history)}")
@@ -183,7 +183,4 @@ def _finetune_table(report: "training.FineTuneReport", output: Path) -> Table:
     table.add_row("left out", left_out(report.skipped, report.other_files))
     written = [name for name in RESULTS if (output / name).exists()]
     table.add_row("more", ", ".join(str(output / name) for name in written))
-    if report.scores:
-        for label, words in worst_classes(report.scores, report.labels):
-            table.add_row(label, words)
-    return table
+    return Group(table, worst_classes(report.scores, report.labels)) if report.scores else Group(table)

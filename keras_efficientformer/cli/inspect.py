@@ -20,11 +20,13 @@ from keras_efficientformer.cli.options import (
     print_facts,
 )
 from keras_efficientformer.cli.quiet import import_coremltools_alone
+from keras_efficientformer.conversion.formats import stated_in_keras, suffix_of
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
 from keras_efficientformer.files import size_of
 
-if TYPE_CHECKING:  # it imports coremltools
+if TYPE_CHECKING:  # they import coremltools and Keras
     from keras_efficientformer.deploy.coreml.lint import Finding
+    from keras_efficientformer.deploy.file_facts import FileFacts
 
 
 def inspect(
@@ -70,15 +72,41 @@ def _inspect_package(path: Path) -> tuple[dict[str, Any], "tuple[Finding, ...]"]
     from keras_efficientformer.deploy.coreml.lint import lint
     from keras_efficientformer.deploy.coreml.package import load_package
     from keras_efficientformer.deploy.coreml.program import summary
+    from keras_efficientformer.deploy.coreml.runtime import facts_of
+    from keras_efficientformer.deploy.file_facts import ENTRY
 
     package = load_package(path)
     description = package.spec.description
     names = {"inputs": description.input, "outputs": description.output}
     facts: dict[str, Any] = {end: [feature.name for feature in features] for end, features in names.items()}
     facts |= {"classes": len(package.labels) if package.labels else None} | package.metadata
+    facts.pop(ENTRY, None)  # it is said in words
+    if len(description.input) == 1:
+        facts |= {"input_size": _size_of_image(description.input[0])}
+        facts |= _facts_in_words(facts_of(package), package.labels)
     facts |= dataclasses.asdict(summary(package.program))
     facts["bytes"] = size_of(path)
     return facts, lint(package.program)
+
+
+def _size_of_image(feature: Any) -> list[int] | None:
+    """[height, width] of a Core ML input; None where it is no image and no array of a fixed shape."""
+    if feature.type.WhichOneof("Type") == "imageType":
+        return [int(feature.type.imageType.height), int(feature.type.imageType.width)]
+    return list(map(int, feature.type.multiArrayType.shape))[-2:] or None
+
+
+def _facts_in_words(facts: "FileFacts | None", labels: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """The class names of an exported file, and what it takes."""
+    if facts is None or not facts.mean:
+        pixels = None
+    elif facts.takes_raw_pixels:
+        pixels = "raw, in 0..255"
+    else:
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (facts.mean, facts.std))
+        pixels = f"(pixel - mean) / std of 0..255, mean {mean}, std {std}"
+    labels = labels or (facts.labels if facts else None)
+    return {"pixels": pixels, "labels": list(labels) if labels else None}
 
 
 def _findings_table(findings: "tuple[Finding, ...]") -> Table:
@@ -101,9 +129,14 @@ def _findings_table(findings: "tuple[Finding, ...]") -> Table:
 
 def _inspect_checkpoint(file: Path) -> dict[str, Any]:
     checkpoint = conversion.read_checkpoint(file)
-    info = dataclasses.asdict(conversion.infer_variant(checkpoint))
+    variant = conversion.infer_variant(checkpoint)
+    info = dataclasses.asdict(variant)
     floats = [tensor for tensor in checkpoint.values() if tensor.dtype.kind not in "iub"]
+    shape, labels = stated_in_keras(file) if suffix_of(file) == ".keras" else (None, None)
+    size = shape[:2] if shape else variant.input_size
     return info | {
+        "input_size": list(size) if size else None,
+        "labels": labels,
         "wrappers": list(checkpoint.wrappers),
         "tensors": len(checkpoint),
         "values": sum(tensor.size for tensor in floats),
@@ -113,7 +146,11 @@ def _inspect_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def _inspect_tflite(file: Path) -> dict[str, Any]:
+    # It imports Keras, which takes seconds.
+    from keras_efficientformer.deploy.tflite.metadata import read_facts
+
     check_survival(file)
     model = LiteRTModel(file)
     inputs, outputs = ([dataclasses.asdict(tensor) for tensor in ends] for ends in (model.inputs, model.outputs))
-    return {"inputs": inputs, "outputs": outputs, "operations": model.operations()}
+    ends = {"input_size": list(model.input_shape[:2]), "inputs": inputs, "outputs": outputs}
+    return ends | _facts_in_words(read_facts(file)) | {"operations": model.operations()}

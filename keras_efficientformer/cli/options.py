@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 from rich.progress import track as progress_bar
+from rich.table import Table
+from rich.text import Text
 
 from keras_efficientformer import models
 from keras_efficientformer.cli.quiet import import_coremltools_alone
-from keras_efficientformer.reporting import facts_table
+from keras_efficientformer.files import check_target
+from keras_efficientformer.pages.render import require_page_tools
+from keras_efficientformer.reporting import facts_table, in_words
 
 if TYPE_CHECKING:  # its import takes seconds
     import keras
@@ -78,6 +82,7 @@ Crop = Annotated[
     ),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out, and end with 0 nevertheless.")]
+Page = Annotated[Path | None, typer.Option(help="Also write an HTML page of the export. It runs the file once more.")]
 MaxDifference = Annotated[float | None, typer.Option(help="Write nothing beyond it. Default: the mode's.")]
 LabelsFile = Annotated[
     Path | None,
@@ -114,6 +119,19 @@ def check_free(path: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{path} exists. Choose another name, or pass --overwrite.")
 
 
+def check_page(page: Path | None, extra: str, overwrite: bool) -> None:
+    """Checks that --page can be made and have its name, before a command does anything.
+
+    Args:
+        page: the HTML file; None where it is not asked for.
+        extra: the extra of this package that brings what it is made with.
+        overwrite: whether an existing file may be replaced.
+    """
+    if page is not None:
+        require_page_tools(extra)
+        check_target(page, overwrite)
+
+
 def track(sequence: Iterable[Tracked], description: str) -> Iterable[Tracked]:
     """The same items, with a progress bar on standard error where that is a terminal."""
     return progress_bar(sequence, description, console=errors, transient=True, disable=not errors.is_terminal)
@@ -126,11 +144,14 @@ def left_out(skipped: Mapping[str, str], other_files: Mapping[str, int]) -> str:
     return f"{len(skipped)} unreadable images, {total} files that are none" + (f" ({others})" if others else "")
 
 
-def worst_classes(scores: "AnyScores", labels: Sequence[str]) -> list[tuple[str, str]]:
-    """(label, its scores in words) of the classes that are found worst, of those with images."""
+def worst_classes(scores: "AnyScores", labels: Sequence[str]) -> Table:
+    """The classes that are found worst, of those with images, each with its scores in words."""
     found = [row for row in scores.to_dict(labels)["classes"] if row[scores.measure] is not None]
     worst = sorted(found, key=lambda row: row[scores.measure])[:WORST_SHOWN]
-    return [(row["label"], scores.words.format(**row)) for row in worst]
+    table = facts_table(f"Worst classes: {len(worst)} of {len(found)}")
+    for row in worst:
+        table.add_row(Text(row["label"]), scores.words.format(**row))
+    return table
 
 
 def print_facts(report: dict[str, Any], as_json: bool, title: str) -> None:
@@ -140,5 +161,5 @@ def print_facts(report: dict[str, Any], as_json: bool, title: str) -> None:
         return
     table = facts_table(title)
     for name, value in report.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+        table.add_row(name.replace("_", " "), in_words(name, value))
     output.print(table)

@@ -341,6 +341,18 @@ def keras_layers(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     return [(layer["class_name"], layer["config"]["name"]) for layer in config["config"].get("layers", ())]
 
 
+def stated_in_keras(path: str | os.PathLike[str]) -> tuple[list[int] | None, list[str] | None]:
+    """([height, width, channels] of the images, names of the classes) of a `.keras` file; None for what it leaves open.
+
+    The file is one that `read_tensors` has read.
+    """
+    with zipfile.ZipFile(path) as archive:
+        layers = json.loads(archive.read("config.json"))["config"].get("layers", ())
+    shapes = [layer["config"]["batch_shape"][1:] for layer in layers if layer["class_name"] == "InputLayer"]
+    labels = [layer["config"]["labels"] for layer in layers if layer["config"].get("labels")]
+    return (shapes or [None])[0], (labels or [None])[0]
+
+
 def _layers_of_hdf5(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     import h5py
 

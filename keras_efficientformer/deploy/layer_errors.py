@@ -24,6 +24,7 @@ from keras_efficientformer.deploy.network.file_steps import FileSteps, StepTenso
 from keras_efficientformer.deploy.network.recording import Step
 from keras_efficientformer.deploy.tflite.layer_tensors import TFLiteSteps
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
+from keras_efficientformer.files import bare_name
 from keras_efficientformer.images import read_images, seeded_images
 from keras_efficientformer.reporting import finite_only
 
@@ -58,6 +59,11 @@ class LayerError:
     snr_db: float
     added: float
 
+    @property
+    def stored_as(self) -> str:
+        """The types of its tensor and, where that is another, of its largest constant."""
+        return self.dtype if self.weights in (None, self.dtype) else f"{self.dtype}, weights {self.weights}"
+
 
 @dataclass(frozen=True)
 class LayerErrors:
@@ -82,8 +88,9 @@ class LayerErrors:
         return tuple(sorted(self.layers, key=lambda layer: layer.added, reverse=True)[:count])
 
     def to_json(self) -> str:
-        """All layers as indented JSON; numbers that are not finite, which JSON does not have, are null."""
-        return json.dumps(finite_only(dataclasses.asdict(self)), indent=2, allow_nan=False) + "\n"
+        """All layers as indented JSON, the file by its name alone; numbers that are not finite are null."""
+        values = dataclasses.asdict(self) | {"path": bare_name(self.path)}
+        return json.dumps(finite_only(values), indent=2, allow_nan=False) + "\n"
 
     def __rich__(self) -> Table:
         worst = self.worst()
@@ -100,9 +107,8 @@ class LayerErrors:
             caption_justify="left",
         )
         for layer in (*worst, self.layers[-1]):
-            stored = layer.dtype if layer.weights in (None, layer.dtype) else f"{layer.dtype}, weights {layer.weights}"
             numbers = f"{layer.added:.2%}", f"{layer.error:.2%}", f"{layer.snr_db:.1f} dB"
-            texts = (layer.location, layer.operation, stored, *numbers)
+            texts = (layer.location, layer.operation, layer.stored_as, *numbers)
             table.add_row(*map(Text, texts), end_section=layer is worst[-1])
         return table
 
@@ -132,7 +138,7 @@ def layer_errors(
     steps = _open(path, model)
     shape = steps.network.input_shape
     pixels = seeded_images(shape) if images is None else read_images(images, shape, IMAGE_LIMIT)
-    named = str(images) if isinstance(images, str | Path) else "the given arrays"
+    named = bare_name(images) if isinstance(images, str | Path) else "the given arrays"
     sums: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(3))
     for start in range(0, len(pixels), CHUNK):
         for tensors in steps.compare(network_inputs(pixels[start : start + CHUNK], steps.network)):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from keras_efficientformer.files import bare_name
 from keras_efficientformer.reporting import facts_table, finite_only
 
 
@@ -100,30 +103,58 @@ class ExportReport:
     seconds: float
 
     def to_json(self) -> str:
-        """The report as indented JSON; numbers that are not finite, which JSON does not have, are null."""
-        return json.dumps(finite_only(dataclasses.asdict(self)), indent=2, allow_nan=False) + "\n"
+        """The report as indented JSON, the file by its name alone; numbers that are not finite are null."""
+        values = dataclasses.asdict(self) | {"path": bare_name(self.path)}
+        return json.dumps(finite_only(values), indent=2, allow_nan=False) + "\n"
 
-    def __rich__(self) -> Table:
-        table = facts_table(Text(Path(self.path).name))
+    @property
+    def worst(self) -> Difference:
+        """The difference that comes nearest to the limit."""
+        return max(self.differences, key=lambda difference: difference.relative)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the file may be used, in a line: "same answers as the Keras model: largest difference 1e-6, ..."."""
+        shares = [d.top1_agreement for d in self.differences if d.top1_agreement is not None]
+        words = "values close to the Keras model's" if not shares else "same answers as the Keras model"
+        if shares and min(shares) < 1:
+            words = f"same answers as the Keras model on {min(shares):.1%} of {self.images} images"
+        relative = " of the largest value" if self.worst.largest > 1 else ""
+        limit = f"limit {short(self.limit)}" if math.isfinite(self.limit) else "and no limit was set"
+        return f"{words}: largest difference {short(self.worst.relative)}{relative}, {limit}"
+
+    def facts(self) -> dict[str, str]:
+        """What else there is to say of the file, in words, by its name."""
         partitions = f", {self.partitions} XNNPACK partition{'s' if self.partitions != 1 else ''}"
         partitions = partitions if self.partitions is not None else ""
-        rows = {
-            "file": self.path,
+        checkpoint = {"checkpoint": ", ".join(self.checkpoint.values())} if self.checkpoint else {}
+        return {
+            "model": self.model,
             "mode": f"{self.mode}, {self.size / 1e6:.1f} MB, {sum(self.operations.values())} operations{partitions}",
             "input": _describe(self.inputs) + (", raw RGB 0..255" if self.preprocessing else ", normalised"),
             "output": _describe(self.outputs),
             "needs": self.requires,
             "compared on": f"{self.images} images: {self.images_from}",
+            **checkpoint,
+            "time": f"{self.seconds:.1f} s",
         }
+
+    def __rich__(self) -> Table:
+        table = facts_table(Text(Path(self.path).name))
+        rows = {"verdict": self.verdict, "file": self.path, **self.facts()}
         for difference in self.differences:
-            text = f"max {difference.max:.2g}, mean {difference.mean:.2g} (limit {self.limit:.2g} relative)"
+            text = f"largest difference {short(difference.max)}, mean {short(difference.mean)}"
             if difference.top1_agreement is not None:
                 text += f", same top-1 on {difference.top1_agreement:.1%}"
             rows[f"{difference.output} against Keras"] = text
-        rows["time"] = f"{self.seconds:.1f} s"
         for name, text in rows.items():
             table.add_row(name, Text(text))  # it is not read as markup: paths and shapes are full of brackets
         return table
+
+
+def short(number: float) -> str:
+    """ "1e-6", "0.0034"."""
+    return re.sub(r"e([+-])0", r"e\1", f"{number:.2g}")
 
 
 def _describe(tensors: tuple[TensorInfo, ...]) -> str:

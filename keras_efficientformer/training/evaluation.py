@@ -13,13 +13,14 @@ import keras
 import numpy as np
 
 from keras_efficientformer.classifiers import Classifier, KerasClassifier, open_classifier
+from keras_efficientformer.files import bare_name
 from keras_efficientformer.imagenet import CROP, imagenet_labels
 from keras_efficientformer.images import count_other_files, of_channels
 from keras_efficientformer.labels import Labels, class_names, labels_beside
 from keras_efficientformer.models.sources import crop_of
 from keras_efficientformer.training.data.batches import Batch, ValidationImages, prefetched
 from keras_efficientformer.training.data.class_places import class_places
-from keras_efficientformer.training.data.image_folder import ImageSet, list_images, without_unreadable
+from keras_efficientformer.training.data.image_folder import ImageSet, from_folder_on, list_images, without_unreadable
 from keras_efficientformer.training.data.imagenet_layout import is_flat, read_flat
 from keras_efficientformer.training.data.multi_label import list_multi_label
 from keras_efficientformer.training.scores import AnyScores, count, count_multi_label
@@ -30,7 +31,7 @@ class EvaluationReport:
     """The results of an evaluation.
 
     Attributes:
-        model: the file's name.
+        model: the file.
         folder: of the images.
         images: how many were classified.
         scores: top-1, top-5 and the confusion matrix; or, of images with several labels, average precisions.
@@ -39,7 +40,7 @@ class EvaluationReport:
         classes_from: how it is known of which class a folder's images are.
         image_size: (height, width) of what the model sees, in pixels.
         crop_fraction: share of the resized image's side that it sees, in (0, 1].
-        skipped: {path: reason} of images that were left out.
+        skipped: {path from the folder on: reason} of images that were left out.
         other_files: {suffix: number} of files in the folder that are called as no image.
     """
 
@@ -56,11 +57,12 @@ class EvaluationReport:
     other_files: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, without the confusion matrix and the loss, which logits do not have."""
+        """The report as plain values, without the confusion matrix and the loss, which logits do not have; model and
+        folder by their names alone."""
         scores = self.scores.to_dict(self.labels)
         return {
-            "model": self.model,
-            "folder": self.folder,
+            "model": bare_name(self.model),
+            "folder": bare_name(self.folder),
             "images": self.images,
             **{name: value for name, value in scores.items() if name not in ("loss", "classes")},
             "images_per_second": round(self.images_per_second, 2),
@@ -153,7 +155,7 @@ def evaluate(
         classes_from,
         classifier.size,
         crop_fraction,
-        skipped,
+        from_folder_on(folder, skipped),
         others,
     )
 

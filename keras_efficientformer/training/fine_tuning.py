@@ -14,14 +14,19 @@ from keras_efficientformer.imagenet import imagenet_labels
 from keras_efficientformer.images import count_other_files
 from keras_efficientformer.labels import Labels, class_names
 from keras_efficientformer.models.opening import open_model
+from keras_efficientformer.pages.render import require_page_tools
 from keras_efficientformer.training.config import CONFIG_FILE, FineTuneConfig, portable_arguments
 from keras_efficientformer.training.data.batches import Batches, TrainingImages, ValidationImages
 from keras_efficientformer.training.data.class_places import class_places
-from keras_efficientformer.training.data.image_folder import read_folder, read_validation, without_unreadable
+from keras_efficientformer.training.data.image_folder import (
+    from_folder_on,
+    read_folder,
+    read_validation,
+    without_unreadable,
+)
 from keras_efficientformer.training.data.loaders import LoaderBatches
 from keras_efficientformer.training.data.multi_label import read_multi_label, read_multi_label_validation
 from keras_efficientformer.training.devices import Devices, open_devices
-from keras_efficientformer.training.plots import require_matplotlib
 from keras_efficientformer.training.run import BEST_FILE, FineTuneReport, Run, RunData
 from keras_efficientformer.training.run_state import CHECKPOINT_FILE, TrainingError, remove_unfinished
 from keras_efficientformer.training.student import Network
@@ -47,10 +52,10 @@ def finetune(
     """Fine-tunes an EfficientFormer on images of your classes.
 
     The run's folder gets `best.keras` (softmax, the classes' own head, averaged weights with `ema`), `labels.txt`,
-    `config.json` (settings, versions), `history.json`, `report.json`, `curves.png`, `confusion.png` and
-    `checkpoint.npz`, from which a run that was stopped, at whatever moment, goes on with `resume`. With `multi_label`
-    the model ends in a sigmoid, each class' score by itself, and there is an `average_precision.png` in the place of
-    `confusion.png`.
+    `config.json` (settings, versions), `history.json`, `report.json`, `report.html`, `curves.png`, `confusion.png`
+    and `checkpoint.npz`, from which a run that was stopped, at whatever moment, goes on with `resume`. With
+    `multi_label` the model ends in a sigmoid, each class' score by itself, and there is an `average_precision.png` in
+    the place of `confusion.png`.
 
     Args:
         model: a `keras.Model` of this package, which stays as it is; the path of one or of a checkpoint; or "l1",
@@ -86,9 +91,9 @@ def finetune(
             are not finite (`TrainingError`): the last good checkpoint and best.keras stay.
         FileExistsError: `output` holds a run and `resume` is False.
         OSError: a file cannot be read or written; the checkpoint before stays.
-        ImportError: matplotlib, or what `model` needs, is not installed.
+        ImportError: matplotlib or Jinja2, or what `model` needs, is not installed.
     """
-    require_matplotlib()
+    require_page_tools("train")
     config = config or FineTuneConfig()
     if config.multi_label and teacher is not None:
         raise ValueError("A teacher chooses one class for each image, which may have several here: leave it out.")
@@ -176,7 +181,7 @@ def _open_data(
         ValidationImages(held_out, len(names), size, config.crop_fraction, config.batch_size),
         training.counts(len(names)),
         listed,
-        skipped | skipped_too,
+        from_folder_on(data, skipped) | from_folder_on(validation or data, skipped_too),
         count_other_files(data),
     )
 
@@ -200,7 +205,8 @@ def _open_loaders(
     if isinstance(validation, str | Path):
         read = read_multi_label_validation if config.multi_label else read_validation
         found = read(validation, names)
-        images, skipped = without_unreadable(found, _needed(names, config), config.skip_bad, track)
+        images, unreadable = without_unreadable(found, _needed(names, config), config.skip_bad, track)
+        skipped = from_folder_on(validation, unreadable)
         held_out = ValidationImages(images, len(names), size, config.crop_fraction, config.batch_size)
     elif validation is not None:
         held_out = LoaderBatches(validation, len(names), size, config.multi_label)

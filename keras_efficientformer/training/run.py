@@ -26,6 +26,7 @@ from keras_efficientformer.training.config import FineTuneConfig
 from keras_efficientformer.training.data.batches import Batches, augmented, prefetched
 from keras_efficientformer.training.devices import Devices
 from keras_efficientformer.training.plots import plot_average_precision, plot_confusion, plot_curves
+from keras_efficientformer.training.run_page import write_run_page
 from keras_efficientformer.training.run_state import (
     CHECKPOINT_FILE,
     Progress,
@@ -38,6 +39,7 @@ from keras_efficientformer.training.run_state import (
 from keras_efficientformer.training.scores import AnyScores, MultiLabelScores, NotFiniteError, score
 from keras_efficientformer.training.student import Network, averaged_weights, compile_student, set_trainable
 from keras_efficientformer.training.teachers import Teacher
+from keras_efficientformer.training.worst_images import WorstImages
 
 BEST_FILE = "best.keras"
 # The best epoch is the one with the highest of this: of images with one label each, and with several.
@@ -58,7 +60,7 @@ class RunData:
         validation: batches to choose the best model by, or None.
         class_counts: int64 (classes,), how many training images each class has; None for a loader.
         images_listed: how many images the training folder has, with those held out or left out; None for a loader.
-        skipped: {path: reason} of images that were left out.
+        skipped: {path from the images' folder on: reason} of images that were left out.
         other_files: {suffix: number} of files in the training folder that are called as no image.
     """
 
@@ -89,7 +91,7 @@ class FineTuneReport:
         scores: of it, on the validation images; None where there were none.
         history: one row for each epoch: learning_rate, loss, accuracy, val_loss, val_accuracy, val_top5, seconds; for
             several labels val_map in the place of val_top5, and accuracy is that of each label of each image.
-        skipped: {path: reason} of images that were left out.
+        skipped: {path from the images' folder on: reason} of images that were left out.
         other_files: {suffix: number} of files in the training folder that are called as no image.
     """
 
@@ -102,9 +104,9 @@ class FineTuneReport:
     other_files: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, ready for JSON."""
+        """The report as plain values, ready for JSON; the model by its name in the run's folder."""
         return {
-            "model": str(self.model),
+            "model": self.model.name,
             "labels": list(self.labels),
             "best_epoch": self.best_epoch,
             "scores": self.scores.to_dict(self.labels) if self.scores else None,
@@ -361,22 +363,25 @@ class Run:
         return callbacks
 
     def report(self) -> FineTuneReport:
-        """Scores the best model, and writes the report and its plots."""
+        """Scores the best model, and writes the report, its plots and its page."""
         history = self.progress.history
-        scores = None
+        scores = images = None
         if self.data.validation is not None:
             best = open_model(self.output / BEST_FILE)
-            scores = score(best, self.data.validation, len(history), self.config.multi_label)
+            multi_label = self.config.multi_label
+            images = WorstImages(multi_label)
+            scores = score(best, self.data.validation, len(history), multi_label, images.look)
         labels = self.data.labels
         found = self.data.skipped, self.data.other_files
         report = FineTuneReport(self.output / BEST_FILE, labels, best_epoch(history), scores, tuple(history), *found)
         if self.devices.process == 0:
             write_json(self.output / "report.json", report.to_dict())
-            plot_curves(history, self.output / "curves.png")
+            plot_curves(history, report.best_epoch, self.config, self.output / "curves.png")
             if isinstance(scores, MultiLabelScores):
                 plot_average_precision(scores.average_precision, labels, self.output / "average_precision.png")
             elif scores:
                 plot_confusion(scores.confusion, labels, self.output / "confusion.png")
+            write_run_page(self.output, report.to_dict(), self.config, scores, images, self.data.validation)
         return report
 
 

@@ -1,6 +1,6 @@
 """Computes what a classifier's answers are worth: top-1, top-5, confusion, or average precision. Room: training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_efficientformer.images import of_channels
 from keras_efficientformer.layers.image_normalization import model_inputs
-from keras_efficientformer.training.data.batches import Batches, prefetched
+from keras_efficientformer.training.data.batches import Batch, Batches, prefetched
 
 # The logarithm of 0 is not finite, so probabilities count as this at least.
 SMALLEST_PROBABILITY = np.finfo("float32").tiny
@@ -198,8 +198,21 @@ def _check_answers(answers: np.ndarray) -> None:
         raise NotFiniteError("The model answers with values that are not finite: its weights or its file are damaged.")
 
 
-def score(model: keras.Model, batches: Batches, epoch: int, multi_label: bool = False) -> AnyScores:
+def score(
+    model: keras.Model,
+    batches: Batches,
+    epoch: int,
+    multi_label: bool = False,
+    look: Callable[[Batch, np.ndarray], None] | None = None,
+) -> AnyScores:
     """Scores of a Keras model with softmax, or with a sigmoid for `multi_label`, on an epoch's batches of raw images.
+
+    Args:
+        model: the classifier.
+        batches: of the images.
+        epoch: which of them.
+        multi_label: whether an image may have several labels.
+        look: is shown each batch with its answers (batch, classes).
 
     Raises:
         ValueError: there are no batches, or their labels are unfit.
@@ -216,6 +229,8 @@ def score(model: keras.Model, batches: Batches, epoch: int, multi_label: bool = 
         found = keras.ops.convert_to_numpy(model.predict_on_batch(images))
         answers.append(found[: len(batch.images)])
         rows.append(batch.labels)
+        if look is not None:
+            look(batch, answers[-1])
     if not rows:
         raise ValueError("The validation loader gave no batches.")
     if multi_label:

@@ -218,6 +218,7 @@ def test_inspect_checkpoint(command, files, model, name, dialect):
     shape = {"depths": [1, 1, 1, 2], "widths": [8, 16, 24, 32], "num_meta3d": 1}
     assert report["architecture"] == shape
     assert (report["classes"], report["heads"], report["resolution"]) == (10, 2, [2, 2])
+    assert report["input_size"] == [64, 64]
     assert report["values"] == model.count_params()
     assert report["finite"] is True
     assert report["wrappers"] == (["model"] if name == "snap.pth" else [])
@@ -232,7 +233,10 @@ def test_inspect_embedded_checkpoint(command):
     assert report["sha256"] == "0c61378f34f5050e86cc77b768e0409b6507a102ce86afc89571a68421937962"
     table = command("inspect", CHECKPOINT).out
     assert "efficientformer_l1_cifar10.safetensors" in table
-    assert "22,893,088" in table
+    assert "22.9 MB (22,893,088 bytes)" in table
+    assert "depths: 3, 2, 6, 4; widths: 48, 96, 224, 448; num_meta3d: 1" in table
+    assert "64 x 64" in table
+    assert not any(mark in table for mark in "{}['")  # words, not Python's values
 
 
 def test_inspect_tells_of_damage(command, tensors, tmp_path):
@@ -247,7 +251,18 @@ def test_inspect_tflite(command, files):
     assert report["inputs"] == [image]
     assert [output["name"] for output in report["outputs"]] == ["probabilities"]
     assert report["operations"]["CONV_2D"] >= 10
-    assert "CONV_2D" in command("inspect", files["a.tflite"]).out
+    assert (report["input_size"], report["labels"], report["pixels"]) == ([64, 64], list(NAMES), "raw, in 0..255")
+    table = command("inspect", files["a.tflite"]).out
+    for words in ("image, float32 1x64x64x3", "CONV_2D: ", f"{len(NAMES)}: {NAMES[0]}, {NAMES[1]}"):
+        assert words in table
+    assert not any(mark in table for mark in "{}['")
+
+
+def test_inspect_says_labels_and_size_of_a_keras_file(command, tensors, tmp_path):
+    model = small_model(tensors, labels=NAMES)
+    model.save(tmp_path / "named.keras")
+    report = command("inspect", tmp_path / "named.keras", "--json").json
+    assert (report["input_size"], report["labels"]) == ([64, 64], list(NAMES))
 
 
 # predict
@@ -405,9 +420,28 @@ def test_export_options(command, files, tmp_path):
     assert (report["preprocessing"], report["limit"]) == (False, 0.5)
 
 
+def test_export_with_a_page(command, files, tmp_path):
+    arguments = ("export", "tflite", files["a.keras"], tmp_path / "a.tflite", "--page", tmp_path / "a.html")
+    assert "verdict" in command(*arguments).out
+    page = (tmp_path / "a.html").read_text()
+    assert "same answers as the Keras model" in page
+    assert "Layers that err most" in page
+    (tmp_path / "a.tflite").unlink()
+    (tmp_path / "a.tflite.json").unlink()
+    assert_refused(command(*arguments, expect=1), "a.html exists")
+    assert not (tmp_path / "a.tflite").exists()  # it is refused before anything is done
+    assert "verdict" in command(*arguments, "--overwrite").out
+
+
 def test_export_prints_a_table(command, files, tmp_path):
     result = command("export", "tflite", files["a.keras"], tmp_path / "a.tflite")
-    for words in ("a.tflite", "probabilities float32 [1, 10]", "against Keras", "same top-1 on 100.0%"):
+    for words in (
+        "a.tflite",
+        "probabilities float32 [1, 10]",
+        "against Keras",
+        "top-1 on 100.0%",
+        "verdict │ same answers as",
+    ):
         assert words in " ".join(result.out.split())
 
 

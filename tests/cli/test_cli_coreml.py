@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,9 +41,9 @@ def test_export(package, run, tmp_path, capsys):
     options = ("--compress", "int8", "--minimum-ios", "17", "--array", "--precision", "float32", "--json")
     assert run("export", "coreml", CHECKPOINT, tmp_path, *options) == 0
     report = json.loads(capsys.readouterr().out)
-    assert Path(report["path"]) == tmp_path / "efficientformer_l1_64_float32_int8.mlpackage"
+    assert report["path"] == "efficientformer_l1_64_float32_int8.mlpackage"
     assert report["inputs"][0]["dtype"] == "float32"
-    assert report == json.loads(Path(report["path"] + ".json").read_text())
+    assert report == json.loads((tmp_path / f"{report['path']}.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -65,11 +64,14 @@ def test_inspect(package, run, capsys):
     output = capsys.readouterr().out
     assert "Neural Engine" in output
     assert "memory copy" in output
+    assert not any(mark in output for mark in "{}'")  # words, not Python's values
     assert run("inspect", package, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["operations"]["conv"] == 37
     assert (facts["inputs"], facts["outputs"]) == (["image"], ["classLabel", "classLabel_probs"])
     assert facts["license"] == "Apache-2.0"
+    assert (facts["input_size"], facts["pixels"]) == ([64, 64], "raw, in 0..255")
+    assert facts["labels"] == LABELS.read_text().split()
     assert facts["bytes"] > facts["weights_bytes"] > 20e6
     assert {finding["rule"] for finding in facts["findings"]} == {"memory copy", "linear"}
     assert len(facts["largest"]) == 5

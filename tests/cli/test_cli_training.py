@@ -56,7 +56,10 @@ def test_finetune_and_evaluate(folder):
     found = json.loads(command(*evaluation, "--json").stdout)
     assert found["images"] == 15
     assert [row["label"] for row in found["classes"]] == sorted(training_images.COLOURS)
-    assert "images per second" in command(*evaluation).stdout
+    shown = command(*evaluation).stdout
+    assert "images per second" in shown
+    assert "Worst classes: 3 of 3" in shown
+    assert shown.index("Worst classes") < min(shown.index(label) for label in training_images.COLOURS)
 
 
 def test_resume_knows_the_run_and_names_what_differs(folder, monkeypatch):

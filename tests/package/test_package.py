@@ -59,7 +59,12 @@ def test_wheel_holds_the_package_alone(wheel):
     }
     data = {
         f"keras_efficientformer/{name}"
-        for name in ("py.typed", "data/imagenet_labels.txt", "data/recipe_imagenet.toml")
+        for name in (
+            "py.typed",
+            "data/imagenet_labels.txt",
+            "data/recipe_imagenet.toml",
+            *(f"pages/templates/{name}.html" for name in ("base", "export", "parts", "run")),
+        )
     }
     assert modules | data == {name for name in names if name.startswith("keras_efficientformer/")}
     assert any(name.endswith("/LICENSE") for name in names)
@@ -76,9 +81,9 @@ def test_wheel_says_what_it_needs(metadata):
 @pytest.mark.parametrize(
     ("extra", "packages"),
     [
-        ("litert", {"ai-edge-litert", "ai-edge-quantizer", "matplotlib"}),
-        ("coreml", {"coremltools"}),
-        ("train", {"tensorflow", "tensorflow-model-optimization", "tf_keras", "matplotlib", "scipy"}),
+        ("litert", {"ai-edge-litert", "ai-edge-quantizer", "matplotlib", "jinja2"}),
+        ("coreml", {"coremltools", "matplotlib", "jinja2"}),
+        ("train", {"tensorflow", "tensorflow-model-optimization", "tf_keras", "matplotlib", "jinja2", "scipy"}),
     ],
 )
 def test_extras_bring_what_errors_send_for(metadata, extra, packages):

@@ -113,7 +113,9 @@ def test_unreadable_image(model, tmp_path):
         evaluate(model, folder)
     report = evaluate(model, folder, skip_bad=True)
     assert report.images == 35
-    assert len(report.skipped) == 1
+    assert list(report.skipped) == ["images/red/002.png"]
+    assert json.loads(report.to_json())["folder"] == "images"
+    assert str(tmp_path) not in report.to_json()
     for path in folder.rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"None of the 36 images can be read.*000\.png"):

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import resource
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,7 +15,6 @@ from keras_efficientformer import conversion
 from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.training import FineTuneConfig, TrainingError, evaluate, finetune
 from keras_efficientformer.training.config import EXPECTED
-from keras_efficientformer.training.plots import plot_confusion
 from keras_efficientformer.training.run_state import read_state
 from keras_efficientformer.training.student import Network, averaged_weights, compile_student
 
@@ -65,6 +63,7 @@ def test_files(finished):
     assert json.loads((output / "history.json").read_text()) == list(report.history)
     written = json.loads((output / "report.json").read_text())
     assert [row["images"] for row in written["scores"]["classes"]] == [7, 7, 7]
+    assert "Confusion matrix" in (output / "report.html").read_text()
     for name in ("curves.png", "confusion.png"):
         assert min(Image.open(output / name).size) > 300
     assert list((output / "tensorboard").rglob("events*"))
@@ -398,7 +397,12 @@ def test_unreadable_images(model, tmp_path):
     refused(model, folder, tmp_path / "run", ValueError, "2 of", "red/003.png", "blue/007.png", "--skip-bad")
     config = FineTuneConfig(epochs=1, batch_size=8, skip_bad=True)
     report = finetune(model, folder, tmp_path / "run", config=config, verbose=False)
-    assert sorted(Path(path).name for path in report.skipped) == ["003.png", "007.png"]
+    assert sorted(report.skipped) == ["images/blue/007.png", "images/red/003.png"]
+    assert report.skipped["images/red/003.png"].startswith("'images/red/003.png' is not an image")
+    written = (tmp_path / "run" / "report.json").read_text()
+    assert json.loads(written) == report.to_dict()
+    assert report.to_dict()["model"] == "best.keras"
+    assert not [file for file in (tmp_path / "run").glob("*.json") if str(tmp_path) in file.read_text()]
 
 
 def test_nothing_readable_in_a_class(model, tmp_path):
@@ -454,13 +458,7 @@ def test_loader_and_unreadable_validation(model, tmp_path):
     refused(model, Loader(), tmp_path / "run", ValueError, "1 of 6 images", "red/001.png", **arguments)
     config = FineTuneConfig(epochs=1, skip_bad=True)
     report = finetune(model, Loader(), tmp_path / "run", config=config, verbose=False, **arguments)
-    assert [Path(path).name for path in report.skipped] == ["001.png"]
-
-
-def test_names_with_dollars(tmp_path):
-    """They are no formulas."""
-    plot_confusion(np.eye(2, dtype=int), ["a$_$b", "pay $^ now $"], tmp_path / "confusion.png")
-    assert min(Image.open(tmp_path / "confusion.png").size) > 300
+    assert list(report.skipped) == ["images/red/001.png"]
 
 
 UNFIT = [

@@ -20,7 +20,7 @@ fail() { echo "setup.sh: $*" >&2; exit 1; }
 . /etc/os-release
 [ "${VERSION_CODENAME:-}" = bookworm ] && [ "$(uname -m)" = x86_64 ] \
     || fail "Debian 12 (bookworm) on amd64 is needed, found ${PRETTY_NAME:-$(uname)} on $(uname -m). Use a container."
-for tool in gcc nm unzip apt-get dpkg "$PYTHON"; do command -v "$tool" >/dev/null || fail "$tool is needed"; done
+for tool in gcc nm c++filt unzip apt-get dpkg "$PYTHON"; do command -v "$tool" >/dev/null || fail "$tool is needed"; done
 [ ! -e "$FOLDER/ready" ] || { echo "$FOLDER is set up already; delete it to do it again."; exit 0; }
 
 # unpack ARCHITECTURE TARGET PACKAGE...: Debian packages, fetched with a package list of their own, unpacked only.

@@ -139,7 +139,7 @@ class ArmEmulator:
         """Instructions by kernel, of blocks (address, instructions) and of what `_modules` returned."""
         library = Path(LIBRARY).name
         base = min(start for start, _, name in modules if name == library)
-        symbols = _symbols(self.folder / "site" / LIBRARY)
+        symbols = function_symbols(self.folder / "site" / LIBRARY)
         addresses = [address for address, _ in symbols]
         kernels: collections.Counter[str] = collections.Counter()
         for address, instructions in blocks:
@@ -210,14 +210,15 @@ def _modules(maps: str) -> list[tuple[int, int, str]]:
     return found
 
 
-def _symbols(library: Path) -> list[tuple[int, str]]:
-    """(address, name) of a library's functions, ordered."""
+def function_symbols(library: Path) -> list[tuple[int, str]]:
+    """(address, name) of a library's functions, ordered; C++ names as in the source, without types of arguments."""
     listing = subprocess.run(["nm", library], capture_output=True, text=True, check=True).stdout
+    readable = subprocess.run(["c++filt", "--no-params"], input=listing, capture_output=True, text=True, check=True)
     symbols = set()
-    for line in listing.splitlines():
-        fields = line.split()
+    for line in readable.stdout.splitlines():
+        fields = line.split(maxsplit=2)  # names may hold spaces
         # Marks of code and data ("$x") and labels inside of assembly kernels are no functions.
         inside = len(fields) < 3 or fields[2].startswith("$") or (fields[1] == "t" and fields[2].startswith("label_"))
-        if not inside and fields[1] in "tTwW":
+        if not inside and fields[1] in ("t", "T", "w", "W"):
             symbols.add((int(fields[0], 16), fields[2]))
     return sorted(symbols)

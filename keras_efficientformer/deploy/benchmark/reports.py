@@ -247,6 +247,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def short_number(value: float) -> str:
+    """A figure with one decimal, or below 10 with two: small networks take parts of a millisecond."""
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
 def _with_unit(value: float | None, unit: str) -> str:
     return "-" if value is None else f"{value:.1f} {unit}"
 

@@ -53,7 +53,7 @@ class CoreMLModel:
             self._open(package)
 
     def _open(self, package: Package) -> None:
-        self.facts = _facts(package)
+        self.facts = facts_of(package)
         self._plan = Plan(package)
         self._order = _channel_order(package)
         description = package.spec.description
@@ -153,7 +153,12 @@ def _damage(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _facts(package: Package) -> FileFacts | None:
+def facts_of(package: Package) -> FileFacts | None:
+    """What a package of one input says of itself; None where it says nothing. An image is raw pixels.
+
+    Raises:
+        PackageError: what it says is damaged.
+    """
     (description,) = package.spec.description.input
     entry = package.spec.description.metadata.userDefined.get(ENTRY)
     if entry:

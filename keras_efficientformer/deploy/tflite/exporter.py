@@ -33,6 +33,7 @@ from keras_efficientformer.deploy.tflite.modes import MODES, Mode
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 from keras_efficientformer.deploy.tflite.step_names import INPUT
 from keras_efficientformer.errors import require
+from keras_efficientformer.files import bare_name
 from keras_efficientformer.images import read_images, seeded_images
 from keras_efficientformer.labels import Labels
 
@@ -174,7 +175,7 @@ def _images(
     taken: Any = calibration
     origin = "the given arrays"
     if isinstance(calibration, str | os.PathLike):
-        taken, origin = Path(calibration), str(calibration)
+        taken, origin = Path(calibration), bare_name(calibration)
     images = read_images(taken, input_shape, CALIBRATION_LIMIT)
     if are_measured and len(images) < CALIBRATION_ADVISED:
         warnings.warn(

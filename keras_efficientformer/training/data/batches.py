@@ -118,6 +118,11 @@ class ValidationImages:
         self._crop_fraction, self._batch_size = crop_fraction, batch_size
         self.steps = -(-len(images) // batch_size)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the images are called, each with its folder, in their order."""
+        return tuple(f"{file.parent.name}/{file.name}" for file in self._images.files)
+
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             for start in range(first_step * self._batch_size, len(self._images), self._batch_size):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_efficientformer.errors import listing
+from keras_efficientformer.files import bare_name
 from keras_efficientformer.imagenet import ImageError, load_image
 from keras_efficientformer.images import image_files
 
@@ -230,6 +231,24 @@ def _why_unreadable(file: Path) -> str | None:
     except (ImageError, OSError) as error:
         return str(error)
     return None
+
+
+def from_folder_on(source: str | os.PathLike, skipped: dict[str, str]) -> dict[str, str]:
+    """What `without_unreadable` left out, paths and reasons without what lies above the images' folder.
+
+    Args:
+        source: the folder, or the CSV file in it that names the images; those that lie elsewhere keep one folder.
+        skipped: {path: reason}.
+    """
+    folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    found = {}
+    for path, reason in skipped.items():
+        file = Path(path)
+        inside = file.relative_to(folder) if file.is_relative_to(folder) else Path(file.name)
+        above = folder if file.is_relative_to(folder) else file.parent
+        shown = f"{bare_name(above)}/{inside.as_posix()}"
+        found[shown] = reason.replace(path, shown)
+    return found
 
 
 def without_unreadable(

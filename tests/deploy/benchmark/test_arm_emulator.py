@@ -4,7 +4,10 @@ Needs what tflite/arm/setup.sh sets up, some 250 MB from Debian and PyPI; skippe
 """
 
 import json
+import shutil
+from pathlib import Path
 
+import ai_edge_litert
 import numpy as np
 import pytest
 import typer
@@ -13,7 +16,7 @@ from typer.testing import CliRunner
 
 from keras_efficientformer.cli.benchmark_tflite import benchmark_tflite_command
 from keras_efficientformer.deploy import export_tflite
-from keras_efficientformer.deploy.benchmark.arm_emulator import ArmEmulator, default_folder
+from keras_efficientformer.deploy.benchmark.arm_emulator import LIBRARY, ArmEmulator, default_folder, function_symbols
 from keras_efficientformer.deploy.benchmark.reports import DeviceError, DeviceReport
 from keras_efficientformer.images import seeded_images
 
@@ -112,6 +115,18 @@ def test_command_counts_the_same_again(kernels, exported):
     found = {cost["name"]: cost["amount"] for cost in content["profiles"]["efficientformer_64_int8.tflite"]}
     largest = kernels["cortex-a76"][0]
     assert found[largest.name] == largest.amount
+
+
+@pytest.mark.skipif(not (shutil.which("nm") and shutil.which("c++filt")), reason="needs nm and c++filt of binutils")
+def test_kernels_bear_the_names_of_the_source():
+    """Of LiteRT's library for this computer, which is built of the same source as the one for Arm."""
+    symbols = function_symbols(Path(ai_edge_litert.__file__).parent / Path(LIBRARY).name)
+    names = {name for _, name in symbols}
+    assert len(names) > 10_000
+    mangled = [name for name in names if name.startswith("_Z")]
+    assert len(mangled) < 0.01 * len(names)  # binutils 2.40 cannot read all of C++20's
+    assert "tflite::ops::builtin::conv::EvalFloat<(tflite::ops::builtin::conv::KernelType)2>" in names
+    assert symbols == sorted(symbols)
 
 
 def test_files_that_do_not_run(emulators, tmp_path):

@@ -4,8 +4,10 @@ import dataclasses
 import importlib.util
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jsonschema
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -183,19 +185,36 @@ def test_the_table_goes_between_the_markers():
 
 
 def test_plot(tmp_path):
-    file = tmp_path / "plot.png"
-    plot_report(report(), file)
-    blue = np.all(np.asarray(Image.open(file).convert("RGB")) == (31, 119, 180), axis=-1)
-    assert blue.mean() > 0.05  # a bar
-    black_before = ink(file)
-    plot_report(report(results=(dataclasses.replace(report().results[0], p90_ms=30.0),)), file, overwrite=True)
-    assert ink(file) != black_before
-    with pytest.raises(FileExistsError):
-        plot_report(report(), file)
+    first = report().results[0]
+    slow = dataclasses.replace(first, file="pay$ and $ more.tflite", median_ms=6.0, p90_ms=9.0)
+    file = tmp_path / "plot.svg"
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        plot_report(report(results=(first, slow, report().results[1])), file)
+        with pytest.raises(FileExistsError):
+            plot_report(report(), file)
+    drawn = ElementTree.parse(file)
+    texts = {"".join(text.itertext()) for text in drawn.iter("{http://www.w3.org/2000/svg}text")}
+    assert {first.file, slow.file, "iPhone 12", "median", "90th percentile"} <= texts
+    # Each bar has its number, and against the first file it took twice the time.
+    assert {"3.00 ms", "4.60 ms", "6.00 ms, 0.50x as fast", "9.00 ms", "not measured"} <= texts
+    widths = bar_widths(drawn)
+    assert [width / widths[0] for width in widths] == pytest.approx([1, 2, 0, 4.6 / 3, 3, 0], rel=0.01)
 
 
-def ink(file):
-    return int(np.sum(np.asarray(Image.open(file).convert("L")) < 64))
+def test_plot_of_instructions(tmp_path):
+    counted = report().results[1]
+    half = dataclasses.replace(counted, file="half.tflite", instructions=67.75)
+    plot_report(report(kind="emulator", results=(counted, half)), tmp_path / "plot.png")
+    blue = np.all(np.asarray(Image.open(tmp_path / "plot.png").convert("RGB")) == (31, 119, 180), axis=-1)
+    lengths = np.unique(blue.sum(1))  # of rows without a bar, with the short and with the long one
+    assert lengths[1] / lengths[2] == pytest.approx(0.5, abs=0.02)
+
+
+def bar_widths(drawn):
+    """Of the bars of an SVG file, which are its paths of four corners within the axes."""
+    paths = [path.get("d").split() for path in drawn.iterfind(".//{*}g[@clip-path]/{*}path")]
+    paths += [path.get("d").split() for path in drawn.iterfind(".//{*}path[@clip-path]")]
+    return [float(path[4]) - float(path[1]) for path in paths]
 
 
 def load_script():

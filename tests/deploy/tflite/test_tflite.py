@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from project import CHECKPOINT, ROOT
 import keras_efficientformer as kef
 from keras_efficientformer import conversion
 from keras_efficientformer.deploy import ExportError, export_tflite
-from keras_efficientformer.deploy.report import compare
+from keras_efficientformer.deploy.report import Difference, compare
 from keras_efficientformer.deploy.report_sidecar import sidecar_of
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 from keras_efficientformer.imagenet import imagenet_labels, preprocess_input, resize_and_crop
@@ -279,8 +280,7 @@ def test_without_preprocessing(build, tmp_path, channels):
 def test_sidecar_is_the_report(exported):
     path, report = exported
     sidecar = json.loads(sidecar_of(path).read_text())
-    assert sidecar == json.loads(json.dumps(dataclasses.asdict(report)))
-    assert sidecar["path"] == str(path)
+    assert sidecar == json.loads(json.dumps(dataclasses.asdict(report))) | {"path": path.name}
     assert sidecar["size"] == path.stat().st_size
     assert sidecar["mode"] == "float32"
     assert sidecar["preprocessing"] is True
@@ -312,6 +312,9 @@ def test_report_as_table(exported, capsys):
 
     rich.print(exported[1])
     output = capsys.readouterr().out
+    first = output.splitlines()[2]
+    assert "verdict" in first
+    assert "same answers as the Keras model" in first
     for words in ("small.tflite", "logits against Keras", "4 images: seeded noise", "raw RGB 0..255", "[1, 64, 64, 3]"):
         assert words in output
 
@@ -337,6 +340,33 @@ def test_compare_counts_agreement():
     expected, found = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [0.1, 0.2]]), np.eye(2)[[1, 1, 0, 1]]
     assert compare("logits", expected, found, classes=True).top1_agreement == 0.75
     assert compare("features", expected, found, classes=False).top1_agreement is None
+
+
+@pytest.mark.parametrize(
+    ("outputs", "limit", "verdict"),
+    [
+        (
+            {"probabilities": (1e-6, 0.9, 1.0)},
+            1e-5,
+            "same answers as the Keras model: largest difference 1e-6, limit 1e-5",
+        ),
+        (
+            {"logits": (0.5, 10.0, 0.75), "stage1": (0.2, 1.0, None)},
+            1,
+            "same answers as the Keras model on 75.0% of 4 images: largest difference 0.2, limit 1",
+        ),
+        (
+            {"embedding": (0.5, 10.0, None)},
+            math.inf,
+            "values close to the Keras model's: largest difference 0.05 of the largest value, and no limit was set",
+        ),
+    ],
+)
+def test_verdict(exported, outputs, limit, verdict):
+    differences = tuple(
+        Difference(name, largest, 0.0, scale, share) for name, (largest, scale, share) in outputs.items()
+    )
+    assert dataclasses.replace(exported[1], differences=differences, limit=limit, images=4).verdict == verdict
 
 
 def strict_json(text):
@@ -392,7 +422,8 @@ def photographs(tmp_path_factory):
 def test_calibration_folder_and_arrays_are_alike(model, photographs, tmp_path):
     folder, pixels = photographs
     from_folder = export_tflite(model, tmp_path / "folder.tflite", calibration=folder)
-    assert (from_folder.images, from_folder.images_from) == (3, str(folder))
+    assert (from_folder.images, from_folder.images_from) == (3, folder.name)
+    assert str(tmp_path) not in sidecar_of(from_folder.path).read_text()
     from_array = export_tflite(model, tmp_path / "array.tflite", calibration=pixels)
     assert (from_array.images, from_array.images_from) == (3, "the given arrays")
     from_list = export_tflite(model, tmp_path / "list.tflite", calibration=(image for image in pixels.astype("uint8")))
@@ -514,7 +545,7 @@ def test_overwrite(model, exported, tmp_path):
     assert path.read_text() == sidecar_of(path).read_text() == "old"
     export_tflite(model, path, overwrite=True)
     assert path.read_bytes() == exported[0].read_bytes()  # and exports are reproducible
-    assert json.loads(sidecar_of(path).read_text())["path"] == str(path)
+    assert json.loads(sidecar_of(path).read_text())["path"] == path.name
     assert contents(tmp_path) == ["model.tflite", "model.tflite.json"]
 
 

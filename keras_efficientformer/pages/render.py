@@ -1,0 +1,47 @@
+"""Fills the templates of report pages and writes them. Room: pages."""
+
+import os
+from typing import Any
+
+from keras_efficientformer.errors import require
+from keras_efficientformer.files import finished_file
+
+
+def require_page_tools(extra: str) -> None:
+    """Checks that pages and their pictures can be made, before what they report is computed.
+
+    Args:
+        extra: the extra of this package that brings Jinja2 and matplotlib for that report.
+
+    Raises:
+        ImportError: one is not installed; the message names the extra.
+    """
+    for module in ("jinja2", "matplotlib"):
+        require(module, "A report's page", extra)
+
+
+def write_page(template: str, path: str | os.PathLike[str], overwrite: bool = False, **content: Any) -> None:
+    """Writes a page.
+
+    Args:
+        template: its name in `templates/`.
+        path: the file.
+        overwrite: whether an existing file may be replaced.
+        **content: what the template names, all of it; text is escaped, so that a name of a file or class is never read
+            as HTML.
+
+    Raises:
+        OSError: the folder is missing or cannot be written to, or the file exists and `overwrite` is False.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("keras_efficientformer.pages"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template(template).render(content)
+    with finished_file(path, overwrite) as partial:
+        partial.write_text(html, encoding="utf-8")
