@@ -38,6 +38,8 @@ class Devices:
 
     def step(self, model: keras.Model, batch: Sequence[Any]) -> dict[str, float]:
         """One training step on this process' part of a batch, (x, y, sample_weight or None); what Keras reports."""
+        # It makes the metrics' variables, once: TensorFlow traces a step that makes variables twice.
+        model._symbolic_build(data_batch=batch)
         return model.train_on_batch(*batch, return_dict=True)
 
 

@@ -562,7 +562,9 @@ def test_keras_files(small_tensors, tmp_path, head):
     """Keras' own files as `weights`: every tensor goes where it was, whatever was trained in between."""
     model = build_small(head=head, drop_path_rate=0.1)
     conversion.load_state_dict(model, small_tensors)
-    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", jit_compile=False)
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9), "mse", run_eagerly=True
+    )  # a graph for one step takes longer
     model.fit(timm_reference.images(224, 224), [np.zeros((2, 10))] * (2 if head == "both" else 1), verbose=0)
     model.save(tmp_path / "model.keras")
     model.save_weights(tmp_path / "model.weights.h5")

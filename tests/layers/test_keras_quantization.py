@@ -12,7 +12,7 @@ from keras_efficientformer.models.opening import open_model
 from keras_efficientformer.training import prune_low_magnitude, quantize_aware
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quantized():
     model = small()
     model.quantize("int8")
@@ -42,7 +42,7 @@ def test_quantized_models_still_predict(quantized):
     assert np.isfinite(quantized.predict(images, verbose=0)).all()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def adapted():
     """With LoRA on both heads and on an attention's projection, of weights that are not zero."""
     model = small()

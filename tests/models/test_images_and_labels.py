@@ -104,7 +104,7 @@ def test_logits_package_has_its_labels(build, tmp_path):
 def test_fine_tuned(build, kind, tmp_path):
     """Training prepares images as the model says, and what it saves is of the same kind and knows its classes."""
     folder = training_images.make_folder(tmp_path / "images", {"blue": 4, "green": 4, "red": 4})
-    config = FineTuneConfig(epochs=1, freeze_epochs=0, batch_size=4, learning_rate=1e-9, warmup_epochs=0)
+    config = FineTuneConfig(epochs=1, batch_size=4, learning_rate=1e-9, warmup_epochs=0)
     report = finetune(build(**kind), folder, tmp_path / "run", config=config, verbose=0)
     model = keras.saving.load_model(report.model)
     assert normalization_of(model) == normalization_of(build(**kind))

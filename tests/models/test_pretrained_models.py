@@ -1,7 +1,8 @@
 """Published checkpoints of full size, brought from a hub over HTTP into models whose logits are then timm's.
 
-The hub is `hub_server` on this machine and the weights are loud; all else is as a user has it. Each test starts Python
-anew, because huggingface_hub reads HF_* when it is imported. What can go wrong on the way is in test_pretrained.py.
+The hub is `hub_server` on this machine and the weights are loud; all else is as a user has it. Each hub needs a process
+of its own, because huggingface_hub reads HF_* when it is imported; all that goes well has one. What can go wrong on the
+way is in test_pretrained.py.
 """
 
 import json
@@ -108,12 +109,6 @@ def files(loud_state_dict, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def l1_hub(files):
-    with HubServer({L1: {"main": {"model.safetensors": files["timm.safetensors"]}}}) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def l3():
     return timm_reference.loud_model("l3")
 
@@ -125,13 +120,12 @@ def l3_file(l3, tmp_path_factory):
     return path
 
 
-def hub_of_300(files, commit):
-    """The published repository: a pickle on its main branch, safetensors in a pull request, which is of this commit."""
-    revisions = {
+def l1_300(files):
+    """The published repository: a pickle on its main branch, safetensors in a pull request."""
+    return {
         "main": {"pytorch_model.bin": files["hf.bin"]},
         "refs/pr/5": {"model.safetensors": files["hf.safetensors"]},
     }
-    return HubServer({L1_300: revisions}, commits={(L1_300, "refs/pr/5"): commit})
 
 
 def logits(**arguments):
@@ -146,22 +140,43 @@ def assert_equal(found, expected, limit=1e-5):
     assert np.abs(found - expected).max() <= largest_allowed
 
 
-def test_l1_of_every_kind(l1_hub, loud_l1, images, tmp_path):
-    """Downloaded once; with the top, without it, and at another size."""
-    small = {"input_shape": [96, 160, 3]}
+@pytest.fixture(scope="module")
+def online(files, l3_file, images, tmp_path_factory):
+    """What one process made of a hub with three repositories, and the paths that it asked for.
+
+    The made-up L3 is what the table's hash is changed to.
+    """
+    contents = {
+        L1: {"main": {"model.safetensors": files["timm.safetensors"]}},
+        L1_300: l1_300(files),
+        L3: {L3_COMMIT: {"model.safetensors": l3_file}},
+    }
     tasks = [
         ("EfficientFormerL1", logits()),
         ("EfficientFormerL1", {"include_top": False, "pooling": "avg"}),
         ("EfficientFormerL1", {"include_top": False}),
-        ("EfficientFormerL1", logits(**small)),
+        ("EfficientFormerL1", logits(input_shape=[96, 160, 3])),
+        ("EfficientFormerL1", logits(weights="imagenet-300")),
+        ("EfficientFormerL3", logits()),
         ("EfficientFormerL1", {"classes": 10}),
     ]
-    loaded = load(tmp_path, l1_hub.endpoint, tasks, images)
-    expected = timm_reference.logits(loud_l1, images)[0]
+    with HubServer(contents, commits={(L1_300, "refs/pr/5"): "3606915" + "0" * 33}) as hub:
+        loaded = load(tmp_path_factory.mktemp("online"), hub.endpoint, tasks, images, pins={"l3": hash_of_l3(hub)})
+        return loaded, list(hub.requests)
+
+
+def hash_of_l3(hub):
+    (found,) = {sha256 for (repo, _, _), sha256 in hub.hashes.items() if repo == L3}
+    return found
+
+
+def test_l1_of_every_kind(online, loud_l1, images):
+    """Downloaded once; with the top, without it, and at another size."""
+    loaded, requests = online
     with torch.no_grad():
         features = loud_l1.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     resized = timm_reference.at_resolution(loud_l1, (3, 5))
-    assert_equal(loaded.outputs[0], expected)
+    assert_equal(loaded.outputs[0], timm_reference.logits(loud_l1, images)[0])
     assert_equal(loaded.outputs[1], features.mean(1))
     assert_equal(loaded.outputs[2].reshape(features.shape), features)
     assert loaded.outputs[2].shape == (2, 7, 7, 448)
@@ -170,21 +185,19 @@ def test_l1_of_every_kind(l1_hub, loud_l1, images, tmp_path):
     assert kind == "ValueError"
     assert "`classes` should be 1000" in message
     assert loaded.warnings == []
-    transfers = [path for method, path in l1_hub.requests if method == "GET" and path.startswith("/cdn/")]
-    assert len(transfers) == 1
+    transfers = [path for method, path in requests if method == "GET" and path.startswith("/cdn/")]
+    assert len(transfers) == 3  # each of the repositories' files
 
 
-def test_l1_300_from_the_pull_request(files, loud_l1, images, tmp_path):
-    with hub_of_300(files, commit="3606915" + "0" * 33) as hub:
-        loaded = load(tmp_path, hub.endpoint, [("EfficientFormerL1", logits(weights="imagenet-300"))], images)
-        assert not [path for _, path in hub.requests if path.endswith("pytorch_model.bin")]
-    assert (loaded.errors, loaded.warnings) == ({}, [])
-    assert_equal(loaded.outputs[0], timm_reference.logits(loud_l1, images)[0])
+def test_l1_300_from_the_pull_request(online, loud_l1, images):
+    loaded, requests = online
+    assert not [path for _, path in requests if path.endswith("pytorch_model.bin")]
+    assert_equal(loaded.outputs[4], timm_reference.logits(loud_l1, images)[0])
 
 
 def test_l1_300_from_the_main_branch(files, loud_l1, images, tmp_path):
     commit = "1234567" + "0" * 33
-    with hub_of_300(files, commit) as hub:
+    with HubServer({L1_300: l1_300(files)}, commits={(L1_300, "refs/pr/5"): commit}) as hub:
         loaded = load(tmp_path, hub.endpoint, [("EfficientFormerL1", logits(weights="imagenet-300"))], images)
     assert loaded.errors == {}
     (warning,) = loaded.warnings
@@ -193,31 +206,26 @@ def test_l1_300_from_the_main_branch(files, loud_l1, images, tmp_path):
     assert_equal(loaded.outputs[0], timm_reference.logits(loud_l1, images)[0])
 
 
-def test_l3_of_the_pinned_commit_and_hash(l3, l3_file, images, tmp_path):
-    """The made-up file is first what the table's hash is changed to, and is then refused for the real one."""
-    with HubServer({L3: {L3_COMMIT: {"model.safetensors": l3_file}}}) as hub:
-        (found,) = {sha256 for (repo, _, _), sha256 in hub.hashes.items() if repo == L3}
-        tasks = [("EfficientFormerL3", logits())]
-        loaded = load(tmp_path / "ours", hub.endpoint, tasks, images, pins={"l3": found})
-        assert (loaded.errors, loaded.warnings) == ({}, [])
-        assert_equal(loaded.outputs[0], timm_reference.logits(l3, images)[0])
-        refused = load(tmp_path / "published", hub.endpoint, tasks, images)
+def test_l3_of_the_pinned_commit_and_hash(online, l3, images):
+    assert_equal(online[0].outputs[5], timm_reference.logits(l3, images)[0])
+
+
+def test_other_networks_and_files_under_the_names_are_refused(l3_file, images, tmp_path):
+    """L3's file as L1, whose hash nobody knows, and as L3, whose real hash it has not."""
+    contents = {L1: {"main": {"model.safetensors": l3_file}}, L3: {L3_COMMIT: {"model.safetensors": l3_file}}}
+    tasks = [("EfficientFormerL1", logits()), ("EfficientFormerL3", logits())]
+    with HubServer(contents) as hub:
+        refused = load(tmp_path, hub.endpoint, tasks, images)
+        found = hash_of_l3(hub)
     assert refused.outputs == []
-    ((kind, message),) = refused.errors.values()
-    assert kind == "DownloadError"
-    assert found in message
-    assert L3_SHA256 in message
-    assert not [path for path in (tmp_path / "published").glob("home/hub/models--*/**/*") if path.is_file()]
-
-
-def test_another_network_under_the_name_is_refused(l3_file, images, tmp_path):
-    with HubServer({L1: {"main": {"model.safetensors": l3_file}}}) as hub:
-        loaded = load(tmp_path, hub.endpoint, [("EfficientFormerL1", logits())], images)
-    assert loaded.outputs == []
-    ((kind, message),) = loaded.errors.values()
+    (kind, message), (kind_of_l3, message_of_l3) = refused.errors.values()
     assert kind == "CheckpointError"
     assert "found EfficientFormer-L3" in message
     assert "expected EfficientFormer-L1" in message
+    assert kind_of_l3 == "DownloadError"
+    assert found in message_of_l3
+    assert L3_SHA256 in message_of_l3
+    assert not [path for path in tmp_path.glob(f"home/hub/models--{L3.replace('/', '--')}/**/*") if path.is_file()]
 
 
 def test_two_processes_at_once(files, loud_l1, images, tmp_path):

@@ -1,6 +1,5 @@
 """Fine-tuning: what a run does, what it leaves, and how it refuses. `test_training_resume` kills it."""
 
-import dataclasses
 import json
 import re
 import resource
@@ -182,9 +181,9 @@ def test_kept_head(model):
     np.testing.assert_array_equal(kept.predict(images, verbose=0), model.predict(images, verbose=0))
 
 
-def kept_config(**settings):
-    values = {"epochs": 1, "freeze_epochs": 0, "batch_size": 4, "learning_rate": 1e-9, "warmup_epochs": 0}
-    return FineTuneConfig(keep_head=True, **{**values, **settings})
+def short_config(**settings):
+    """One epoch, in which the head alone learns, and almost nothing: what a run does with classes and images."""
+    return FineTuneConfig(epochs=1, batch_size=4, learning_rate=1e-9, warmup_epochs=0, **settings)
 
 
 @pytest.mark.parametrize("folders", ["names", "indices"])
@@ -194,7 +193,7 @@ def test_kept_classes_keep_their_order(tmp_path, folders):
     counts = {name if folders == "names" else str(names.index(name)): 4 for name in sorted(names)}
     folder = training_images.make_folder(tmp_path / "images", counts)
     model = training_images.make_model(3, labels=names)
-    report = finetune(model, folder, tmp_path / "run", config=kept_config(), verbose=0)
+    report = finetune(model, folder, tmp_path / "run", config=short_config(keep_head=True), verbose=0)
     assert report.labels == names
     saved = keras.saving.load_model(report.model)
     assert labels_of(saved) == names
@@ -217,13 +216,13 @@ def test_kept_classes_that_do_not_fit(tmp_path, labels, given, counts, words):
     folder = training_images.make_folder(tmp_path / "images", counts)
     model = training_images.make_model(3, labels=labels)
     with pytest.raises(ValueError, match=words):
-        finetune(model, folder, tmp_path / "run", labels=given, config=kept_config(), verbose=0)
+        finetune(model, folder, tmp_path / "run", labels=given, config=short_config(keep_head=True), verbose=0)
 
 
 def test_labels_of_a_folder(tmp_path):
     """They say the order of the outputs."""
     folder = training_images.make_folder(tmp_path / "images")
-    config = dataclasses.replace(kept_config(), keep_head=False)
+    config = short_config()
     order = {"green": 0, "red": 1, "blue": 2}
     report = finetune(training_images.make_model(), folder, tmp_path / "run", labels=order, config=config, verbose=0)
     assert report.labels == ("green", "red", "blue")
@@ -235,7 +234,7 @@ def test_grey_images(tmp_path):
     """A model of one channel is trained, scored and evaluated on the luminance of the folder's images."""
     folder = training_images.make_folder(tmp_path / "images")
     shape = {"input_shape": (40, 40, 1), "mean": [0.5], "std": [0.25]}
-    config = dataclasses.replace(kept_config(), keep_head=False)
+    config = short_config(freeze_epochs=0)
     report = finetune(training_images.make_model(**shape), folder, tmp_path / "run", config=config, verbose=0)
     saved = keras.saving.load_model(report.model)
     assert saved.input_shape == (None, 40, 40, 1)
@@ -246,7 +245,7 @@ def test_other_files_are_counted(tmp_path):
     folder = training_images.make_folder(tmp_path / "images")
     (folder / "red" / "notes.txt").write_text("no image")
     (folder / "red" / "README").write_text("no image")
-    config = dataclasses.replace(kept_config(), keep_head=False)
+    config = short_config()
     report = finetune(training_images.make_model(), folder, tmp_path / "run", config=config, verbose=0)
     assert report.other_files == {".txt": 1, "": 1}
     assert json.loads((tmp_path / "run" / "report.json").read_text())["other_files"] == {".txt": 1, "": 1}
@@ -280,7 +279,7 @@ class Loader(keras.utils.PyDataset):
 @pytest.mark.parametrize(("bad", "message"), [("labels", "loss is nan"), ("images", "images' sum is nan")])
 def test_not_a_number(model, tmp_path, bad, message):
     """Says at which step, and the checkpoint of the step before is there."""
-    config = FineTuneConfig(epochs=2, freeze_epochs=0, batch_size=8, save_every=1)
+    config = FineTuneConfig(epochs=2, freeze_epochs=2, batch_size=8, save_every=1)
     with pytest.raises(TrainingError, match=message + r" at step 3 of epoch 1.*checkpoint\.npz"):
         finetune(model, Loader(bad), tmp_path / "run", labels=COLOURS, config=config, verbose=False)
     values, state = read_state(tmp_path / "run" / "checkpoint.npz")
@@ -341,7 +340,7 @@ class FullDisk(keras.callbacks.Callback):
 
 
 def test_full_disk(model, tmp_path):
-    config = FineTuneConfig(epochs=2, freeze_epochs=0, batch_size=8, save_every=1)
+    config = FineTuneConfig(epochs=2, freeze_epochs=2, batch_size=8, save_every=1)
     output = tmp_path / "run"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:

@@ -9,9 +9,6 @@ import functools
 import hashlib
 import json
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -25,7 +22,7 @@ import timm_reference
 from ai_edge_litert.interpreter import Interpreter
 from exports import assert_interrupt_leaves_nothing, assert_read_only_folder_is_refused, contents, finish, run_litert
 from PIL import Image
-from project import CHECKPOINT, ROOT
+from project import CHECKPOINT
 
 import keras_efficientformer as kef
 from keras_efficientformer import conversion
@@ -75,7 +72,10 @@ def exported(model, tmp_path_factory):
 
 @dataclasses.dataclass
 class Published:
-    """An L1, L3 or L7 that was exported, timm's model of the same weights, and what the export cost."""
+    """An L1, L3 or L7 that was exported, timm's model of the same weights, and what the export cost.
+
+    L3 and L7 also in int8, in the same process: L7 takes 8 GB, which no two of them shall take at a time.
+    """
 
     reference: object
     checkpoint: Path
@@ -94,6 +94,9 @@ def published(tmp_path_factory):
         checkpoint = folder / f"loud_{variant}.safetensors"
         safetensors.numpy.save_file(timm_reference.state_dict(reference), checkpoint)
         arguments = {"model": {"classifier_activation": "softmax" if variant == "l1" else None}}
+        if variant != "l1":
+            images = write_images(folder / "images", 224, 224, number=4)
+            arguments["then"] = [[str(folder), {"quantize": "int8", "calibration": str(images)}]]
         code, output, log = finish(exports.start("export_tflite", checkpoint, folder, arguments))
         assert code == 0, log
         path = folder / f"efficientformer_{variant}_224_float32.tflite"
@@ -108,6 +111,14 @@ def raw_images(height, width, number=3, channels=3):
     rng = np.random.default_rng(7)
     light = np.linspace(0, 155, number)[:, None, None, None]
     return (rng.integers(0, 101, (number, height, width, channels)) + light).astype("float32")
+
+
+def write_images(folder, height, width, number):
+    """Such images as files."""
+    folder.mkdir()
+    for index, image in enumerate(raw_images(height, width, number)):
+        Image.fromarray(image.astype("uint8")).save(folder / f"{index}.png")
+    return folder
 
 
 def assert_equal(found, expected, limit=LIMIT):
@@ -587,12 +598,28 @@ def small_checkpoint(small_tensors, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_other_backends_make_the_same_file(small_checkpoint, exported, tmp_path, backend):
-    arguments = {"model": {"input_shape": [64, 64, 3], "classifier_activation": None}}
-    path = tmp_path / "small.tflite"
-    code, _, log = finish(exports.start("export_tflite", small_checkpoint, path, arguments, KERAS_BACKEND=backend))
+@pytest.fixture(scope="module", params=["jax", "torch"])
+def without_tensorflow(request, small_checkpoint, tmp_path_factory):
+    """The folder with the small model's files in float32 and int8, made on another backend with no TensorFlow."""
+    folder = tmp_path_factory.mktemp(request.param)
+    images = write_images(folder / "images", 64, 64, number=3)
+    int8 = {"quantize": "int8", "calibration": str(images), "max_difference": 1.0}
+    arguments = {
+        "model": {"input_shape": [64, 64, 3], "classifier_activation": None},
+        "then": [[str(folder / "int8.tflite"), int8]],
+    }
+    process = exports.start(
+        *("export_tflite", small_checkpoint, folder / "float32.tflite", arguments),
+        blocked=["tensorflow", "tf_keras"],
+        KERAS_BACKEND=request.param,
+    )
+    code, _, log = finish(process)
     assert code == 0, log
+    return folder
+
+
+def test_other_backends_make_the_same_file(without_tensorflow, exported):
+    path = without_tensorflow / "float32.tflite"
     assert without_delegates(path) == without_delegates(exported[0])
     images = raw_images(64, 64)
     assert_equal(run_litert(path, images)["logits"], run_litert(exported[0], images)["logits"], limit=1e-6)
@@ -600,26 +627,18 @@ def test_other_backends_make_the_same_file(small_checkpoint, exported, tmp_path,
     assert 0 < sidecar["differences"][0]["max"] < LIMIT
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
-@pytest.mark.parametrize("mode", ["none", "int8"])
-def test_no_tensorflow_is_needed(small_checkpoint, tmp_path, backend, mode):
-    arguments = {"model": {"input_shape": [64, 64, 3]}, "quantize": mode, "max_difference": 1.0}
-    folder = tmp_path / "photographs"
-    folder.mkdir()
-    Image.fromarray(raw_images(64, 64)[0].astype("uint8")).save(folder / "photograph.png")
-    process = exports.start(
-        *("export_tflite", small_checkpoint, tmp_path / "small.tflite", arguments | {"calibration": str(folder)}),
-        blocked=["tensorflow", "tf_keras"],
-        KERAS_BACKEND=backend,
-    )
-    code, _, log = finish(process)
-    assert code == 0, log
-    assert json.loads((tmp_path / "small.tflite.json").read_text())["mode"] == {"none": "float32"}.get(mode, mode)
+@pytest.mark.parametrize("mode", ["float32", "int8"])
+def test_no_tensorflow_is_needed(without_tensorflow, mode):
+    assert json.loads((without_tensorflow / f"{mode}.tflite.json").read_text())["mode"] == mode
 
 
 @pytest.mark.parametrize("module", ["ai_edge_litert", "ai_edge_quantizer"])
 def test_missing_framework(small_checkpoint, tmp_path, module):
-    process = exports.start("export_tflite", small_checkpoint, tmp_path, {"quantize": "dynamic"}, blocked=[module])
+    blocked = [module, "tensorflow"]
+    arguments = {"quantize": "dynamic"}
+    process = exports.start(
+        "export_tflite", small_checkpoint, tmp_path, arguments, blocked=blocked, KERAS_BACKEND="jax"
+    )
     code, _, log = finish(process)
     assert code != 0
     expected = f"needs {module.replace('_', '-')}: pip install 'keras-efficientformer[litert]'"
@@ -655,32 +674,13 @@ def test_not_an_image_network(tmp_path):
         LiteRTModel(tmp_path / "vector.tflite")
 
 
-# The largest in int8; here, so that no two of them are exported at a time.
-
-# In a process of its own, after which the memory is free again: L7 takes 8 GB.
-LARGE = """
-import json, sys
-import numpy as np
-import timm_reference
-import keras_efficientformer as kef
-from keras_efficientformer import conversion
-from keras_efficientformer.deploy import export_tflite
-from keras_efficientformer.images import seeded_images
-variant, folder = sys.argv[1:]
-model = getattr(kef, f"EfficientFormer{variant.upper()}")(weights=None, classifier_activation=None)
-conversion.load_state_dict(model, timm_reference.state_dict(timm_reference.loud_model(variant)))
-export_tflite(model, folder, quantize="int8", calibration=seeded_images((224, 224, 3)))
-"""
+# The largest in int8.
 
 
 @pytest.mark.parametrize("variant", ["l3", "l7"])
-def test_large_networks_in_int8(tmp_path, variant):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "support")}
-    process = subprocess.run(
-        [sys.executable, "-c", LARGE, variant, str(tmp_path)], env=environment, capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stderr
-    report = json.loads((tmp_path / f"efficientformer_{variant}_224_int8.tflite.json").read_text())
+def test_large_networks_in_int8(published, variant):
+    sidecar = published(variant).path.with_name(f"efficientformer_{variant}_224_int8.tflite.json")
+    report = json.loads(sidecar.read_text())
     (difference,) = report["differences"]
     assert 0 < difference["max"] / difference["largest"] < 0.2
     assert report["size"] < {"l3": 33e6, "l7": 86e6}[variant]
