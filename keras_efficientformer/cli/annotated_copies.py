@@ -1,6 +1,7 @@
 """Writes copies of photographs with the best class and its score written below them. Room: cli."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,44 +25,48 @@ def copy_of(image: np.ndarray) -> Image.Image:
 
 
 class AnnotatedCopies:
-    """A folder of copies, which is made with the first.
+    """The copies of some photographs in a folder, which is made with the first of them.
+
+    A copy is called NAME.jpg; where two photographs have one name the second is called NAME_2.jpg.
 
     Args:
-        folder: where they are written; None where none are.
-        overwrite: whether a file of an earlier time is replaced.
+        folder: where they are written.
+        names: of the photographs: paths, URLs, or "-".
+        overwrite: whether files of an earlier time are replaced.
+
+    Raises:
+        FileExistsError: there is such a file of an earlier time, and it is not to be replaced.
     """
 
-    def __init__(self, folder: Path | None, overwrite: bool) -> None:
-        self._folder, self._overwrite = folder, overwrite
-        self._written: set[str] = set()
+    def __init__(self, folder: Path, names: Iterable[str], overwrite: bool) -> None:
+        taken: dict[str, Path] = {}
+        self._paths: dict[str, Path] = {}
+        for name in names:
+            stem, number = _stem(name), 1
+            while (found := f"{stem}_{number}.jpg" if number > 1 else f"{stem}.jpg") in taken:
+                number += 1
+            self._paths[name] = taken[found] = folder / found
+            check_free(folder / found, overwrite)
 
     def write(self, name: str, picture: Image.Image, answer: dict[str, Any]) -> None:
-        """Writes NAME.jpg; where two photographs have one name the second is called NAME_2.jpg.
+        """Writes the copy of a photograph.
 
         Args:
-            name: of the photograph: a path, a URL, or "-".
+            name: of the photograph.
             picture: what `copy_of` made of it.
             answer: its best class, with "label" and "score".
-
-        Raises:
-            FileExistsError: there is such a file of an earlier time, and it is not to be replaced.
         """
-        assert self._folder is not None, "copies have no folder"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / self._free_name(name)
-        check_free(path, self._overwrite)
+        path = self._paths[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
         with finished_file(path, overwrite=True) as partial:
             _with_text(picture, f"{answer['label']} {answer['score']:.1%}").save(partial, quality=90)
 
-    def _free_name(self, name: str) -> str:
-        stem = re.sub(r"[^\w.-]+", "_", re.split(r"[/\\]", name.partition("?")[0])[-1]).rsplit(".", 1)[0]
-        stem = "stdin" if stem in ("", "-") else stem
-        number, found = 1, f"{stem}.jpg"
-        while found in self._written:
-            number += 1
-            found = f"{stem}_{number}.jpg"
-        self._written.add(found)
-        return found
+
+def _stem(name: str) -> str:
+    """A file's name without its suffix, of what a path or URL ends in."""
+    last = re.split(r"[/\\]", name.partition("?")[0])[-1]
+    stem = re.sub(r"[^\w.-]+", "_", last).rsplit(".", 1)[0]
+    return "stdin" if stem in ("", "-") else stem
 
 
 def _with_text(picture: Image.Image, text: str) -> Image.Image:

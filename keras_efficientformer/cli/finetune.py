@@ -125,16 +125,26 @@ def finetune(
         read_run(output)  # it says what is missing
         raise ValueError(f"The run in {output} was started on a loader: go on from Python, with resume=True.")
     check_inputs(*arguments.values())
-    report = training.finetune(
-        arguments.pop("model"),
-        arguments.pop("data"),
-        output,
-        **arguments,
-        config=chosen,
-        resume=resume,
-        verbose=0 if as_json else 1 if errors.is_terminal else 2,
-        track=partial(track, description="Checking images"),
-    )
+    try:
+        report = training.finetune(
+            arguments.pop("model"),
+            arguments.pop("data"),
+            output,
+            **arguments,
+            config=chosen,
+            resume=resume,
+            verbose=0 if as_json else 1 if errors.is_terminal else 2,
+            track=partial(track, description="Checking images"),
+        )
+    except KeyboardInterrupt:
+        if (output / CONFIG_FILE).exists():
+            errors.print(
+                f"Stopped. Go on with: efficientformer finetune --resume --output {output}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        raise
     print(json.dumps(report.to_dict(), indent=2)) if as_json else console.print(_finetune_table(report, output))
 
 

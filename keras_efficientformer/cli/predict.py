@@ -64,6 +64,7 @@ def predict(
         raise NotADirectoryError(f"{save} is a file: --save needs a folder.")
     check_inputs(model, labels)
     photographs = find_photographs(images)
+    copies = None if save is None else AnnotatedCopies(save, photographs, overwrite)
     names = class_names(labels) if labels else None
     prepare_for(model)
     network = classifiers.open_classifier(model, size)
@@ -73,7 +74,6 @@ def predict(
         )
     names = names or network.labels or _names_beside(model)
     crop = models.crop_of(model) if crop is None else crop
-    copies = AnnotatedCopies(save, overwrite)
     results: dict[str, Any] = {}
     bad: dict[str, str] = {}
     for batch in _batches(photographs, network.size, crop, save is not None, bad):
@@ -84,7 +84,7 @@ def predict(
         rows = scores.tolist() if network.output == "embedding" else _answers(scores, top, names)
         for photograph, row in zip(batch, rows, strict=True):
             results[photograph.name] = row
-            if save is not None and photograph.copy is not None:
+            if copies is not None and photograph.copy is not None:
                 copies.write(photograph.name, photograph.copy, row[0])
     if as_json:
         print(json.dumps(results, indent=2))

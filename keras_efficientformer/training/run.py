@@ -195,9 +195,16 @@ class Run:
                     variables = self._variables() if saved_phase == phase else self.student.variables
                     assign(variables, values[: len(variables)], self.checkpoint)
                     values = None
+            self._announce(phase)
             while self.progress.epoch < end and not self.progress.stopped:
                 self._train_epoch(phase, callbacks)
         callbacks.on_train_end()
+
+    def _announce(self, phase: int) -> None:
+        """Says what the first step of a phase does before any progress is seen; PyTorch compiles nothing."""
+        if self.verbose and self.devices.process == 0 and keras.backend.backend() != "torch":
+            trained = "all layers" if phase else "the classifier alone"
+            print(f"Compiling the training step for {trained}; this takes a while.", flush=True)
 
     def _train_epoch(self, phase: int, callbacks: keras.callbacks.CallbackList) -> None:
         """Trains to the end of the epoch that is going on, validates and saves; phase 0 trains the heads alone."""
