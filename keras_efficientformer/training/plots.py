@@ -65,9 +65,9 @@ def draw_curve(axes: Any, name: str, history: Sequence[dict[str, float]], best_e
 
     epochs = [row["epoch"] for row in history]
     axes.axvline(best_epoch, color="tab:green", linestyle=":", label=f"best epoch: {best_epoch}")
-    for key, label in ((name, "training"), (f"val_{name}", "validation")):
+    for key, label, colour in ((name, "training", "tab:blue"), (f"val_{name}", "validation", "tab:orange")):
         if key in history[-1]:
-            axes.plot(epochs, [row[key] for row in history], marker=".", label=label)
+            axes.plot(epochs, [row[key] for row in history], marker=".", label=label, color=colour)
     axes.set(xlabel="epoch", title=TITLES[name], ylim=(0, None) if name == "learning_rate" else None)
     axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -46,7 +46,13 @@ PUBLIC = {
         "to_state_dict",
         "write_checkpoint",
     ],
-    "keras_efficientformer.deploy": ["ExportError", "ExportReport", "export_coreml", "export_tflite"],
+    "keras_efficientformer.deploy": [
+        "ExportError",
+        "ExportReport",
+        "export_coreml",
+        "export_tflite",
+        "save_export_page",
+    ],
     "keras_efficientformer.imagenet": [
         "ImageError",
         "decode_predictions",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import keras
 import numpy as np
@@ -79,6 +80,14 @@ def test_files(finished):
     for name in ("curves.png", "average_precision.png"):
         assert min(Image.open(output / name).size) > 300
     assert not (output / "confusion.png").exists()
+    page = (output / "report.html").read_text()
+    assert f"{report.scores.mean_average_precision:.2%} mean average precision on the validation images" in page
+    assert "Average precision" in page
+    assert "Confusion matrix" not in page
+    worst = page[page.index("Worst images") :]
+    assert worst.count("data:image/jpeg") == 15
+    assert "true: none<br>" in worst  # an image without a label
+    assert re.search(r"true: blue [\d.]+%, green [\d.]+%", worst)  # and of several
     saved = keras.saving.load_model(output / "best.keras")
     assert saved.get_layer("predictions").activation is keras.activations.sigmoid
     assert labels_of(saved) == tuple(COLOURS)
