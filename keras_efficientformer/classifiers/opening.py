@@ -47,14 +47,14 @@ def open_classifier(source: str | os.PathLike[str], input_shape: tuple[int, ...]
         OSError: the file is missing or cannot be read.
         ImportError: the file needs LiteRT, coremltools or PyTorch, which is not installed.
     """
-    suffix = Path(source).suffix
-    if suffix not in (".tflite", ".mlpackage"):
+    path = Path(source).expanduser()
+    if path.suffix not in (".tflite", ".mlpackage"):
         # They import Keras, which takes seconds and files do without.
         from keras_efficientformer.classifiers.keras_models import KerasClassifier
         from keras_efficientformer.models.opening import open_model
 
         return KerasClassifier(open_model(source, input_shape))
-    classifier = _open_package(source) if suffix == ".mlpackage" else _open_tflite(source)
+    classifier = _open_package(path) if path.suffix == ".mlpackage" else _open_tflite(path)
     own = (*classifier.size, classifier.channels)
     if input_shape is not None and tuple(input_shape) != own[: len(input_shape)]:
         raise ValueError(
@@ -64,14 +64,14 @@ def open_classifier(source: str | os.PathLike[str], input_shape: tuple[int, ...]
     return classifier
 
 
-def _open_package(source: str | os.PathLike[str]) -> Classifier:
-    if Path(source).exists():
+def _open_package(source: Path) -> Classifier:
+    if source.exists():
         check_sidecar(source)
     package = CoreMLModel(source)
     return FileClassifier(package, package.facts)
 
 
-def _open_tflite(source: str | os.PathLike[str]) -> Classifier:
-    if not (Path(source).exists() and check_sidecar(source)):
+def _open_tflite(source: Path) -> Classifier:
+    if not (source.exists() and check_sidecar(source)):
         check_survival(source)
     return FileClassifier(LiteRTModel(source), read_facts(source))

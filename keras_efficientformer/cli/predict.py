@@ -29,7 +29,7 @@ from keras_efficientformer.cli.options import (
     prepare_for,
     track,
 )
-from keras_efficientformer.imagenet import imagenet_labels, resize_and_crop
+from keras_efficientformer.imagenet import decode_predictions, imagenet_labels, resize_and_crop
 from keras_efficientformer.images import of_channels
 from keras_efficientformer.labels import class_names, labels_beside
 from keras_efficientformer.photographs import find_photographs, read_photograph
@@ -137,26 +137,23 @@ def _batches(
 
 
 def _answers(scores: np.ndarray, top: int, names: tuple[str, ...] | None) -> list[list[Answer]]:
-    """The classes with the highest scores of each image, best first, equal ones in the order of the classes."""
+    """The classes with the highest scores of each image, as `decode_predictions` orders them."""
     classes = scores.shape[-1]
-    imagenet = dict(enumerate(imagenet_labels())) if classes == len(imagenet_labels()) else {}
+    ids, imagenet = zip(*imagenet_labels(), strict=True)
     if names is None:
-        names = tuple(name for _, name in imagenet.values()) or tuple(f"class {index}" for index in range(classes))
+        names = imagenet if classes == len(imagenet) else tuple(f"class {index}" for index in range(classes))
     names = class_names(names, classes)
-    is_imagenet = bool(imagenet) and names == tuple(name for _, name in imagenet.values())
-    # The scores become a signed type, so that their negatives give the descending order.
-    order = np.argsort(-scores.astype("float64"), axis=1, kind="stable")[:, :top]
     return [
         [
             {
                 "class": int(index),
-                "label": names[index],
-                "wordnet_id": imagenet[index][0] if is_imagenet else None,
-                "score": float(row[index]),
+                "label": name,
+                "wordnet_id": ids[int(index)] if names == imagenet else None,
+                "score": score,
             }
-            for index in indices
+            for index, name, score in row
         ]
-        for row, indices in zip(scores, order, strict=True)
+        for row in decode_predictions(scores, top=top, labels=names)
     ]
 
 
