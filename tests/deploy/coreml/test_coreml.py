@@ -242,7 +242,7 @@ def test_logits_have_no_preview_of_a_classifier(exported):
 def test_sidecar_is_the_report(exported):
     path, report = exported
     sidecar = json.loads(sidecar_of(path).read_text())
-    assert sidecar == json.loads(json.dumps(dataclasses.asdict(report)))
+    assert sidecar == json.loads(json.dumps(dataclasses.asdict(report))) | {"path": path.name}
     assert (sidecar["mode"], sidecar["partitions"], sidecar["limit"]) == ("float16", None, 5e-3)
     assert sidecar["size"] == sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     assert sidecar["inputs"][0]["name"] == "image"

@@ -95,7 +95,7 @@ def test_core_ml_packages_are_made_of_what_was_trained(stripped, tmp_path):
 
 def test_training_without_the_callback_is_an_error(model):
     pruned = prune_low_magnitude(model)
-    pruned.compile("sgd", "mse")
+    pruned.compile("sgd", "mse", run_eagerly=True)
     with pytest.raises(tf.errors.InvalidArgumentError, match="requires the UpdatePruningStep callback"):
         pruned.train_on_batch(IMAGES, np.zeros((4, 10)))
 
