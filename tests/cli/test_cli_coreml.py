@@ -98,6 +98,6 @@ def test_predict_as_keras_does(package, run, tmp_path, capsys):
     for model in (package, CHECKPOINT):
         assert run("predict", tmp_path / "noise.png", "--model", model, "--labels", LABELS, "--json") == 0
         ((_, rows),) = json.loads(capsys.readouterr().out).items()
-        scores.append({name: score for _, name, score in rows})
+        scores.append({row["label"]: row["score"] for row in rows})
     assert scores[0].keys() == scores[1].keys()
     assert [*scores[0].values()] == pytest.approx([*scores[1].values()], abs=2e-3)

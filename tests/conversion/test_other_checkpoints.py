@@ -17,6 +17,7 @@ from timm.models import adapt_input_conv
 
 import keras_efficientformer as kef
 from keras_efficientformer import conversion
+from keras_efficientformer.conversion.stated import Stated
 from keras_efficientformer.deploy import export_tflite
 from keras_efficientformer.errors import CheckpointError
 from keras_efficientformer.imagenet import MEAN
@@ -198,7 +199,10 @@ def test_reports_say_that_weights_have_changed(tensors, tmp_path):
     ids=["timm", "transformers"],
 )
 def test_stated_normalization(tmp_path, name, content):
-    conversion.write_checkpoint(tmp_path / "m.safetensors", conversion.to_state_dict(small()))
+    """Of checkpoints that say nothing themselves, as others' do."""
+    state_dict = conversion.to_state_dict(small())
+    state_dict.stated = Stated()
+    conversion.write_checkpoint(tmp_path / "m.safetensors", state_dict)
     (tmp_path / name).write_text(json.dumps(content))
     found = normalization_of(kef.from_checkpoint(tmp_path / "m.safetensors"))
     assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.25))

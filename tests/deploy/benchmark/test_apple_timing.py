@@ -129,10 +129,13 @@ def test_command(build, mac, tmp_path):
 
 
 def test_command_checks_before_it_measures(mac, tmp_path):
-    done = run_command("no.keras", "--device", "mac", "--output", tmp_path / "no" / "report.json")
+    done = run_command("no.keras", "--device", "mac")
+    assert isinstance(done.exception, FileNotFoundError)
+    assert "no.keras is neither a file nor one of the names" in str(done.exception)
+    done = run_command("l1", "--device", "mac", "--output", tmp_path / "no" / "report.json")
     assert isinstance(done.exception, FileNotFoundError)
     assert "no does not exist" in str(done.exception)
-    done = run_command("no.keras")
+    done = run_command("l1")
     assert isinstance(done.exception, DeviceError)
     assert "--team" in str(done.exception)
 
