@@ -41,7 +41,6 @@ LONGEST = (
     "test_tflite.py",
     "test_conversion.py",
     "test_cli_training.py",
-    "test_training_digits.py",
     "test_pretrained_models.py",
     "test_cli.py",
     "test_training_finetune.py",
