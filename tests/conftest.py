@@ -34,6 +34,7 @@ def pytest_collection_finish():
 # The files that take longest, some of few tests: begun last, one of them would keep one process busy while the others
 # have nothing left to do.
 LONGEST = (
+    "test_readme_blocks.py",
     "test_training_devices.py",
     "test_demo.py",
     "test_training_resume.py",
@@ -41,7 +42,6 @@ LONGEST = (
     "test_tflite.py",
     "test_conversion.py",
     "test_cli_training.py",
-    "test_training_digits.py",
     "test_pretrained_models.py",
     "test_cli.py",
     "test_training_finetune.py",
