@@ -31,8 +31,9 @@ from keras_efficientformer.deploy import export_tflite
 sys.path.append(str(ROOT / "benchmarks"))
 from digits import write_digits
 
-PATHS = subprocess.check_output(["git", "ls-files", "*README*.md"], cwd=ROOT, text=True).split()
-TEXTS = {path: (ROOT / path).read_text() for path in PATHS}
+PATHS = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*README*.md"))
+# Not those of environments and caches.
+TEXTS = {str(path): (ROOT / path).read_text() for path in PATHS if not path.parts[0].startswith((".", "build"))}
 FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash")
 # In the middle of a sentence.
@@ -40,7 +41,6 @@ INLINE = re.compile(r"`((?:efficientformer|python|make) [^`]+)`")
 EXTRA = re.compile(r"keras-efficientformer\[([\w,]+)\]")
 
 NO_PHONE = "needs a phone"
-OWN_ENVIRONMENT = "needs packages that do not go with the tests', in an environment of its own"
 # {document: {how a command begins: why it cannot run here}}; commands of pip only have their extras checked.
 NOT_RUN = {
     "README.md": {
@@ -57,7 +57,7 @@ NOT_RUN = {
         "efficientformer benchmark tflite efficientformer_l1_224_int8.tflite --emulate": "needs qemu",
         "efficientformer benchmark coreml": "needs a Mac and an iPhone",
     },
-    "tests/data/README.md": {"python make_dialects.py": OWN_ENVIRONMENT},
+    "tests/data/README.md": {"python make_dialects.py": "needs packages that do not go with the tests'"},
 }
 
 # Runs the blocks of argv[1], a JSON list of [language, where it stands, text], in one namespace. What a reader has
@@ -180,6 +180,12 @@ def test_blocks_run(document, files, environment, tmp_path):
     assert "Traceback" not in done.stdout, done.stdout
     if document == "README.md":  # the pretrained backbone makes 400 digits enough for much more than chance (10%)
         assert json.loads((folder / "digits_run" / "report.json").read_text())["scores"]["top1"] >= 0.7
+
+
+def test_no_block_is_overlooked():
+    found = [match for text in TEXTS.values() for match in FENCE.finditer(text)]
+    assert {match[2] for match in found} == {"python", "sh", "csv"}
+    assert 2 * len(found) == sum(text.count("```") for text in TEXTS.values())
 
 
 def test_what_is_not_run_is_there():
