@@ -61,6 +61,11 @@ def finished_files(
                 if file.exists() and partial.is_dir():
                     os.replace(file, folder / "replaced")
                 os.replace(partial, file)
+    except OSError as error:
+        # The error is about the file that was wanted, not about the name that it has until it is complete.
+        names = dict(zip(map(os.fspath, (folder, *partials)), map(os.fspath, (files[0], *files)), strict=True))
+        error.filename = names.get(error.filename, error.filename)
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

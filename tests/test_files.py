@@ -1,6 +1,7 @@
 """Files that get their names when they are complete: together, and whatever Ctrl-C meets. Room: top level."""
 
 import contextlib
+import errno
 import os
 import signal
 from pathlib import Path
@@ -104,3 +105,25 @@ def test_a_handler_of_ones_own_is_left_alone(tmp_path):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     assert calls == [1]
     assert (tmp_path / "file").read_text() == "whole"
+
+
+def write_into_a_folder(target):
+    with finished_file(target) as partial:
+        partial.mkdir()
+        partial.write_text("no file")
+
+
+def test_errors_name_the_file_that_was_wanted(tmp_path, monkeypatch):
+    target = tmp_path / "a.txt"
+    with pytest.raises(IsADirectoryError) as raised:
+        write_into_a_folder(target)
+    assert raised.value.filename == str(target)
+    assert "partial" not in str(raised.value)
+
+    def full(path, mode):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(OSError, match=r"a\.txt") as raised:
+        write_into_a_folder(target)
+    assert "partial" not in str(raised.value)
