@@ -71,7 +71,7 @@ def test_scores_as_teacher(folder):
     [
         (np.zeros((24, 3)), 10, r"shape \(10, 3\).*list_images.*Received: \(24, 3\)"),
         (np.zeros((24, 3)), None, "need a folder"),
-        ([[0.0, 1.0, 0.0]], 1, "NumPy array of scores. Received: list"),
+        ([[0.0, 1.0, 0.0]], 1, "NumPy array of scores, or a model's name. Received: list"),
     ],
 )
 def test_scores_of_something_else(teacher, images, words):
