@@ -19,6 +19,8 @@ def pytest_configure(config):
     """Lets the processes that tests start on JAX share what they compile, all of it: most takes less than a second."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    if os.environ["KERAS_BACKEND"] == "jax":  # all tests on JAX: most of what they compile is run once
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def pytest_collection_finish():
@@ -36,16 +38,24 @@ def pytest_collection_finish():
 LONGEST = (
     "test_readme_blocks.py",
     "test_training_devices.py",
-    "test_demo.py",
-    "test_training_resume.py",
     "test_coreml.py",
     "test_tflite.py",
     "test_conversion.py",
-    "test_cli_training.py",
-    "test_pretrained_models.py",
-    "test_cli.py",
+    "test_training_resume.py",
+    "test_v2_conversion.py",
     "test_training_finetune.py",
+    "test_cli.py",
+    "test_demo.py",
+    "test_images_and_labels.py",
+    "test_pretrained_models.py",
+    "test_training_multi_label.py",
+    "test_tflite_modes.py",
+    "test_models.py",
     "test_backends.py",
+    "test_layer_errors.py",
+    "test_training_digits.py",
+    "test_cli_training.py",
+    "test_start.py",
 )
 
 
