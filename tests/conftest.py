@@ -53,7 +53,6 @@ LONGEST = (
     "test_models.py",
     "test_backends.py",
     "test_layer_errors.py",
-    "test_training_digits.py",
     "test_cli_training.py",
     "test_start.py",
 )
