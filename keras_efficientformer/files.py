@@ -53,7 +53,7 @@ def finished_files(
     partials = [folder / file.name for file in files]
     try:
         folder.mkdir(mode=0o700)
-        with _Interrupts() as interrupts:
+        with Interrupts() as interrupts:
             yield partials
             interrupts.hold()
             for partial, file in zip(partials, files, strict=True):
@@ -83,7 +83,7 @@ def check_target(
         raise FileNotFoundError(f"The folder {path.parent} does not exist. Make it first, or choose another.")
 
 
-class _Interrupts:
+class Interrupts:
     """Has every Ctrl-C of a block end it by KeyboardInterrupt, also one that a library swallows or takes for an error.
 
     Python drops what is raised in a destructor or a callback of its garbage collector; TensorFlow and JAX have such.
@@ -91,20 +91,26 @@ class _Interrupts:
     """
 
     def __init__(self) -> None:
-        self._heard = self._held = self._installed = False
+        self._heard = self._held = False
+        self._before: Any = None
 
-    def __enter__(self) -> "_Interrupts":
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._installed = True
+    def __enter__(self) -> "Interrupts":
+        before = signal.getsignal(signal.SIGINT)
+        is_ours = before is signal.default_int_handler or isinstance(getattr(before, "__self__", None), Interrupts)
+        if threading.current_thread() is threading.main_thread() and is_ours:
+            self._before = before
             signal.signal(signal.SIGINT, self._interrupt)
         return self
+
+    def check(self) -> None:
+        """Ends the block by KeyboardInterrupt where one was heard and lost."""
+        if self._heard:
+            raise KeyboardInterrupt
 
     def hold(self) -> None:
         """Lets what follows in the block happen as a whole: an interrupt waits for the block's end."""
         self._held = True
-        if self._heard:
-            raise KeyboardInterrupt
+        self.check()
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._heard = True
@@ -112,8 +118,8 @@ class _Interrupts:
             raise KeyboardInterrupt
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
         if self._heard and (error is None or isinstance(error, Exception)):
             raise KeyboardInterrupt from error
 

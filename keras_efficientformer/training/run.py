@@ -18,7 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_efficientformer.files import finished_file, write_json
+from keras_efficientformer.files import Interrupts, finished_file, write_json
 from keras_efficientformer.images import of_channels
 from keras_efficientformer.layers.image_normalization import model_inputs
 from keras_efficientformer.models.opening import open_model
@@ -176,6 +176,10 @@ class Run:
             CheckpointError: the checkpoint is of another network.
             OSError: a file cannot be written.
         """
+        with Interrupts() as interrupts:
+            self._train(restored, interrupts)
+
+    def _train(self, restored: tuple[list[np.ndarray], int] | None, interrupts: Interrupts) -> None:
         values, saved_phase = restored or (None, None)
         frozen = self.config.freeze_epochs
         callbacks = self._callbacks()
@@ -197,7 +201,7 @@ class Run:
                     values = None
             self._announce(phase)
             while self.progress.epoch < end and not self.progress.stopped:
-                self._train_epoch(phase, callbacks)
+                self._train_epoch(phase, callbacks, interrupts)
         callbacks.on_train_end()
 
     def _announce(self, phase: int) -> None:
@@ -206,7 +210,7 @@ class Run:
             trained = "all layers" if phase else "the classifier alone"
             print(f"Compiling the training step for {trained}; this takes a while.", flush=True)
 
-    def _train_epoch(self, phase: int, callbacks: keras.callbacks.CallbackList) -> None:
+    def _train_epoch(self, phase: int, callbacks: keras.callbacks.CallbackList, interrupts: Interrupts) -> None:
         """Trains to the end of the epoch that is going on, validates and saves; phase 0 trains the heads alone."""
         progress, started = self.progress, time.perf_counter()
         epoch, steps = progress.epoch, self.data.training.steps
@@ -219,6 +223,7 @@ class Run:
                 found = self.devices.step(self.student, (images, targets, weights))
             logs = self._add_step(found)
             callbacks.on_train_batch_end(progress.step - 1, logs)
+            interrupts.check()
             if progress.step % self.config.save_every == 0 and progress.step < steps:
                 self._save(phase)
         if progress.step < steps:

@@ -1,8 +1,10 @@
 """Fine-tuning: what a run does, what it leaves, and how it refuses. `test_training_resume` kills it."""
 
+import contextlib
 import json
 import re
 import resource
+import signal
 
 import keras
 import numpy as np
@@ -239,6 +241,30 @@ def test_grey_images(tmp_path):
     saved = keras.saving.load_model(report.model)
     assert saved.input_shape == (None, 40, 40, 1)
     assert evaluate(saved, folder).images == 36
+
+
+class SwallowedInterrupt(keras.callbacks.Callback):
+    """A Ctrl-C that is lost, as in a destructor of TensorFlow's or in what JAX hears of the garbage collector."""
+
+    steps = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps += 1
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_lost_interrupt_ends_the_run(tmp_path):
+    folder = training_images.make_folder(tmp_path / "images")
+    model, lost = training_images.make_model(), SwallowedInterrupt()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            finetune(model, folder, tmp_path / "run", config=short_config(), callbacks=[lost], verbose=0)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert lost.steps == 1
 
 
 def test_other_files_are_counted(tmp_path):
