@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from keras_efficientformer.errors import require
 from keras_efficientformer.files import write_json, write_text
 from keras_efficientformer.imagenet import imagenet_labels
 from keras_efficientformer.images import count_other_files
@@ -95,6 +96,9 @@ def finetune(
     """
     require_page_tools("train")
     config = config or FineTuneConfig()
+    if config.rand_augment or config.mixup or config.cutmix:
+        # Keras' layers work in tf.data, and import TensorFlow on every backend.
+        require("tensorflow", "Training with rand_augment, mixup or cutmix", "tensorflow")
     if config.multi_label and teacher is not None:
         raise ValueError("A teacher chooses one class for each image, which may have several here: leave it out.")
     output = Path(output)

@@ -5,6 +5,7 @@ import json
 import re
 import resource
 import signal
+import sys
 
 import keras
 import numpy as np
@@ -265,6 +266,14 @@ def test_a_lost_interrupt_ends_the_run(tmp_path):
     finally:
         signal.signal(signal.SIGINT, before)
     assert lost.steps == 1
+
+
+@pytest.mark.parametrize("setting", ["rand_augment", "mixup", "cutmix"])
+def test_augmentation_without_tensorflow_is_told_first(tmp_path, monkeypatch, setting):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    config = short_config(**{setting: 0.5})
+    with pytest.raises(ImportError, match=r"rand_augment, mixup or cutmix needs tensorflow: pip install"):
+        finetune("l1", tmp_path, tmp_path / "run", config=config)
 
 
 def test_other_files_are_counted(tmp_path):
