@@ -24,6 +24,7 @@ from keras_efficientformer.cli.options import (
     errors,
     image_sides,
     left_out,
+    say,
     track,
     worst_classes,
 )
@@ -118,13 +119,13 @@ def finetune(
         raise typer.BadParameter("A folder of images is needed, or --resume and the run's folder.")
     if resume and (output / CONFIG_FILE).exists():
         arguments, chosen = _of_run(output, given, config, changes)
+        check_inputs(*arguments.values())
     else:
         chosen = FineTuneConfig.from_file(config, **changes) if config else FineTuneConfig(**changes)
         arguments = given | {"model": model or DEFAULT_MODEL}
     if arguments["data"] is None:
         read_run(output)  # it says what is missing
         raise ValueError(f"The run in {output} was started on a loader: go on from Python, with resume=True.")
-    check_inputs(*arguments.values())
     try:
         report = training.finetune(
             arguments.pop("model"),
@@ -138,12 +139,7 @@ def finetune(
         )
     except KeyboardInterrupt:
         if (output / CONFIG_FILE).exists():
-            errors.print(
-                f"Stopped. Go on with: efficientformer finetune --resume --output {output}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            say(f"Stopped. Go on with: efficientformer finetune --resume --output {output}")
         raise
     print(json.dumps(report.to_dict(), indent=2)) if as_json else console.print(_finetune_table(report, output))
 

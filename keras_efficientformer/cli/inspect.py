@@ -21,12 +21,15 @@ from keras_efficientformer.cli.options import (
 )
 from keras_efficientformer.cli.quiet import import_coremltools_alone
 from keras_efficientformer.conversion.formats import stated_in_keras, suffix_of
+from keras_efficientformer.deploy.coreml.package import load_package
+from keras_efficientformer.deploy.coreml.runtime import facts_of
+from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
+from keras_efficientformer.deploy.tflite.metadata import read_facts
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
 from keras_efficientformer.files import size_of
 
-if TYPE_CHECKING:  # they import coremltools and Keras
+if TYPE_CHECKING:  # it imports coremltools
     from keras_efficientformer.deploy.coreml.lint import Finding
-    from keras_efficientformer.deploy.file_facts import FileFacts
 
 
 def inspect(
@@ -70,10 +73,7 @@ def _inspect_package(path: Path) -> tuple[dict[str, Any], "tuple[Finding, ...]"]
     import_coremltools_alone()
     # These import coremltools, which not every installation has.
     from keras_efficientformer.deploy.coreml.lint import lint
-    from keras_efficientformer.deploy.coreml.package import load_package
     from keras_efficientformer.deploy.coreml.program import summary
-    from keras_efficientformer.deploy.coreml.runtime import facts_of
-    from keras_efficientformer.deploy.file_facts import ENTRY
 
     package = load_package(path)
     description = package.spec.description
@@ -96,7 +96,7 @@ def _size_of_image(feature: Any) -> list[int] | None:
     return list(map(int, feature.type.multiArrayType.shape))[-2:] or None
 
 
-def _facts_in_words(facts: "FileFacts | None", labels: tuple[str, ...] | None = None) -> dict[str, Any]:
+def _facts_in_words(facts: FileFacts | None, labels: tuple[str, ...] | None = None) -> dict[str, Any]:
     """The class names of an exported file, and what it takes."""
     if facts is None or not facts.mean:
         pixels = None
@@ -132,11 +132,11 @@ def _inspect_checkpoint(file: Path) -> dict[str, Any]:
     variant = conversion.infer_variant(checkpoint)
     info = dataclasses.asdict(variant)
     floats = [tensor for tensor in checkpoint.values() if tensor.dtype.kind not in "iub"]
-    shape, labels = stated_in_keras(file) if suffix_of(file) == ".keras" else (None, None)
+    shape, labels = stated_in_keras(file) if suffix_of(file) == ".keras" else (None, checkpoint.stated.labels)
     size = shape[:2] if shape else variant.input_size
     return info | {
         "input_size": list(size) if size else None,
-        "labels": labels,
+        "labels": list(labels) if labels else None,
         "wrappers": list(checkpoint.wrappers),
         "tensors": len(checkpoint),
         "values": sum(tensor.size for tensor in floats),
@@ -146,9 +146,6 @@ def _inspect_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def _inspect_tflite(file: Path) -> dict[str, Any]:
-    # It imports Keras, which takes seconds.
-    from keras_efficientformer.deploy.tflite.metadata import read_facts
-
     check_survival(file)
     model = LiteRTModel(file)
     inputs, outputs = ([dataclasses.asdict(tensor) for tensor in ends] for ends in (model.inputs, model.outputs))

@@ -132,6 +132,11 @@ def check_page(page: Path | None, extra: str, overwrite: bool) -> None:
         check_target(page, overwrite)
 
 
+def say(line: str) -> None:
+    """Prints a line on standard error as it is: paths and class names are full of brackets."""
+    errors.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def track(sequence: Iterable[Tracked], description: str) -> Iterable[Tracked]:
     """The same items, with a progress bar on standard error where that is a terminal."""
     return progress_bar(sequence, description, console=errors, transient=True, disable=not errors.is_terminal)
@@ -146,11 +151,10 @@ def left_out(skipped: Mapping[str, str], other_files: Mapping[str, int]) -> str:
 
 def worst_classes(scores: "AnyScores", labels: Sequence[str]) -> Table:
     """The classes that are found worst, of those with images, each with its scores in words."""
-    found = [row for row in scores.to_dict(labels)["classes"] if row[scores.measure] is not None]
-    worst = sorted(found, key=lambda row: row[scores.measure])[:WORST_SHOWN]
-    table = facts_table(f"Worst classes: {len(worst)} of {len(found)}")
-    for row in worst:
-        table.add_row(Text(row["label"]), scores.words.format(**row))
+    found = scores.worst(labels)
+    table = facts_table(f"Worst classes: {len(found[:WORST_SHOWN])} of {len(found)}")
+    for label, words in found[:WORST_SHOWN]:
+        table.add_row(Text(label), words)
     return table
 
 

@@ -24,9 +24,9 @@ from keras_efficientformer.cli.options import (
     Size,
     SkipBad,
     check_inputs,
-    errors,
     output,
     prepare_for,
+    say,
     track,
 )
 from keras_efficientformer.imagenet import decode_predictions, imagenet_labels, resize_and_crop
@@ -93,7 +93,7 @@ def predict(
     elif results:
         output.print(_table(results, f"{model}, images of {network.size[0]}x{network.size[1]} pixels, crop {crop:g}"))
     for reason in bad.values():
-        errors.print(f"{'left out' if skip_bad else 'error'}: {reason}", markup=False, highlight=False, soft_wrap=True)
+        say(f"{'left out' if skip_bad else 'error'}: {reason}")
     if bad and not skip_bad:
         raise SystemExit(1)
 
@@ -103,7 +103,7 @@ def _names_beside(model: str) -> tuple[str, ...] | None:
     labels = labels_beside(model)
     if labels is None:
         return None
-    errors.print(f"{model} does not say what its classes are called: {labels} does.", markup=False, soft_wrap=True)
+    say(f"{model} does not say what its classes are called: {labels} does.")
     return class_names(labels)
 
 

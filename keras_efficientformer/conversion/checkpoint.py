@@ -17,7 +17,7 @@ from keras_efficientformer.conversion.formats import (
     write_tensors,
 )
 from keras_efficientformer.conversion.keras_files import to_timm_names
-from keras_efficientformer.conversion.stated import Stated
+from keras_efficientformer.conversion.stated import NOTHING_STATED
 from keras_efficientformer.errors import CheckpointError, listing
 from keras_efficientformer.layers.common import relative_positions
 from keras_efficientformer.layers.names import HEADS
@@ -124,7 +124,7 @@ def write_checkpoint(
     """
     dialect = find_dialect(strip_prefix(state_dict))
     wrapper = "model" if dialect is not None and dialect.name == "snap" else None
-    stated = getattr(state_dict, "stated", Stated())
+    stated = getattr(state_dict, "stated", NOTHING_STATED)
     write_tensors(path, state_dict, overwrite, wrapper, input_size_of(state_dict), stated)
 
 

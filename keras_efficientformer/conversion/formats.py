@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_efficientformer.conversion.stated import STATED, Stated
+from keras_efficientformer.conversion.stated import NOTHING_STATED, STATED, Stated
 from keras_efficientformer.errors import CheckpointError, first_line, listing, require
 from keras_efficientformer.files import finished_file
 
@@ -65,7 +65,7 @@ class StateDict(dict[str, np.ndarray]):
         self,
         tensors: Mapping[str, np.ndarray],
         input_size: tuple[int, int] | None = None,
-        stated: Stated = Stated(),  # noqa: B008  (it is frozen)
+        stated: Stated = NOTHING_STATED,
     ) -> None:
         super().__init__(tensors)
         self.input_size = input_size
@@ -87,7 +87,7 @@ class Checkpoint(StateDict):
         source: str | os.PathLike[str],
         wrappers: Iterable[str] = (),
         input_size: tuple[int, int] | None = None,
-        stated: Stated = Stated(),  # noqa: B008  (it is frozen)
+        stated: Stated = NOTHING_STATED,
     ) -> None:
         super().__init__(tensors, input_size, stated)
         self.source = str(source)
@@ -129,7 +129,7 @@ def read_tensors(path: str | os.PathLike[str]) -> Checkpoint:
         if not file.read(1):
             raise CheckpointError(f"{path} is empty: a checkpoint was expected. Bring the file again.")
     wrappers: list[str] = []
-    stated = Stated()
+    stated = NOTHING_STATED
     if suffix in (".safetensors", INDEX_SUFFIX):
         tensors, metadata = (_read_safetensors if suffix == ".safetensors" else _read_shards)(path)
         said: Any = metadata.get(INPUT_SIZE)
@@ -164,7 +164,7 @@ def write_tensors(
     overwrite: bool = False,
     wrapper: str | None = None,
     input_size: tuple[int, int] | None = None,
-    stated: Stated = Stated(),  # noqa: B008  (it is frozen)
+    stated: Stated = NOTHING_STATED,
 ) -> None:
     """Writes a state dict as `.safetensors`, or as `.pth`, `.pt` or `.bin` with torch.
 
@@ -191,7 +191,7 @@ def write_tensors(
 
         with finished_file(path, overwrite) as partial:
             # transformers and timm refuse a file that does not say which framework's layout it has.
-            more = {} if stated == Stated() else {STATED: stated.to_json()}
+            more = {} if stated == NOTHING_STATED else {STATED: stated.to_json()}
             save_file(dict(tensors), partial, metadata={"format": "pt"} | said | more)
         return
     if suffix not in PYTORCH_SUFFIXES:

@@ -228,17 +228,17 @@ def download_repository(repo: str, revision: str = "main") -> Path:
     cached = next(filter(None, map(_from_cache, files)), None)
     if cached is not None:
         return cached
-    found = [file for file in files if _is_on_hub(file)]
-    if not found:
+    found = next(filter(_is_on_hub, files), None)
+    if found is None:
         raise DownloadError(f"{repo} at {revision} holds no checkpoint: expected one of {', '.join(CHECKPOINTS)}.")
     # They come first, so that no checkpoint stands in the cache without them.
     for name in CONFIGS:
         config = HubFile(repo=repo, filename=name, revision=revision)
         if _is_on_hub(config):
             _from_hub(config)
-    path, stated = _from_hub(found[0])
+    path, stated = _from_hub(found)
     # Of files that are not stored apart the hub states git's own sum, which is shorter.
-    _verify(found[0], path, stated if stated and len(stated) == SHA256_DIGITS else None)
+    _verify(found, path, stated if stated and len(stated) == SHA256_DIGITS else None)
     return path
 
 

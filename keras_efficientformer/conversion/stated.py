@@ -52,3 +52,6 @@ class Stated:
             raise CheckpointError(
                 f"{path} has metadata of this package that are damaged ({error}). Bring the file again."
             ) from error
+
+
+NOTHING_STATED = Stated()

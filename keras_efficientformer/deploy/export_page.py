@@ -14,7 +14,6 @@ from keras_efficientformer.deploy.report_sidecar import sidecar_of
 from keras_efficientformer.files import check_target, size_of
 from keras_efficientformer.pages.pictures import svg
 from keras_efficientformer.pages.render import require_page_tools, write_page
-from keras_efficientformer.reporting import versions_of
 
 
 def save_export_page(
@@ -49,7 +48,6 @@ def save_export_page(
         path,
         overwrite,
         title=file.name,
-        version=versions_of("keras-efficientformer").get("keras-efficientformer", ""),
         verdict=report.verdict,
         is_same=all(difference.top1_agreement in (None, 1.0) for difference in report.differences),
         summary=report.facts(),

@@ -5,6 +5,7 @@ from typing import Any
 
 from keras_efficientformer.errors import require
 from keras_efficientformer.files import finished_file
+from keras_efficientformer.reporting import versions_of
 
 
 def require_page_tools(extra: str) -> None:
@@ -27,8 +28,8 @@ def write_page(template: str, path: str | os.PathLike[str], overwrite: bool = Fa
         template: its name in `templates/`.
         path: the file.
         overwrite: whether an existing file may be replaced.
-        **content: what the template names, all of it; text is escaped, so that a name of a file or class is never read
-            as HTML.
+        **content: what the template names, all of it but this package's version; text is escaped, so that a name of a
+            file or class is never read as HTML.
 
     Raises:
         OSError: the folder is missing or cannot be written to, or the file exists and `overwrite` is False.
@@ -42,6 +43,7 @@ def write_page(template: str, path: str | os.PathLike[str], overwrite: bool = Fa
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    html = environment.get_template(template).render(content)
+    version = versions_of("keras-efficientformer").get("keras-efficientformer", "")
+    html = environment.get_template(template).render(content, version=version)
     with finished_file(path, overwrite) as partial:
         partial.write_text(html, encoding="utf-8")

@@ -387,13 +387,14 @@ class Run:
         found = self.data.skipped, self.data.other_files
         report = FineTuneReport(self.output / BEST_FILE, labels, best_epoch(history), scores, tuple(history), *found)
         if self.devices.process == 0:
-            write_json(self.output / "report.json", report.to_dict())
+            content = report.to_dict()
+            write_json(self.output / "report.json", content)
             plot_curves(history, report.best_epoch, self.config, self.output / "curves.png")
             if isinstance(scores, MultiLabelScores):
                 plot_average_precision(scores.average_precision, labels, self.output / "average_precision.png")
             elif scores:
                 plot_confusion(scores.confusion, labels, self.output / "confusion.png")
-            write_run_page(self.output, report.to_dict(), self.config, scores, images, self.data.validation)
+            write_run_page(self.output, content, self.config, scores, images, self.data.validation)
         return report
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from keras_efficientformer.files import size_of
 from keras_efficientformer.pages.pictures import jpeg_uri, svg
 from keras_efficientformer.pages.render import write_page
-from keras_efficientformer.reporting import versions_of
 from keras_efficientformer.training.config import FineTuneConfig
 from keras_efficientformer.training.data.batches import Batches, ValidationImages
 from keras_efficientformer.training.plots import (
@@ -57,7 +56,6 @@ def write_run_page(
         folder / "report.html",
         overwrite=True,
         title=f"Fine-tuned on {len(labels)} classes",
-        version=versions_of("keras-efficientformer").get("keras-efficientformer", ""),
         verdict=_verdict(report, scores),
         classes=len(labels),
         summary=_summary(folder, report, scores),
@@ -67,7 +65,7 @@ def write_run_page(
         mistakes=None
         if scores is None or isinstance(scores, MultiLabelScores)
         else _mistakes(scores.confusion, labels),
-        worst_classes=_worst_classes(report, scores),
+        worst_classes=scores.worst(labels)[:ROWS_SHOWN] if scores else [],
         confident=[shown(image) for image in images.confident] if images else [],
         worst=[shown(image) for image in images.worst] if images else [],
         settings=config.to_dict(),
@@ -123,14 +121,6 @@ def _mistakes(confusion: np.ndarray, labels: Sequence[str]) -> list[tuple[str, s
     order = np.argsort(-counts, axis=None, kind="stable")[:ROWS_SHOWN]
     places = np.transpose(np.unravel_index(order, counts.shape))
     return [(labels[true], labels[found], int(counts[true, found])) for true, found in places if counts[true, found]]
-
-
-def _worst_classes(report: dict[str, Any], scores: AnyScores | None) -> list[tuple[str, str]]:
-    if scores is None:
-        return []
-    found = [row for row in report["scores"]["classes"] if row[scores.measure] is not None]
-    worst = sorted(found, key=lambda row: row[scores.measure])[:ROWS_SHOWN]
-    return [(row["label"], scores.words.format(**row)) for row in worst]
 
 
 def _shown(image: JudgedImage, labels: Sequence[str], names: Sequence[str]) -> dict[str, str]:

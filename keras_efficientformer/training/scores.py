@@ -21,8 +21,25 @@ class NotFiniteError(ValueError):
     """A classifier answers with values that are not finite."""
 
 
+class ClassScores:
+    """What results have that say of each class how well it is found."""
+
+    # What a class is measured by in `to_dict`, and how that is said.
+    measure: ClassVar[str]
+    words: ClassVar[str]
+
+    def to_dict(self, labels: Sequence[str]) -> dict[str, Any]:
+        """The results as plain values, ready for JSON."""
+        raise NotImplementedError
+
+    def worst(self, labels: Sequence[str]) -> list[tuple[str, str]]:
+        """(label, its scores in words) of each class with images, the worst first."""
+        found = [row for row in self.to_dict(labels)["classes"] if row[self.measure] is not None]
+        return [(row["label"], self.words.format(**row)) for row in sorted(found, key=lambda row: row[self.measure])]
+
+
 @dataclass(frozen=True)
-class Scores:
+class Scores(ClassScores):
     """Results over a set of images.
 
     Attributes:
@@ -37,7 +54,6 @@ class Scores:
     top5: float
     confusion: np.ndarray
 
-    # What a class is measured by in `to_dict`, and how that is said.
     measure: ClassVar[str] = "top1"
     words: ClassVar[str] = "{top1:.1%} of {images}"
 
@@ -86,7 +102,7 @@ def count(answers: np.ndarray, targets: np.ndarray, probabilities: bool) -> Scor
 
 
 @dataclass(frozen=True)
-class MultiLabelScores:
+class MultiLabelScores(ClassScores):
     """Results over a set of images that may have several labels or none.
 
     Attributes:

@@ -45,6 +45,7 @@ def test_names_all_the_way(run, tmp_path):
     for model in (run / "best.keras", *(tmp_path / name for name in ("m.safetensors", "m.tflite", "m.mlpackage"))):
         (answers,) = json.loads(command("predict", image, "--model", model, "--json")).values()
         assert [answer["label"] for answer in sorted(answers, key=lambda answer: answer["class"])] == expected
+        assert json.loads(command("inspect", model, "--json"))["labels"] == expected
         shown[model] = {answer["label"]: answer["score"] for answer in answers}
         table = csv.DictReader(io.StringIO(command("predict", image, "--model", model, "--csv")))
         assert {row["label"] for row in table} == set(NAMES)
