@@ -64,7 +64,9 @@ def finished_files(
     except OSError as error:
         # The error is about the file that was wanted, not about the name that it has until it is complete.
         names = dict(zip(map(os.fspath, (folder, *partials)), map(os.fspath, (files[0], *files)), strict=True))
-        error.filename = names.get(error.filename, error.filename)
+        # An error that has a message of its own, and no file, would lose the message by a file name, even by None.
+        if error.filename in names:
+            error.filename = names[error.filename]
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -113,6 +113,11 @@ def write_into_a_folder(target):
         partial.write_text("no file")
 
 
+def test_errors_keep_their_own_words(tmp_path):
+    with pytest.raises(FileNotFoundError, match="^photos is not a folder of images\\.$"), finished_file(tmp_path / "a"):
+        raise FileNotFoundError("photos is not a folder of images.")
+
+
 def test_errors_name_the_file_that_was_wanted(tmp_path, monkeypatch):
     target = tmp_path / "a.txt"
     with pytest.raises(IsADirectoryError) as raised:
