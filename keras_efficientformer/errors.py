@@ -19,6 +19,10 @@ class ExportError(RuntimeError):
     """The exported file does not do what the model does, so it was not written; the message says by how much."""
 
 
+class DeviceError(OSError):
+    """A device, or a tool needed to reach it, is not there or refuses; the message says which and what to do."""
+
+
 def require(module: str, job: str, extra: str, otherwise: str = "") -> Any:
     """Imports a module that not every installation has.
 

@@ -114,7 +114,7 @@ def write_into_a_folder(target):
 
 
 def test_errors_keep_their_own_words(tmp_path):
-    with pytest.raises(FileNotFoundError, match="^photos is not a folder of images\\.$"), finished_file(tmp_path / "a"):
+    with pytest.raises(FileNotFoundError, match=r"^photos is not a folder of images\.$"), finished_file(tmp_path / "a"):
         raise FileNotFoundError("photos is not a folder of images.")
 
 

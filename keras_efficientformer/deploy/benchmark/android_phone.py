@@ -18,7 +18,8 @@ from typing import Self
 
 from keras_efficientformer.deploy.benchmark.computer import file_facts
 from keras_efficientformer.deploy.benchmark.op_profile import read_op_profile
-from keras_efficientformer.deploy.benchmark.reports import Cost, DeviceError, DeviceReport, Latency
+from keras_efficientformer.deploy.benchmark.reports import Cost, DeviceReport, Latency
+from keras_efficientformer.errors import DeviceError
 
 PHONE_FOLDER = "/data/local/tmp/keras_efficientformer"
 ELF_64_BIT, ELF_AARCH64 = 2, 183

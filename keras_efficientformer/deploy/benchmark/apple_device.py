@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_efficientformer.deploy.benchmark.reports import DeviceError
+from keras_efficientformer.errors import DeviceError
 
 # The keys are Swift's names of MLComputeUnits, the values coremltools'.
 UNITS = {

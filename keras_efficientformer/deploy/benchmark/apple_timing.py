@@ -30,10 +30,10 @@ from keras_efficientformer.deploy.benchmark.apple_device import (
     reason_of,
     start_model_runner,
 )
-from keras_efficientformer.deploy.benchmark.reports import DeviceError, DeviceReport, Latency, model_and_mode
+from keras_efficientformer.deploy.benchmark.reports import DeviceReport, Latency, model_and_mode
 from keras_efficientformer.deploy.coreml.exporter import export_coreml
 from keras_efficientformer.deploy.export import changed_copy
-from keras_efficientformer.errors import require
+from keras_efficientformer.errors import DeviceError, require
 from keras_efficientformer.files import size_of
 from keras_efficientformer.layers.names import PREDICTIONS
 from keras_efficientformer.reporting import versions_of

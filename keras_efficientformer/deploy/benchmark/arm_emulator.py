@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from keras_efficientformer.deploy.benchmark.computer import file_facts, input_batch
-from keras_efficientformer.deploy.benchmark.reports import Cost, DeviceError, DeviceReport, Latency
+from keras_efficientformer.deploy.benchmark.reports import Cost, DeviceReport, Latency
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
+from keras_efficientformer.errors import DeviceError
 
 # The values are qemu's names. The first CPU is in-order and without dot products, two have them, and the last has
 # everything (i8mm, SVE2) but SME, which qemu 7.2 computes wrongly.

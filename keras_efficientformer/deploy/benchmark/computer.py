@@ -16,13 +16,13 @@ from keras_efficientformer.deploy.benchmark import litert_memory, litert_profile
 from keras_efficientformer.deploy.benchmark.op_profile import median_profile, read_op_profile
 from keras_efficientformer.deploy.benchmark.reports import (
     Cost,
-    DeviceError,
     DeviceReport,
     Latency,
     model_and_mode,
     this_computer,
 )
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
+from keras_efficientformer.errors import DeviceError
 from keras_efficientformer.images import seeded_images
 from keras_efficientformer.reporting import versions_of
 

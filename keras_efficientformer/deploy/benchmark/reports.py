@@ -24,10 +24,6 @@ DEVICE_KINDS = ("phone", "computer", "emulator")
 EXPORTED_NAME = re.compile(r"(?P<model>.+?_\d+(x\d+)?)_(?P<mode>[a-z][a-z0-9_]*)$")
 
 
-class DeviceError(OSError):
-    """A device, or a tool needed to reach it, is not there or refuses; the message says which and what to do."""
-
-
 @dataclass(frozen=True)
 class Cost:
     """What operations of one kind, or one kernel, take of an inference.

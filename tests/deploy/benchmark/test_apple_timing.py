@@ -19,9 +19,10 @@ from keras_efficientformer.cli.benchmark_coreml import benchmark_coreml_command
 from keras_efficientformer.deploy.benchmark.apple_device import connected_iphone, this_mac
 from keras_efficientformer.deploy.benchmark.apple_timing import UNITS, benchmark_coreml, export_twin, logits_model
 from keras_efficientformer.deploy.benchmark.mobilenet_reference import mobilenet_v2_package
-from keras_efficientformer.deploy.benchmark.reports import DeviceError, DeviceReport
+from keras_efficientformer.deploy.benchmark.reports import DeviceReport
 from keras_efficientformer.deploy.coreml.exporter import export_coreml
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
+from keras_efficientformer.errors import DeviceError
 
 BENCHMARKS = ROOT / "benchmarks"
 RUNS = 4

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from keras_efficientformer.cli.benchmark_tflite import benchmark_tflite_command
 from keras_efficientformer.deploy import export_tflite
 from keras_efficientformer.deploy.benchmark.arm_emulator import LIBRARY, ArmEmulator, default_folder, function_symbols
-from keras_efficientformer.deploy.benchmark.reports import DeviceError, DeviceReport
+from keras_efficientformer.deploy.benchmark.reports import DeviceReport
+from keras_efficientformer.errors import DeviceError
 from keras_efficientformer.images import seeded_images
 
 CPUS = ("cortex-a53", "cortex-a76")

@@ -20,8 +20,9 @@ from keras_efficientformer.deploy import export_tflite
 from keras_efficientformer.deploy.benchmark.android_phone import AndroidPhone, benchmark_on_phone
 from keras_efficientformer.deploy.benchmark.computer import benchmark_tflite, input_batch, profile_tflite
 from keras_efficientformer.deploy.benchmark.op_profile import median_profile, read_op_profile
-from keras_efficientformer.deploy.benchmark.reports import DeviceError, DeviceReport
+from keras_efficientformer.deploy.benchmark.reports import DeviceReport
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
+from keras_efficientformer.errors import DeviceError
 from keras_efficientformer.images import seeded_images
 
 CPU_RUN = """\

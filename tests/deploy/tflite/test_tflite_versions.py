@@ -38,7 +38,12 @@ def test_versions_are_tensorflows(model, tmp_path, mode):
     file = flatbuffer_utils.read_model(path)
     # TensorFlow reads the file and writes it again, which sets the versions by its rules; nothing of it is sparse.
     written = wrap_converter.wrapped_experimental_mlir_sparsify(path.read_bytes())
-    assert versions(file) == versions(flatbuffer_utils.read_model_from_bytearray(bytearray(written)))
+    expected = versions(flatbuffer_utils.read_model_from_bytearray(bytearray(written)))
+    if expected.get("DEQUANTIZE") == 5:
+        # GPU engines know 3 at most. Runtimes that would read such weights wrongly have no GELU, and refuse the file.
+        assert versions(file)["GELU"] >= 1
+        expected["DEQUANTIZE"] = 2
+    assert versions(file) == expected
 
     metadata = {entry.name.decode(): bytes(file.buffers[entry.buffer].data) for entry in file.metadata}
     assert metadata["min_runtime_version"].decode() == RUNTIMES[mode]
