@@ -11,15 +11,16 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from keras_efficientformer.cli.options import Json, Overwrite, output, track
+from keras_efficientformer.cli.options import Json, Overwrite, choice, output, track
 from keras_efficientformer.deploy.benchmark.android_phone import AndroidPhone, benchmark_on_phone
 from keras_efficientformer.deploy.benchmark.arm_emulator import CPUS, ArmEmulator, count_instructions
-from keras_efficientformer.deploy.benchmark.computer import benchmark_tflite, profile_tflite
+from keras_efficientformer.deploy.benchmark.computer import benchmark_on_gpu, benchmark_tflite, profile_tflite
 from keras_efficientformer.deploy.benchmark.plots import matplotlib_figure, plot_report
 from keras_efficientformer.deploy.benchmark.reports import Cost, DeviceReport, short_number
 from keras_efficientformer.files import finished_file
 
 SHOWN = 20
+LITERT_UNITS = ("cpu", "gpu")
 
 Profiles = Mapping[str, tuple[Cost, ...]]
 
@@ -30,7 +31,8 @@ def benchmark_tflite_command(
         Path | None, typer.Option(help="Time on a phone, with this build of LiteRT's benchmark_model for Android.")
     ] = None,
     serial: Annotated[str | None, typer.Option(help="Which phone, where several are connected.")] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="Use the phone's GPU.")] = False,
+    unit: Annotated[str, choice(LITERT_UNITS, "What computes, on the phone or this computer.")] = "cpu",
+    gpu: Annotated[bool, typer.Option("--gpu", help="The same as --unit gpu.")] = False,
     emulate: Annotated[
         str | None, typer.Option(help=f"Count instructions on an emulated Arm CPU: {', '.join(CPUS)}.")
     ] = None,
@@ -45,14 +47,23 @@ def benchmark_tflite_command(
     as_json: Json = False,
 ) -> None:
     """Time .tflite files: on this computer, with --adb on a phone, with --emulate in instructions of an Arm CPU."""
-    if adb is None and (serial or gpu):
-        raise typer.BadParameter("--serial and --gpu are of phones, and need --adb with a benchmark_model.")
-    if emulate is not None and (adb is not None or threads != 1):
-        raise typer.BadParameter("--emulate counts on one thread, without a phone: leave out --adb and --threads.")
+    gpu = gpu or unit == "gpu"
+    if adb is None and serial:
+        raise typer.BadParameter("--serial is of phones, and needs --adb with a benchmark_model.")
+    if emulate is not None and (adb is not None or threads != 1 or gpu):
+        raise typer.BadParameter("--emulate counts on one thread of a CPU: leave out --adb, --threads and --unit.")
+    if gpu and profile and adb is None:
+        raise typer.BadParameter(
+            "--profile is of CPUs and phones: this computer's GPU engine tells no operation's time."
+        )
     if save is not None:
         _check_output(save)
     # The report's command is for others to read, so it lacks folders and serial numbers.
-    options = [f"--adb={adb.name}" if adb else "", "--gpu" if gpu else "", f"--emulate={emulate}" if emulate else ""]
+    options = [
+        f"--adb={adb.name}" if adb else "",
+        "--unit=gpu" if gpu else "",
+        f"--emulate={emulate}" if emulate else "",
+    ]
     options += [] if emulate else [f"--threads={threads}", f"--runs={runs}", f"--warmup={warmup}"]
     names = [file.name for file in files]
     command = shlex.join(["efficientformer", "benchmark", "tflite", *names, *filter(None, options)])
@@ -68,6 +79,8 @@ def benchmark_tflite_command(
             )
             if profile:
                 profiles = {file.name: phone.profile(file, threads, runs, gpu) for file in files}
+    elif gpu:
+        report = benchmark_on_gpu(files, runs, warmup, command, lambda steps: track(steps, "Timing"))
     else:
         report = benchmark_tflite(files, threads, runs, warmup, command, lambda steps: track(steps, "Timing"))
         if profile:

@@ -39,6 +39,10 @@ def export_tflite_command(
     io: Annotated[str, choice(IO_TYPES, "Type of input and output.")] = "float32",
     preprocessing: Annotated[bool, typer.Option(help="Take raw RGB 0..255 and normalise inside.")] = True,
     max_difference: MaxDifference = None,
+    require: Annotated[
+        str | None,
+        choice(("gpu",), "Write nothing that this does not compute whole and rightly, on this machine."),
+    ] = None,
     page: Page = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -59,6 +63,7 @@ def export_tflite_command(
             batch_size=batch_size,
             io=io,
             max_difference=max_difference,
+            require=require,
             overwrite=overwrite,
         )
         if page is not None:

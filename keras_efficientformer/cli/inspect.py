@@ -24,12 +24,16 @@ from keras_efficientformer.conversion.formats import stated_in_keras, suffix_of
 from keras_efficientformer.deploy.coreml.package import load_package
 from keras_efficientformer.deploy.coreml.runtime import facts_of
 from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
+from keras_efficientformer.deploy.tflite.accelerators.gpu import check_on_gpu
 from keras_efficientformer.deploy.tflite.metadata import read_facts
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
 from keras_efficientformer.files import size_of
+from keras_efficientformer.reporting import finite_only
 
 if TYPE_CHECKING:  # it imports coremltools
     from keras_efficientformer.deploy.coreml.lint import Finding
+
+INT16_HARDWARE = "activations in int16 are for NPUs and DSPs: CPUs have slow kernels for them, GPUs none"
 
 
 def inspect(
@@ -42,12 +46,18 @@ def inspect(
         ),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of images to err on. Default: four seeded ones.")] = None,
+    gpu: Annotated[
+        bool,
+        typer.Option("--gpu", help="Also run a .tflite file on this machine's GPU, and compare it with the CPU."),
+    ] = False,
     size: Size = None,
     as_json: Json = False,
 ) -> None:
     """Say what is in a file; of a Core ML package also what may keep it off the Neural Engine."""
     check_inputs(model, against, images)
     file = models.local_file(model)
+    if gpu and file.suffix != ".tflite":
+        raise typer.BadParameter(f"--gpu runs .tflite files. Received: {file.name}")
     if against is not None:
         # It imports Keras, which takes seconds.
         from keras_efficientformer.deploy.layer_errors import layer_errors
@@ -66,7 +76,12 @@ def inspect(
     facts = _inspect_tflite(file) if file.suffix == ".tflite" else _inspect_checkpoint(file)
     with file.open("rb") as content:
         facts |= {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
+    found = check_on_gpu(file) if gpu else None
+    if found is not None:
+        facts["gpu"] = finite_only(dataclasses.asdict(found)) if as_json else found.verdict
     print_facts(facts, as_json, file.name)
+    if found is not None and not found.passes:
+        raise SystemExit(1)
 
 
 def _inspect_package(path: Path) -> tuple[dict[str, Any], "tuple[Finding, ...]"]:
@@ -150,4 +165,5 @@ def _inspect_tflite(file: Path) -> dict[str, Any]:
     model = LiteRTModel(file)
     inputs, outputs = ([dataclasses.asdict(tensor) for tensor in ends] for ends in (model.inputs, model.outputs))
     ends = {"input_size": list(model.input_shape[:2]), "inputs": inputs, "outputs": outputs}
-    return ends | _facts_in_words(read_facts(file)) | {"operations": model.operations()}
+    facts = ends | _facts_in_words(read_facts(file)) | {"operations": model.operations()}
+    return facts | ({"hardware": INT16_HARDWARE} if "int16" in model.dtypes() else {})

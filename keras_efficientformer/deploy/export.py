@@ -154,6 +154,7 @@ class Opened:
         operations: number of operations of each kind, most frequent first.
         partitions: as in `ExportReport`.
         results: {output of the network: float32 array (images, ...), channels last}.
+        accelerator: as in `ExportReport`.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -161,6 +162,7 @@ class Opened:
     operations: dict[str, int]
     partitions: int | None
     results: dict[str, np.ndarray]
+    accelerator: str | None = None
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,7 @@ def write_checked(job: ExportJob) -> ExportReport:
             partitions=opened.partitions,
             requires=job.requires,
             checkpoint=job.source.checkpoint,
+            accelerator=opened.accelerator,
             versions=versions_of(*job.tools),
             seconds=round(time.perf_counter() - job.started, 2),
         )

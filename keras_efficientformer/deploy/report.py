@@ -78,6 +78,7 @@ class ExportReport:
             for Core ML.
         requires: the oldest runtime or system that the file can be run with.
         checkpoint: file name and sha256 of the checkpoint that the model was loaded from, where that is known.
+        accelerator: what an engine other than the CPU's makes of it, where the export had to run on one.
         versions: of the tools that made the file.
         seconds: how long the export took, the check included.
     """
@@ -99,6 +100,7 @@ class ExportReport:
     partitions: int | None
     requires: str
     checkpoint: dict[str, str] | None
+    accelerator: str | None
     versions: dict[str, str]
     seconds: float
 
@@ -128,6 +130,7 @@ class ExportReport:
         partitions = f", {self.partitions} XNNPACK partition{'s' if self.partitions != 1 else ''}"
         partitions = partitions if self.partitions is not None else ""
         checkpoint = {"checkpoint": ", ".join(self.checkpoint.values())} if self.checkpoint else {}
+        accelerator = {"GPU": self.accelerator} if self.accelerator else {}
         return {
             "model": self.model,
             "mode": f"{self.mode}, {self.size / 1e6:.1f} MB, {sum(self.operations.values())} operations{partitions}",
@@ -136,6 +139,7 @@ class ExportReport:
             "needs": self.requires,
             "compared on": f"{self.images} images: {self.images_from}",
             **checkpoint,
+            **accelerator,
             "time": f"{self.seconds:.1f} s",
         }
 

@@ -23,20 +23,8 @@ fail() { echo "setup.sh: $*" >&2; exit 1; }
 for tool in gcc nm c++filt unzip apt-get dpkg "$PYTHON"; do command -v "$tool" >/dev/null || fail "$tool is needed"; done
 [ ! -e "$FOLDER/ready" ] || { echo "$FOLDER is set up already; delete it to do it again."; exit 0; }
 
-# unpack ARCHITECTURE TARGET PACKAGE...: Debian packages, fetched with a package list of their own, unpacked only.
-unpack() {
-    local architecture=$1 target=$2 state=$FOLDER/apt-$1 package
-    shift 2
-    mkdir -p "$state"/{lists/partial,cache/archives/partial,packages} "$target"
-    : > "$state/status"
-    local apt=(apt-get -q -o APT::Architecture="$architecture" -o APT::Architectures="$architecture"
-        -o Dir::State="$state" -o Dir::State::lists="$state/lists" -o Dir::State::status="$state/status"
-        -o Dir::Cache="$state/cache" -o APT::Sandbox::User=root)
-    "${apt[@]}" update >/dev/null
-    (cd "$state/packages" && "${apt[@]}" download "$@" >/dev/null)
-    for package in "$state/packages"/*.deb; do dpkg -x "$package" "$target"; done
-    rm -r "$state"
-}
+# shellcheck source=../unpack.sh
+. "$HERE/../unpack.sh"
 
 # describe ROOT PART FEATURES: qemu 7.2 shows programs the real machine's /proc/cpuinfo, by which LiteRT would choose
 # its kernels; a file under the root is seen instead.

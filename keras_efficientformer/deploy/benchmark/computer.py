@@ -1,4 +1,4 @@
-"""Measures latency, load time and memory of .tflite files on this computer's CPU. Room: deploy/benchmark."""
+"""Measures latency, load time and memory of .tflite files on this computer. Room: deploy/benchmark."""
 
 import json
 import random
@@ -21,6 +21,7 @@ from keras_efficientformer.deploy.benchmark.reports import (
     model_and_mode,
     this_computer,
 )
+from keras_efficientformer.deploy.tflite.accelerators.gpu import run_on_gpu
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
 from keras_efficientformer.errors import DeviceError
 from keras_efficientformer.images import seeded_images
@@ -54,11 +55,7 @@ def benchmark_tflite(
         ValueError: a file is no image network that LiteRT can run, or a number is out of its range.
         ImportError: LiteRT is not installed.
     """
-    if threads < 1 or runs < 1 or warmup < 0:
-        raise ValueError(
-            f"`threads` and `runs` should be >= 1 and `warmup` >= 0. Received: threads={threads}, runs={runs}, "
-            f"warmup={warmup}"
-        )
+    _check_numbers(threads, runs, warmup)
     inferences = [_inference(file, threads) for file in files]
     samples: list[list[float]] = [[] for _ in files]
     pairs = list(zip(inferences, samples, strict=True))
@@ -71,6 +68,62 @@ def benchmark_tflite(
             if turn >= warmup:
                 milliseconds.append(1000 * (time.perf_counter() - started))
     measured = [_run_script(litert_memory.__file__, file, threads) for file in files]
+    results = [
+        Latency.of(milliseconds, **file_facts(file), unit="cpu", threads=threads, **facts)
+        for file, milliseconds, facts in zip(files, samples, measured, strict=True)
+    ]
+    return _report(results, command)
+
+
+def benchmark_on_gpu(
+    files: Sequence[Path],
+    runs: int = 50,
+    warmup: int = 5,
+    command: str = "",
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> DeviceReport:
+    """Times files on this computer's GPU with LiteRT's engine, in the arithmetic that apps get: float16 where it can.
+
+    Each file is run in a process of its own, one after the other. A time holds the image's way to the GPU and the
+    scores' way back; the load time holds the compilation of the shaders.
+
+    Args:
+        files, runs, warmup, command: as for `benchmark_tflite`.
+        progress: wraps the files, to show a progress bar.
+
+    Raises:
+        OSError, ValueError, ImportError: as `benchmark_tflite`.
+        DeviceError: there is no GPU driver, or the GPU does not compute all of a file.
+    """
+    _check_numbers(1, runs, warmup)
+    return _report([_gpu_latency(file, runs, warmup) for file in progress(files)], command)
+
+
+def _gpu_latency(file: Path, runs: int, warmup: int) -> Latency:
+    check_survival(file)
+    found = run_on_gpu(file, input_batch(LiteRTModel(file))[np.newaxis], float32=False, warmup=warmup, runs=runs)
+    if found.found != "whole" or found.errors:
+        raise DeviceError(
+            f"{file.name} is not wholly and rightly computed on {found.adapter}, and the time of less would mislead. "
+            "`efficientformer inspect FILE --gpu` says what is left out."
+        )
+    note = f"on {found.adapter}"
+    if found.software:
+        note += ", a driver that computes on the CPU: that it runs is worth knowing, its time says nothing of a GPU"
+    return Latency.of(
+        found.milliseconds, **file_facts(file), unit="gpu", threads=None, load_ms=found.load_ms, note=note
+    )
+
+
+def _check_numbers(threads: int, runs: int, warmup: int) -> None:
+    if threads < 1 or runs < 1 or warmup < 0:
+        raise ValueError(
+            f"`threads` and `runs` should be >= 1 and `warmup` >= 0. Received: threads={threads}, runs={runs}, "
+            f"warmup={warmup}"
+        )
+
+
+def _report(results: Sequence[Latency], command: str) -> DeviceReport:
     device, system = this_computer()
     return DeviceReport(
         device=device,
@@ -80,10 +133,7 @@ def benchmark_tflite(
         date=datetime.now(UTC).date().isoformat(),
         command=command,
         versions=versions_of("keras-efficientformer", "ai-edge-litert", "numpy"),
-        results=tuple(
-            Latency.of(milliseconds, **file_facts(file), unit="cpu", threads=threads, **facts)
-            for file, milliseconds, facts in zip(files, samples, measured, strict=True)
-        ),
+        results=tuple(results),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_efficientformer import errors
 from keras_efficientformer.deploy.export import (
     AUTHOR,
     LICENSE,
@@ -28,13 +29,13 @@ from keras_efficientformer.deploy.export import (
 from keras_efficientformer.deploy.file_facts import FileFacts
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.report import ExportReport
+from keras_efficientformer.deploy.tflite.accelerators.gpu import check_on_gpu
 from keras_efficientformer.deploy.tflite.metadata import ModelCard
 from keras_efficientformer.deploy.tflite.modes import MODES, Mode
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 from keras_efficientformer.deploy.tflite.step_names import INPUT
-from keras_efficientformer.errors import require
 from keras_efficientformer.files import bare_name
-from keras_efficientformer.images import read_images, seeded_images
+from keras_efficientformer.images import SEEDED_IMAGES, read_images, seeded_images
 from keras_efficientformer.labels import Labels
 
 # These are the kinds of calibration images that `export_tflite` takes.
@@ -44,6 +45,8 @@ Calibration = str | os.PathLike[str] | np.ndarray | Iterable[Any]
 CALIBRATION_ADVISED = 32
 CALIBRATION_LIMIT = 128
 PIXEL_RANGE = (0.0, 255.0)
+# What an export can be made to run on besides the CPU.
+REQUIREMENTS = (None, "gpu")
 TFLITE_TOOLS = ("keras-efficientformer", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy")
 
 
@@ -58,6 +61,7 @@ def export_tflite(
     batch_size: int = 1,
     io: str = "float32",
     max_difference: float | None = None,
+    require: str | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Exports a model as a TFLite file and a report, `.tflite.json`, beside it.
@@ -91,6 +95,8 @@ def export_tflite(
         max_difference: the largest difference from Keras, relative to the largest output where that is over 1, at which
             the file is written; None means the mode's own limit (`deploy.tflite.modes.MODES`; 1e-5 in float32), and
             `float("inf")` writes whatever comes.
+        require: "gpu" writes the file only if LiteRT's GPU engine computes all of it, and what the CPU computes, on
+            this machine's GPU or a driver that computes on the CPU (`tflite/gpu/setup.sh` of the source tree).
         overwrite: whether existing files may be replaced.
 
     Returns:
@@ -99,17 +105,21 @@ def export_tflite(
     Raises:
         ValueError: an argument is out of its range, labels do not match the classes, weights are not finite, the model
             is no EfficientFormer, or calibration images are needed and not there.
-        OSError: the folder is missing or cannot be written to, or a file exists and `overwrite` is False.
+        OSError: the folder is missing or cannot be written to, a file exists and `overwrite` is False, or a GPU is
+            required and there is none.
         ImportError: LiteRT or ai-edge-quantizer is not installed.
-        ExportError: the file differs too much from the model. It is not written.
+        ExportError: the file differs too much from the model, or the GPU that is required does not compute it rightly.
+            It is not written.
     """
     started = time.perf_counter()
     source = open_source(model)
     mode = _mode(quantize, io, calibration, source.ranges)
     if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"`batch_size` should be an integer >= 1. Received: batch_size={batch_size}")
+    if require not in REQUIREMENTS:
+        raise ValueError(f"`require` should be None or 'gpu'. Received: require={require!r}")
     for module in ("ai_edge_litert", *(["ai_edge_quantizer"] if mode.recipe else [])):
-        require(module, "TFLite export", "litert")
+        errors.require(module, "TFLite export", "litert")
     network = source.network(include_preprocessing)
     names = label_names(labels, network)
     warn_without_labels(network, names)
@@ -128,7 +138,7 @@ def export_tflite(
             limit=mode.limit if max_difference is None else float(max_difference),
             images=lambda: _images(calibration, network.input_shape, mode.calibrated),
             write=write,
-            run=lambda file, images: _run(file, network, images),
+            run=lambda file, images: _run(file, network, images, require),
             tools=TFLITE_TOOLS,
             requires=f"TensorFlow Lite {mode.runtime} or newer",
             overwrite=overwrite,
@@ -138,10 +148,25 @@ def export_tflite(
     )
 
 
-def _run(file: Path, network: FusedNetwork, images: np.ndarray) -> Opened:
+def _run(file: Path, network: FusedNetwork, images: np.ndarray, required: str | None) -> Opened:
     opened = LiteRTModel(file)
-    results = opened.predict(network_inputs(images, network))
-    return Opened(opened.inputs, opened.outputs, opened.operations(), opened.partitions(), results)
+    inputs = network_inputs(images, network)
+    results = opened.predict(inputs)
+    accelerator = _on_gpu(file, inputs) if required else None
+    return Opened(opened.inputs, opened.outputs, opened.operations(), opened.partitions(), results, accelerator)
+
+
+def _on_gpu(file: Path, inputs: np.ndarray) -> str:
+    """What the GPU engine makes of a file, on images as the file takes them.
+
+    Raises:
+        ExportError: it does not compute all of it rightly.
+    """
+    # A driver that computes on the CPU takes its time, and four images show what there is to see.
+    found = check_on_gpu(file, inputs[:SEEDED_IMAGES])
+    if not found.passes:
+        raise errors.ExportError(f"{file.name} was not written, because the GPU is required: {found.verdict}.")
+    return found.verdict
 
 
 def _mode(

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,21 +134,30 @@ class LiteRTModel:
     def _run(self, images: np.ndarray, numbers: Sequence[int]) -> dict[int, list[np.ndarray]]:
         """{number of a tensor: its values as they are stored, batch by batch, without what fills up the last}."""
         (detail,) = self._interpreter.get_input_details()
-        batch_size = detail["shape"][0]
-        images = quantized(images, self.inputs[0])
         found: dict[int, list[np.ndarray]] = {number: [] for number in numbers}
-        for start in range(0, len(images), batch_size):
-            part = images[start : start + batch_size]
-            batch = np.zeros(detail["shape"], detail["dtype"])
-            batch[: len(part)] = part
+        for batch, filled in self.batches(images):
             self._interpreter.set_tensor(detail["index"], batch)
             try:
                 self._interpreter.invoke()
             except RuntimeError as error:
                 raise ValueError(f"{self.path} cannot be run in LiteRT: {first_line(error)}") from error
             for number, parts in found.items():
-                parts.append(self._values_of(number, batch_size)[: len(part)])
+                parts.append(self._values_of(number, len(batch))[:filled])
         return found
+
+    def batches(self, images: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+        """(input tensor, number of images in it) for any number of images; the last is filled up with zeros.
+
+        Args:
+            images: as for `predict`.
+        """
+        (tensor,) = self.inputs
+        images = quantized(images, tensor)
+        for start in range(0, len(images), tensor.shape[0]):
+            part = images[start : start + tensor.shape[0]]
+            batch = np.zeros(tensor.shape, tensor.dtype)
+            batch[: len(part)] = part
+            yield batch, len(part)
 
     def _values_of(self, number: int, batch_size: int) -> np.ndarray:
         """A tensor's values after a run; those that have joined the batch with another axis are parted again."""
@@ -172,6 +181,10 @@ class LiteRTModel:
     def partitions(self) -> int:
         """How many parts of the graph XNNPACK has taken over: 1 where nothing is left to other kernels."""
         return sum(operation["op_name"] == "DELEGATE" for operation in self._interpreter._get_ops_details())
+
+    def dtypes(self) -> set[str]:
+        """NumPy's names of the types that its tensors have."""
+        return {np.dtype(detail["dtype"]).name for detail in self.tensor_details().values()}
 
     def operations(self) -> dict[str, int]:
         """How many operations of each kind the file holds, most frequent first."""

@@ -2,8 +2,8 @@
 
 A runtime refuses a version that it has not ("Didn't find op for builtin opcode ... version"); told too small a one, it
 computes with the kernel it has, and may read the data wrongly without a word. The rules are those of
-`tensorflow/lite/tools/versioning/op_version.cc` for the operators that exports have, but for one that GPU engines do not
-follow; a test compares the versions with those that TensorFlow gives the same files.
+`tensorflow/lite/tools/versioning/op_version.cc` for the operators that exports have, but for one by which GPUs refuse
+files; a test compares the versions with those that TensorFlow gives the same files.
 """
 
 from collections.abc import Callable

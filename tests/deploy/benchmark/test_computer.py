@@ -293,7 +293,14 @@ def test_command_checks_the_folder_first(exported, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--serial", "A"], ["--gpu"], ["--emulate", "cortex-a76", "--threads", "2"]], ids=" ".join
+    "arguments",
+    [
+        ["--serial", "A"],
+        ["--gpu", "--profile"],
+        ["--unit", "gpu", "--emulate", "cortex-a76"],
+        ["--emulate", "cortex-a76", "--threads", "2"],
+    ],
+    ids=" ".join,
 )
 def test_options_that_do_not_go_together(arguments):
     result = run("a.tflite", *arguments)

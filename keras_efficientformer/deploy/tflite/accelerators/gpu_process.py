@@ -1,0 +1,79 @@
+"""Runs a .tflite file on LiteRT's GPU engine, in a process of its own. Room: deploy/tflite/accelerators.
+
+`gpu.py` runs this file as a script: what the engine refuses and gets wrong it says on standard error only, a driver may
+end the process, and where drivers lie has to be known before it starts.
+"""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main(file: str, folder: str, float32: str, warmup: str, runs: str) -> None:
+    """Reads `inputs.npy` in the folder, writes `outputs.npz`, and prints what there is to say of the run as JSON.
+
+    Args:
+        file: path of the .tflite file, with one input.
+        folder: `inputs.npy` in it is an array (number, *shape of the input with its batch); `outputs.npz` gets
+            {name of an output: array (number, *shape of the output)}, as the file stores them.
+        float32: "1" where float16 arithmetic is forbidden, else "0".
+        warmup, runs: numbers of runs of the first input before those that are timed, and of those; "0" for neither.
+    """
+    import numpy as np
+
+    started = time.perf_counter()
+    found, model = _open(file, bool(int(float32)))
+    if model is None:
+        print(json.dumps({"found": "refused", "message": found}))
+        return
+    load_ms = 1000 * (time.perf_counter() - started)
+
+    (signature,) = model.get_signature_list()
+    described = model.get_output_tensor_details(signature)
+    # A signature may call an output otherwise than the tensor is called.
+    details = [described[name] for name in model.get_signature_by_index(0)["outputs"]]
+    buffers = model.create_input_buffers(0), model.create_output_buffers(0)
+
+    def infer(batch: np.ndarray) -> list[np.ndarray]:
+        buffers[0][0].write(batch)
+        model.run_by_index(0, *buffers)
+        return [
+            buffer.read(math.prod(detail["shape"]), np.dtype(detail["dtype"]).type).reshape(detail["shape"])
+            for detail, buffer in zip(details, buffers[1], strict=True)
+        ]
+
+    inputs = np.load(Path(folder) / "inputs.npy")
+    outputs = zip(*[infer(batch) for batch in inputs], strict=True)
+    arrays = {detail["name"]: np.stack(values) for detail, values in zip(details, outputs, strict=True)}
+    np.savez(Path(folder) / "outputs.npz", **arrays)
+    milliseconds = []
+    for _ in range(int(warmup) + int(runs)):
+        started = time.perf_counter()
+        infer(inputs[0])
+        milliseconds.append(1000 * (time.perf_counter() - started))
+    print(json.dumps({"found": found, "load_ms": load_ms, "milliseconds": milliseconds[int(warmup) :]}))
+
+
+def _open(file: str, float32: bool) -> tuple[str, Any]:
+    """("whole", model on the GPU alone), ("partial", one with the CPU's help), or (why there is none, None)."""
+    from ai_edge_litert.compiled_model import CompiledModel
+    from ai_edge_litert.gpu_options import GpuOptions
+    from ai_edge_litert.hardware_accelerator import HardwareAccelerator
+    from ai_edge_litert.options import Options
+
+    message = ""
+    units = {"whole": HardwareAccelerator.GPU, "partial": HardwareAccelerator.GPU | HardwareAccelerator.CPU}
+    for found, accelerators in units.items():
+        options = Options(hardware_accelerators=accelerators, gpu_options=GpuOptions(enforce_f32=float32))
+        try:
+            return found, CompiledModel.from_file(file, options=options)
+        except RuntimeError as error:
+            message = str(error)
+    return message, None
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
