@@ -47,7 +47,7 @@ def main(file: str, folder: str, float32: str, warmup: str, runs: str) -> None:
 
     inputs = np.load(Path(folder) / "inputs.npy")
     outputs = zip(*[infer(batch) for batch in inputs], strict=True)
-    arrays = {detail["name"]: np.stack(values) for detail, values in zip(details, outputs, strict=True)}
+    arrays: dict[str, Any] = {detail["name"]: np.stack(values) for detail, values in zip(details, outputs, strict=True)}
     np.savez(Path(folder) / "outputs.npz", **arrays)
     milliseconds = []
     for _ in range(int(warmup) + int(runs)):
