@@ -26,6 +26,7 @@ from keras_efficientformer.deploy import export_tflite
 from keras_efficientformer.deploy.tflite.accelerators.gpu import run_on_gpu
 from keras_efficientformer.deploy.tflite.modes import MODES
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, real_values
+from keras_efficientformer.errors import DeviceError
 from keras_efficientformer.imagenet import preprocess_input
 from keras_efficientformer.reporting import versions_of
 
@@ -55,7 +56,11 @@ def main():
             rows[family] = {}
             for name, file in track(files.items(), description=family):
                 inputs = preprocess_input(pixels) if name.startswith("plain") else pixels
-                run = run_on_gpu(file, as_stored(file, inputs), arguments.float32)
+                try:
+                    run = run_on_gpu(file, as_stored(file, inputs), arguments.float32)
+                except DeviceError as error:  # a driver that ends the process is worth a row
+                    rows[family][name] = {"found": "crash", "message": str(error).rpartition(": ")[2]}
+                    continue
                 rows[family][name], adapter = row_of(run, file, expected), run.adapter
     report = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -107,7 +112,7 @@ def print_table(rows):
     for family, of_files in rows.items():
         print(f"\n| {family} | on the GPU | largest difference | same top-1 |\n|---|---|---|---|")
         for name, row in of_files.items():
-            found = row["found"] + (f", {row['errors']} errors" if row["errors"] else "")
+            found = row["found"] + (f", {row['errors']} errors" if row.get("errors") else "")
             figures = (f"{row['largest_difference']:.2g}", str(row["same_top1"])) if "same_top1" in row else ("-", "-")
             print("|", " | ".join((f"`{name}`", found, *figures)), "|")
 
