@@ -139,8 +139,8 @@ def _check_tensors(file: Path, tensors: Sequence[TensorInfo]) -> None:
     for tensor in tensors:
         if tensor.dtype not in BROWSER_TYPES:
             raise ValueError(
-                f"{file} has {tensor.name} in {tensor.dtype}, and LiteRT.js has {', '.join(BROWSER_TYPES)}: export it with "
-                "--io float32 or --io uint8."
+                f"{file} has {tensor.name} in {tensor.dtype}, and LiteRT.js has {', '.join(BROWSER_TYPES)}: export it "
+                "with --io float32 or --io uint8."
             )
     if tensors[0].shape[0] != 1:
         raise ValueError(f"{file} takes {tensors[0].shape[0]} images at once: export it with --batch-size 1.")

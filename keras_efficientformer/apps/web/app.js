@@ -96,7 +96,8 @@ async function use(facts, content, backend) {
       throw new Error(`${facts.file} gives other scores here than in LiteRT: they differ by ${shown}`);
     }
     classifier = opened;
-    return `Checked on a test picture: the scores differ from LiteRT's by ${difference === 0 ? 0 : shown}.`;
+    const shared = backend === "webgpu" && opened.needsCPU ? " The CPU computes what the GPU cannot." : "";
+    return `Checked on a test picture: the scores differ from LiteRT's by ${difference === 0 ? 0 : shown}.${shared}`;
   } catch (error) {
     opened.delete();
     throw error;
@@ -110,6 +111,7 @@ function described({ size, labels, bytes, scores }) {
 
 async function classifyFiles(isLatest) {
   results.replaceChildren();
+  say("Classifying.");
   let [done, milliseconds] = [0, 0];
   for (const file of files) {
     if (!isLatest()) return;

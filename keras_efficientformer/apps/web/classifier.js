@@ -9,7 +9,7 @@ const ARRAYS = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array };
 const LIMITS = { int32: [-(2 ** 31), 2 ** 31 - 1], uint8: [0, 255] };
 const LUMINANCE = [0.299, 0.587, 0.114]; // ITU-R 601, as Pillow's mode "L" has it
 
-/** Whether the browser can stop WebAssembly and go on with it (JSPI), as files of several partitions need. */
+/** Whether WebAssembly can wait (JSPI), without which LiteRT.js leaves a file to the CPU that the GPU cannot run whole. */
 const canSuspend = "Suspending" in WebAssembly;
 
 /** Why there is no WebGPU, in words; null where there is. */
@@ -78,6 +78,11 @@ class Classifier {
     return Math.max(...expected.map((score, index) => Math.abs(scores[index] - score)));
   }
 
+  /** Whether the CPU computes all or a part of a file that was opened for the GPU. */
+  get needsCPU() {
+    return this.network.options.accelerator !== "webgpu" || !this.network.isFullyAccelerated;
+  }
+
   delete() {
     this.network.delete();
   }
@@ -119,11 +124,7 @@ function realValues(values, { scale, zero_point: zero }) {
   return scale === null ? values : Float32Array.from(values, (value) => (value - zero) * scale);
 }
 
-/** What LiteRT.js said, and what can be done where that is known. */
+/** What LiteRT.js said went wrong, in one line. */
 function reason(error) {
-  const text = error?.message ?? String(error);
-  if (!canSuspend && /asyncify/i.test(text)) {
-    return "this browser lacks WebAssembly's JSPI, which files of several partitions (int8) need. Take a newer browser, or a float16 or dynamic file.";
-  }
-  return text.split("\n")[0];
+  return (error?.message ?? String(error)).split("\n")[0];
 }
