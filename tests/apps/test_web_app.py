@@ -1,4 +1,4 @@
-"""The page that `efficientformer app web` writes: its facts are the files', and a browser does with it what LiteRT does.
+"""The page that `efficientformer app web` writes: its facts are the files', and a browser computes what LiteRT does.
 
 Chromium is started once, by `web/drive.mjs` with Playwright from npm, and used by keyboard; WebGPU is SwiftShader's.
 """
@@ -32,7 +32,7 @@ from keras_efficientformer.images import seeded_images
 
 PAGE = ROOT / "keras_efficientformer" / "apps" / "web"
 DRIVER = ROOT / "tests" / "apps" / "web"
-LABELS = tuple(f"kind {letter}" for letter in "abcdefgh") + ("<b>bold</b>", 'ein "Hügel"')
+LABELS = (*(f"kind {letter}" for letter in "abcdefgh"), "<b>bold</b>", 'ein "Hügel"')
 # The same kernels compute in WebAssembly, but for a mode that quantizes while it runs.
 TOLERANCE = dict.fromkeys(MODES, 2e-6) | {"dynamic": 5e-3}
 
@@ -198,14 +198,14 @@ def test_keyboard_alone_is_enough(seen, models):
     assert photo["alert"] is None
     assert re.fullmatch(rf"{re.escape(expected[0][0])}, [\d.]+%, [\d.]+ ms\.", photo["status"])
     assert "float16" in seen["second"]["status"]
-    assert "64 × 64 pixels, 10 classes, probabilities" in seen["second"]["facts"]
+    assert "64x64 pixels, 10 classes, probabilities" in seen["second"]["facts"]
 
 
 def test_folder(seen, models):
     first, second = sorted(seen["folder"]["results"], key=lambda result: result["name"])
     assert (first["name"], second["name"]) == ("images/a.png", "images/below/b.jpg")
     assert_shows(first, answers(models["none"], load_image(io.BytesIO(PICTURES["down"][0]))))
-    assert re.fullmatch(r"2 images classified, [\d.]+ ms each\.", seen["folder"]["status"])
+    assert re.fullmatch(r"2 of 2 images classified, [\d.]+ ms each\.", seen["folder"]["status"])
 
 
 def test_camera(seen):
@@ -220,7 +220,7 @@ def test_an_unreadable_image_does_not_end_the_others(seen):
     good, bad = seen["several"]["results"]
     assert good["classes"]
     assert bad["name"] == "broken.png: it is no image that this browser can read."
-    assert re.fullmatch(r"1 images classified, [\d.]+ ms each; 1 could not be\.", seen["several"]["status"])
+    assert re.fullmatch(r"1 of 2 images classified, [\d.]+ ms each\.", seen["several"]["status"])
 
 
 @pytest.mark.parametrize(
@@ -287,11 +287,11 @@ def test_command(models, litert_js, tmp_path, monkeypatch, capsys):
 
 
 def test_what_a_page_does_not_run(network, models, tmp_path):
-    with pytest.raises(ValueError, match="Export it first: efficientformer export tflite l1$"):
+    with pytest.raises(ValueError, match=r"Export it first: efficientformer export tflite l1$"):
         write_web_app(["l1"], tmp_path / "page")
     with pytest.raises(ValueError, match="Two files have one name"):
         write_web_app([models["none"], models["int8"], models["none"]], tmp_path / "page")
-    with pytest.raises(FileNotFoundError, match="none.tflite does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"none\.tflite does not exist"):
         write_web_app([tmp_path / "none.tflite"], tmp_path / "page")
     export_tflite(network, tmp_path / "two.tflite", batch_size=2)
     with pytest.raises(ValueError, match="takes 2 images at once: export it with --batch-size 1"):
@@ -299,7 +299,7 @@ def test_what_a_page_does_not_run(network, models, tmp_path):
     export_tflite(
         network, tmp_path / "whole.tflite", quantize="int8", io="int8", calibration=seeded_images((64, 64, 3))
     )
-    with pytest.raises(ValueError, match="has image in int8, and LiteRT.js has float32, int32, uint8"):
+    with pytest.raises(ValueError, match=r"has image in int8, and LiteRT\.js has float32, int32, uint8"):
         write_web_app([tmp_path / "whole.tflite"], tmp_path / "page")
     assert not (tmp_path / "page").exists()
 
@@ -313,7 +313,7 @@ def test_litert_js_is_asked_for(models, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"holds @litertjs/core 0\.1\.0, and this page is made for 2\."):
         write_web_app([models["none"]], tmp_path / "page", modules=tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="install Node.js"):
+    with pytest.raises(FileNotFoundError, match=r"install Node\.js"):
         write_web_app([models["none"]], tmp_path / "page")
     npm = tmp_path / "npm"
     npm.write_text("#!/bin/sh\necho 'npm error code ENOTFOUND' >&2\necho 'npm error no such host' >&2\nexit 1\n")

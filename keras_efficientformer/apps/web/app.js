@@ -106,7 +106,7 @@ async function use(facts, content, backend) {
 
 function described({ size, labels, bytes, scores }) {
   const kind = { probabilities: "probabilities", scores: "a score for each class by itself", logits: "logits" }[scores];
-  return `${size[1]} × ${size[0]} pixels, ${labels.length} classes, ${kind}, ${(bytes / 1e6).toFixed(1)} MB`;
+  return `${size[0]}x${size[1]} pixels, ${labels.length} classes, ${kind}, ${(bytes / 1e6).toFixed(1)} MB`;
 }
 
 async function classifyFiles(isLatest) {
@@ -123,15 +123,14 @@ async function classifyFiles(isLatest) {
       results.append(resultItem(name, image, answer));
       done += 1;
       milliseconds += answer.milliseconds;
-      say(files.length === 1 ? spoken(answer) : `${done} of ${files.length} images.`);
+      say(files.length === 1 ? spoken(answer) : `${done} of ${files.length} images so far.`);
     } catch (error) {
       results.append(badItem(`${name}: ${error.message}`));
     }
   }
-  const bad = files.length - done;
   if (files.length === 1 && done === 1) return;
   const mean = done ? `, ${(milliseconds / done).toFixed(1)} ms each` : "";
-  say(`${done} images classified${mean}${bad ? `; ${bad} could not be` : ""}.`);
+  say(`${done} of ${files.length} images classified${mean}.`);
 }
 
 async function decoded(file) {
