@@ -28,13 +28,13 @@ from keras_efficientformer.classifiers import open_classifier
 from keras_efficientformer.deploy import export_tflite
 from keras_efficientformer.deploy.tflite.modes import MODES
 from keras_efficientformer.imagenet import load_image, resize_and_crop
-from keras_efficientformer.images import seeded_images
+from keras_efficientformer.images import of_channels, seeded_images
 
 PAGE = ROOT / "keras_efficientformer" / "apps" / "web"
 DRIVER = ROOT / "tests" / "apps" / "web"
 LABELS = (*(f"kind {letter}" for letter in "abcdefgh"), "<b>bold</b>", 'ein "Hügel"')
 # The same kernels compute in WebAssembly, but for a mode that quantizes while it runs.
-TOLERANCE = dict.fromkeys(MODES, 2e-6) | {"dynamic": 5e-3}
+TOLERANCE = dict.fromkeys((*MODES, "normalised", "grey", "uint8"), 2e-6) | {"dynamic": 5e-3}
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,18 @@ def network():
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, network):
-    """{mode: file}"""
+    """{mode: file}, and files that take their pixels otherwise: normalised, grey, uint8."""
     folder = tmp_path_factory.mktemp("models")
     images = seeded_images((64, 64, 3))
     files = {mode: folder / f"{mode}.tflite" for mode in MODES}
     for mode, file in files.items():
         export_tflite(network, file, quantize=mode, calibration=images if MODES[mode].calibrated else None)
+    files |= {name: folder / f"{name}.tflite" for name in TOLERANCE if name not in MODES}
+    export_tflite(network, files["normalised"], include_preprocessing=False)
+    export_tflite(network, files["uint8"], quantize="int8", io="uint8", calibration=images)
+    raw = {"include_preprocessing": True, "mean": (0.5,), "std": (0.25,), "classifier_activation": None}
+    grey = make_loud(EfficientFormer((1, 1, 1, 2), (8, 16, 16, 32), input_shape=(64, 64, 1), classes=4, **raw))
+    export_tflite(grey, files["grey"])
     return files
 
 
@@ -171,12 +177,13 @@ def assert_shows(result, expected):
         assert float(width.rstrip("%")) == pytest.approx(100 * score, abs=0.06)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_scores_are_litert_s(mode, seen, models):
-    expected = open_classifier(models[mode]).predict(seeded_images((64, 64, 3))[:1])[0]
-    found = np.array(seen["scores"][f"{mode}.tflite"], "float32")
+@pytest.mark.parametrize("name", TOLERANCE)
+def test_scores_are_litert_s(name, seen, models):
+    classifier = open_classifier(models[name])
+    (expected,) = classifier.predict(of_channels(seeded_images((64, 64, 3))[:1], classifier.channels))
+    found = np.array(seen["scores"][f"{name}.tflite"], "float32")
     assert np.ptp(expected) > 0.05
-    assert np.abs(found - expected).max() <= TOLERANCE[mode]
+    assert np.abs(found - expected).max() <= TOLERANCE[name]
 
 
 @pytest.mark.parametrize("name", PICTURES)
