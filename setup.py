@@ -62,7 +62,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["keras_efficientformer", "keras_efficientformer.*"]),
     py_modules=["efficientformer_command"],
-    package_data={"keras_efficientformer": ["data/*", "pages/templates/*", "py.typed", "**/*.pyi"]},
+    package_data={"keras_efficientformer": ["data/*", "pages/templates/*", "apps/web/*", "py.typed", "**/*.pyi"]},
     install_requires=[
         "keras>=3.15",
         "numpy>=2.0",

@@ -302,6 +302,12 @@ def imagenet_labels() -> tuple[tuple[str, str], ...]:
     return tuple((wordnet_id, name) for wordnet_id, name in (line.split(" ") for line in lines))
 
 
+def default_names(classes: int) -> tuple[str, ...]:
+    """What so many classes are called where nobody says it: ImageNet's names, or "class 0", "class 1" and so on."""
+    names = tuple(name for _, name in imagenet_labels())
+    return names if classes == len(names) else tuple(f"class {index}" for index in range(classes))
+
+
 def decode_predictions(preds: Any, top: int = 5, labels: Labels | None = None) -> list[list[tuple[str, str, float]]]:
     """Names the classes with the highest scores, as `keras.applications.imagenet_utils.decode_predictions` does.
 

@@ -55,6 +55,7 @@ LONGEST = (
     "test_layer_errors.py",
     "test_cli_training.py",
     "test_start.py",
+    "test_web_app.py",
 )
 
 

@@ -19,19 +19,23 @@ class FileClassifier:
         model: the opened file.
         facts: what it says of itself.
 
+    Attributes:
+        file, facts: those two.
+        output_name: the output that is asked, as the file calls it.
+
     Raises:
         ValueError: it does not say how images are prepared for it, or gives neither scores of classes nor an embedding.
     """
 
     def __init__(self, model: LiteRTModel | CoreMLModel, facts: FileFacts | None) -> None:
-        self._model = model
+        self.file = model
         self.size, self.channels = model.input_shape[:2], model.input_shape[2]
         if facts is None or not facts.mean:
             raise ValueError(
                 f"{model.path} does not say how raw pixels are prepared for it: it has no metadata of their "
                 "normalisation. Export the model again, or run it with code of your own."
             )
-        self._facts = facts
+        self.facts = facts
         names = [output.name for output in model.outputs]
         found = [name for name in (*SCORES, *EMBEDDINGS) if name in names]
         if not found:
@@ -39,10 +43,10 @@ class FileClassifier:
                 f"{model.path} has no output of classes: expected one of {', '.join(SCORES)}. Found: {', '.join(names)}"
             )
         # A Core ML classifier also names the class; files with feature maps have those first.
-        self._output = found[0]
+        self.output_name = found[0]
         self.output = "scores" if found[0] in SCORES else found[0]
         self.independent = found[0] == INDEPENDENT_SCORES
         self.labels = getattr(model, "labels", None) or facts.labels
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
-        return self._model.predict(self._facts.inputs(pixels))[self._output]
+        return self.file.predict(self.facts.inputs(pixels))[self.output_name]

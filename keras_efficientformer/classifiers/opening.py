@@ -54,7 +54,7 @@ def open_classifier(source: str | os.PathLike[str], input_shape: tuple[int, ...]
         from keras_efficientformer.models.opening import open_model
 
         return KerasClassifier(open_model(source, input_shape))
-    classifier = _open_package(path) if path.suffix == ".mlpackage" else _open_tflite(path)
+    classifier: Classifier = _open_package(path) if path.suffix == ".mlpackage" else open_tflite(path)
     own = (*classifier.size, classifier.channels)
     if input_shape is not None and tuple(input_shape) != own[: len(input_shape)]:
         raise ValueError(
@@ -71,7 +71,8 @@ def _open_package(source: Path) -> Classifier:
     return FileClassifier(package, package.facts)
 
 
-def _open_tflite(source: Path) -> Classifier:
+def open_tflite(source: Path) -> FileClassifier:
+    """The classifier of a `.tflite` file; errors are those of `open_classifier`."""
     if not (source.exists() and check_sidecar(source)):
         check_survival(source)
     return FileClassifier(LiteRTModel(source), read_facts(source))

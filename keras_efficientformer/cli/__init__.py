@@ -13,6 +13,7 @@ from rich.text import Text
 
 import keras_efficientformer
 from keras_efficientformer.backend_choice import missing_backend
+from keras_efficientformer.cli.apps.web import web_command
 from keras_efficientformer.cli.benchmark_coreml import benchmark_coreml_command
 from keras_efficientformer.cli.benchmark_tflite import benchmark_tflite_command
 from keras_efficientformer.cli.convert import convert
@@ -32,10 +33,13 @@ export.command("coreml")(export_coreml_command)
 benchmark = typer.Typer(help="Time a model here, on phones or on an emulated CPU.", no_args_is_help=True)
 benchmark.command("tflite")(benchmark_tflite_command)
 benchmark.command("coreml")(benchmark_coreml_command)
+applications = typer.Typer(help="Write an app around exported files.", no_args_is_help=True)
+applications.command("web")(web_command)
 for command in (convert, predict, inspect, finetune, evaluate):
     app.command()(command)
 app.add_typer(export, name="export")
 app.add_typer(benchmark, name="benchmark")
+app.add_typer(applications, name="app")
 
 
 def _print_version(wanted: bool) -> None:

@@ -29,7 +29,7 @@ from keras_efficientformer.cli.options import (
     say,
     track,
 )
-from keras_efficientformer.imagenet import decode_predictions, imagenet_labels, resize_and_crop
+from keras_efficientformer.imagenet import decode_predictions, default_names, imagenet_labels, resize_and_crop
 from keras_efficientformer.images import of_channels
 from keras_efficientformer.labels import class_names, labels_beside
 from keras_efficientformer.photographs import find_photographs, read_photograph
@@ -140,9 +140,7 @@ def _answers(scores: np.ndarray, top: int, names: tuple[str, ...] | None) -> lis
     """The classes with the highest scores of each image, as `decode_predictions` orders them."""
     classes = scores.shape[-1]
     ids, imagenet = zip(*imagenet_labels(), strict=True)
-    if names is None:
-        names = imagenet if classes == len(imagenet) else tuple(f"class {index}" for index in range(classes))
-    names = class_names(names, classes)
+    names = class_names(names or default_names(classes), classes)
     return [
         [
             {

@@ -84,6 +84,8 @@ def start(tmp_path, *arguments, verbose=False):
         (["export", "tflite", "l1", str(CHECKPOINT)], 1),
         (["export", "coreml", "l1:imagenet-301"], 1),
         (["benchmark", "coreml", "l9"], 1),
+        (["app", "web", "--help"], 0),
+        (["app", "web", "l1", "page"], 1),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
 )

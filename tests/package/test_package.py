@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from project import HANG, ROOT
 
 import keras_efficientformer
+from keras_efficientformer.apps.web_app import PAGE_FILES
 
 # The start of a program for which the module of its first argument is not installed.
 ABSENT = """
@@ -64,6 +65,7 @@ def test_wheel_holds_the_package_alone(wheel):
             "data/imagenet_labels.txt",
             "data/recipe_imagenet.toml",
             *(f"pages/templates/{name}.html" for name in ("base", "export", "parts", "run")),
+            *(f"apps/web/{name}" for name in (*PAGE_FILES, "package.json", "package-lock.json")),
         )
     }
     assert modules | data == {name for name in names if name.startswith("keras_efficientformer/")}

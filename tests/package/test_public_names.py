@@ -32,6 +32,10 @@ PUBLIC = {
         "from_checkpoint",
         "preprocess_input",
     ],
+    "keras_efficientformer.apps": [
+        "WebApp",
+        "write_web_app",
+    ],
     "keras_efficientformer.conversion": [
         "Checkpoint",
         "CheckpointError",

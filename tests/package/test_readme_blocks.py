@@ -33,7 +33,11 @@ from digits import write_digits
 
 PATHS = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*README*.md"))
 # Not those of environments and caches.
-TEXTS = {str(path): (ROOT / path).read_text() for path in PATHS if not path.parts[0].startswith((".", "build"))}
+TEXTS = {
+    str(path): (ROOT / path).read_text()
+    for path in PATHS
+    if not path.parts[0].startswith((".", "build")) and "node_modules" not in path.parts
+}
 FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash")
 # In the middle of a sentence.
@@ -51,6 +55,10 @@ NOT_RUN = {
         "efficientformer benchmark tflite int8.tflite --adb": NO_PHONE,
         "bash tflite/arm/setup.sh": "installs qemu and a compiler into the system",
         "efficientformer benchmark tflite int8.tflite --emulate": "needs qemu, which setup.sh installs",
+    },
+    "tflite/web/README.md": {
+        "efficientformer app web": "fetches LiteRT.js from npm; tests/apps/test_web_app.py runs it",
+        "python -m http.server": "runs until it is stopped",
     },
     "benchmarks/devices/README.md": {
         "efficientformer benchmark tflite efficientformer_l1_224_int8.tflite --threads 4 --adb": NO_PHONE,

@@ -1,0 +1,282 @@
+// The page: what is chosen, shown and said. What is computed stands in classifier.js and preprocessing.js.
+
+import { open, whyNoWebGPU } from "./classifier.js";
+import { decode } from "./preprocessing.js";
+
+const TOP = 5;
+const THUMBNAIL = 160; // pixels of the longer side
+const LARGEST_DIFFERENCE = 0.05; // from LiteRT's scores on the test picture, relative to the largest of them over 1
+
+const byId = (id) => document.getElementById(id);
+const [modelChoice, backendChoice, photos, folder, camera, video, results, drop] = [
+  "model", "backend", "photos", "folder", "camera", "video", "results", "drop",
+].map(byId);
+
+let models = [];
+let classifier = null;
+let files = [];
+let source = null; // the job that shows images, which is begun again where another model is chosen
+
+// One thing is done at a time, because a network runs one image at a time; a newer job ends the older one.
+let latest = 0;
+let queue = Promise.resolve();
+
+function begin(job) {
+  const own = ++latest;
+  queue = queue.then(() => (own === latest ? job(() => own === latest) : undefined)).catch(showError);
+}
+
+function say(text) {
+  if (byId("status").textContent !== text) byId("status").textContent = text;
+}
+
+function showError(error) {
+  byId("error").textContent = error?.message ?? String(error);
+  byId("error").hidden = false;
+  say("");
+}
+
+async function start() {
+  models = (await (await loaded("models.json")).json()).models;
+  modelChoice.replaceChildren(...models.map(({ file }) => new Option(file)));
+  const why = await whyNoWebGPU();
+  const webgpu = backendChoice.querySelector("[value=webgpu]");
+  webgpu.disabled = why !== null;
+  if (why) webgpu.textContent += `: ${why}`;
+  backendChoice.value = why ? "wasm" : "webgpu";
+  byId("folder-label").hidden = !("webkitdirectory" in folder);
+  modelChoice.disabled = backendChoice.disabled = false;
+  await openChosen();
+}
+
+async function loaded(path) {
+  const answer = await fetch(path);
+  if (!answer.ok) throw new Error(`${path} cannot be loaded: ${answer.status} ${answer.statusText}`);
+  return answer;
+}
+
+/** Opens the model that is chosen; where the GPU cannot run it, the CPU does. */
+async function openChosen() {
+  const facts = models[modelChoice.selectedIndex];
+  byId("error").hidden = true;
+  for (const control of [photos, folder, camera]) control.disabled = true;
+  classifier?.delete();
+  classifier = null;
+  say(`Loading ${facts.file}.`);
+  byId("facts").textContent = described(facts);
+  byId("check").textContent = "";
+  const content = new Uint8Array(await (await loaded(facts.file)).arrayBuffer());
+  if (content.length !== facts.bytes) {
+    throw new Error(`${facts.file} has ${content.length} bytes, and had ${facts.bytes} when this page was made. Make it again.`);
+  }
+  let note = "";
+  if (backendChoice.value === "webgpu") {
+    try {
+      note = await use(facts, content, "webgpu");
+    } catch (error) {
+      note = `${error.message}. The CPU computes instead. `;
+      backendChoice.value = "wasm";
+    }
+  }
+  if (classifier === null) note += await use(facts, content, "wasm");
+  byId("check").textContent = note;
+  for (const control of [photos, folder, camera]) control.disabled = false;
+  say(`${facts.file} is ready.`);
+}
+
+/** Takes a file into use on one backend, checked; what the check found, in words. */
+async function use(facts, content, backend) {
+  const opened = await open(facts, content, backend);
+  try {
+    const difference = await opened.check();
+    const largest = Math.max(1, ...facts.check.map(Math.abs));
+    const shown = difference < 0.001 ? difference.toExponential(1) : difference.toFixed(3);
+    // A comparison with NaN is false.
+    if (!(difference <= LARGEST_DIFFERENCE * largest)) {
+      throw new Error(`${facts.file} gives other scores here than in LiteRT: they differ by ${shown}`);
+    }
+    classifier = opened;
+    const shared = backend === "webgpu" && opened.needsCPU ? " The CPU computes what the GPU cannot." : "";
+    return `Checked on a test picture: the scores differ from LiteRT's by ${difference === 0 ? 0 : shown}.${shared}`;
+  } catch (error) {
+    opened.delete();
+    throw error;
+  }
+}
+
+function described({ size, labels, bytes, scores }) {
+  const kind = { probabilities: "probabilities", scores: "a score for each class by itself", logits: "logits" }[scores];
+  return `${size[0]}x${size[1]} pixels, ${labels.length} classes, ${kind}, ${(bytes / 1e6).toFixed(1)} MB`;
+}
+
+async function classifyFiles(isLatest) {
+  results.replaceChildren();
+  say("Classifying.");
+  let [done, milliseconds] = [0, 0];
+  for (const file of files) {
+    if (!isLatest()) return;
+    const name = file.webkitRelativePath || file.name;
+    try {
+      const image = await decoded(file);
+      const answer = await classifier.classify(image);
+      if (!isLatest()) return;
+      results.append(resultItem(name, image, answer));
+      done += 1;
+      milliseconds += answer.milliseconds;
+      say(files.length === 1 ? spoken(answer) : `${done} of ${files.length} images so far.`);
+    } catch (error) {
+      results.append(badItem(`${name}: ${error.message}`));
+    }
+  }
+  if (files.length === 1 && done === 1) return;
+  const mean = done ? `, ${(milliseconds / done).toFixed(1)} ms each` : "";
+  say(`${done} of ${files.length} images classified${mean}.`);
+}
+
+async function decoded(file) {
+  try {
+    return await decode(file);
+  } catch (error) {
+    throw new Error("it is no image that this browser can read.", { cause: error });
+  }
+}
+
+async function watchCamera(isLatest) {
+  const stream = await cameraStream();
+  try {
+    video.srcObject = stream;
+    video.hidden = false;
+    camera.setAttribute("aria-pressed", "true");
+    await video.play();
+    let seen = "";
+    while (isLatest()) {
+      const image = await decode(video);
+      const answer = await classifier.classify(image);
+      results.replaceChildren(resultItem("Camera", image, answer));
+      // A screen reader is told when something else is seen, not thirty times a second.
+      const [{ label }] = best(answer.scores);
+      if (label !== seen) say(`Camera: ${label}.`);
+      seen = label;
+      await new Promise(requestAnimationFrame);
+    }
+  } finally {
+    stream.getTracks().forEach((track) => track.stop());
+    video.srcObject = null;
+    video.hidden = true;
+    camera.setAttribute("aria-pressed", "false");
+  }
+}
+
+async function cameraStream() {
+  if (!navigator.mediaDevices) throw new Error("Browsers give the camera to pages from https:// and localhost alone.");
+  try {
+    return await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+  } catch (error) {
+    throw new Error(`The camera cannot be used: ${error.message}.`, { cause: error });
+  }
+}
+
+/** The classes with the highest scores, equal ones in the order of the classes. */
+function best(scores) {
+  const order = Array.from(scores.keys()).sort((a, b) => scores[b] - scores[a] || a - b);
+  return order.slice(0, TOP).map((index) => ({ label: classifier.facts.labels[index], score: scores[index] }));
+}
+
+function inWords(score) {
+  return classifier.facts.scores === "logits" ? score.toFixed(3) : `${(100 * score).toFixed(1)}%`;
+}
+
+function spoken({ scores, milliseconds }) {
+  const [{ label, score }] = best(scores);
+  return `${label}, ${inWords(score)}, ${milliseconds.toFixed(1)} ms.`;
+}
+
+function element(name, text = "", className = "") {
+  const made = document.createElement(name);
+  made.textContent = text;
+  made.className = className;
+  return made;
+}
+
+function resultItem(name, image, { scores, milliseconds }) {
+  const item = element("li");
+  const text = element("div");
+  const list = element("ol");
+  list.setAttribute("aria-label", "Most probable classes");
+  for (const { label, score } of best(scores)) {
+    const row = element("li");
+    const bar = element("span");
+    bar.style.width = `${100 * share(score, scores)}%`;
+    const frame = element("div", "", "bar");
+    frame.append(bar);
+    row.append(element("span", label), element("span", inWords(score), "score"), frame);
+    list.append(row);
+  }
+  text.append(element("h2", name), list, element("p", `${milliseconds.toFixed(1)} ms`, "quiet"));
+  item.append(thumbnail(image), text);
+  return item;
+}
+
+/** How long a score's bar is, 0..1; logits begin at the smallest. */
+function share(score, scores) {
+  if (classifier.facts.scores !== "logits") return score;
+  const [smallest, largest] = [Math.min(...scores), Math.max(...scores)];
+  return largest > smallest ? (score - smallest) / (largest - smallest) : 1;
+}
+
+function badItem(message) {
+  return element("li", message, "bad");
+}
+
+function thumbnail(image) {
+  const whole = document.createElement("canvas");
+  [whole.width, whole.height] = [image.width, image.height];
+  whole.getContext("2d").putImageData(image, 0, 0);
+  const scale = Math.min(1, THUMBNAIL / Math.max(image.width, image.height));
+  const small = document.createElement("canvas");
+  small.width = Math.max(1, Math.round(image.width * scale));
+  small.height = Math.max(1, Math.round(image.height * scale));
+  small.getContext("2d").drawImage(whole, 0, 0, small.width, small.height);
+  small.setAttribute("aria-hidden", "true"); // the name beside it says which image it is
+  return small;
+}
+
+function classify(chosen) {
+  files = [...chosen].filter((file) => file.type.startsWith("image/") || chosen.length === 1);
+  byId("error").hidden = true;
+  source = files.length ? classifyFiles : null;
+  if (source) begin(source);
+  else showError(new Error("There are no images in it."));
+}
+
+function openAndRepeat() {
+  begin(async (isLatest) => {
+    await openChosen();
+    await source?.(isLatest);
+  });
+}
+
+modelChoice.addEventListener("change", openAndRepeat);
+backendChoice.addEventListener("change", openAndRepeat);
+for (const control of [photos, folder]) {
+  control.addEventListener("change", () => {
+    classify(control.files);
+    control.value = ""; // so that the same file can be chosen again
+  });
+}
+camera.addEventListener("click", () => {
+  byId("error").hidden = true;
+  source = camera.getAttribute("aria-pressed") === "true" ? null : watchCamera;
+  begin(source ?? (() => say("The camera is off.")));
+});
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  drop.classList.add("over");
+});
+document.addEventListener("dragleave", () => drop.classList.remove("over"));
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  drop.classList.remove("over");
+  if (classifier && event.dataTransfer.files.length) classify(event.dataTransfer.files);
+});
+begin(start);

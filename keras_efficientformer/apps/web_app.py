@@ -1,0 +1,158 @@
+"""Writes a page that classifies images in a browser: a folder for any web server, complete and offline. Room: apps.
+
+The page's own files lie in `web/`. What it knows of the models stands in its models.json, taken from the files' own
+metadata as `predict` reads them, with the scores that LiteRT gives here for a picture that the page draws too: it asks
+itself on every start.
+"""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_efficientformer.apps.litert_js import PAGE, copy_litert_js, locked_version, node_modules
+from keras_efficientformer.classifiers.exported_files import FileClassifier
+from keras_efficientformer.classifiers.opening import open_tflite
+from keras_efficientformer.deploy.report import TensorInfo
+from keras_efficientformer.files import bare_name, check_target, finished_file, size_of, write_json
+from keras_efficientformer.imagenet import CROP, default_names
+from keras_efficientformer.images import of_channels
+from keras_efficientformer.labels import Labels, class_names, labels_beside
+
+PAGE_FILES = ("index.html", "style.css", "app.js", "classifier.js", "preprocessing.js")
+FACTS_FILE = "models.json"
+LITERT_FOLDER = "litert"
+# The types of a tensor that LiteRT.js has.
+BROWSER_TYPES = ("float32", "int32", "uint8")
+
+
+@dataclass(frozen=True)
+class WebApp:
+    """What was written.
+
+    Attributes:
+        folder: of the page.
+        models: names of its .tflite files.
+        litert_js: the release of LiteRT.js.
+        bytes: of the whole folder; a browser loads the page, one WebAssembly file of 9 MB and the model that is chosen.
+    """
+
+    folder: str
+    models: tuple[str, ...]
+    litert_js: str
+    bytes: int
+
+
+def write_web_app(
+    models: Sequence[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
+    labels: Labels | None = None,
+    crop: float = CROP,
+    modules: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> WebApp:
+    """Writes a page that classifies photographs, folders and what the camera sees with .tflite files.
+
+    Args:
+        models: one or more .tflite files, of which the page offers the choice.
+        folder: is made; any web server may serve it.
+        labels: names of the classes, for all files; None means the files' own, a `labels.txt` beside each, ImageNet's
+            where there are 1000 classes, or numbers.
+        crop: share of the resized image's side that is kept.
+        modules: a folder `node_modules` with LiteRT.js; None fetches it from npm.
+        overwrite: whether a page that was written before may be replaced.
+
+    Raises:
+        ValueError: a file is no .tflite file, does not say how images are prepared for it, has no classes, takes
+            several images at once or values that LiteRT.js does not have; or two have one name.
+        OSError: a file cannot be read, the folder cannot be written or exists, or LiteRT.js cannot be fetched.
+        ImportError: LiteRT is not installed.
+    """
+    files = list(map(Path, models))
+    check_models(files)
+    check_target(folder, overwrite, _is_page)
+    facts = [_facts(file, labels, crop) for file in files]
+    with (
+        node_modules(None if modules is None else Path(modules)) as found,
+        finished_file(folder, overwrite, _is_page) as partial,
+    ):
+        partial.mkdir()
+        for name in PAGE_FILES:
+            shutil.copyfile(PAGE / name, partial / name)
+        for file in files:
+            shutil.copyfile(file, partial / file.name)
+        write_json(partial / FACTS_FILE, {"models": facts})
+        copy_litert_js(found, partial / LITERT_FOLDER)
+    return WebApp(bare_name(folder), tuple(file.name for file in files), locked_version(), size_of(folder))
+
+
+def check_models(files: Sequence[Path]) -> None:
+    """Raises for what is no .tflite file by its name, is not there, or would get a name twice, before any is opened."""
+    for file in files:
+        if file.suffix != ".tflite":
+            raise ValueError(
+                f"A page runs .tflite files. Received: {file}. Export it first: efficientformer export tflite {file}"
+            )
+        if not file.exists():
+            raise FileNotFoundError(f"{file} does not exist.")
+    names = [file.name for file in files]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Two files have one name, and a page has them in one folder. Received: {', '.join(names)}")
+
+
+def _is_page(folder: Path) -> bool:
+    return (folder / FACTS_FILE).is_file() and (folder / LITERT_FOLDER).is_dir()
+
+
+def _facts(file: Path, labels: Labels | None, crop: float) -> dict[str, Any]:
+    """An entry of models.json."""
+    classifier = open_tflite(file)
+    if classifier.output != "scores":
+        raise ValueError(f"{file} has no classifier: it gives {classifier.output}.")
+    tensors = classifier.file.inputs[0], *classifier.file.outputs
+    index = [tensor.name for tensor in classifier.file.outputs].index(classifier.output_name)
+    _check_tensors(file, tensors)
+    scores = _test_scores(file, classifier)
+    names = labels or classifier.labels or labels_beside(file) or default_names(len(scores))
+    return {
+        "file": file.name,
+        "bytes": file.stat().st_size,
+        "size": list(classifier.size),
+        "channels": classifier.channels,
+        "crop": crop,
+        "mean": list(classifier.facts.mean),
+        "std": list(classifier.facts.std),
+        "input": dataclasses.asdict(tensors[0]),
+        "output": dataclasses.asdict(tensors[1 + index]) | {"index": index},
+        "scores": classifier.output_name,
+        "labels": list(class_names(names, len(scores))),
+        "check": [float(str(score)) for score in scores],
+    }
+
+
+def _check_tensors(file: Path, tensors: Sequence[TensorInfo]) -> None:
+    for tensor in tensors:
+        if tensor.dtype not in BROWSER_TYPES:
+            raise ValueError(
+                f"{file} has {tensor.name} in {tensor.dtype}, and LiteRT.js has {', '.join(BROWSER_TYPES)}: export it "
+                "with --io float32 or --io uint8."
+            )
+    if tensors[0].shape[0] != 1:
+        raise ValueError(f"{file} takes {tensors[0].shape[0]} images at once: export it with --batch-size 1.")
+
+
+def _test_scores(file: Path, classifier: FileClassifier) -> np.ndarray:
+    """The scores, float32, of the picture that `testPicture` in classifier.js draws."""
+    height, width = classifier.size
+    y, x = np.mgrid[:height, :width]
+    colours = 255 * x // (width - 1), 255 * y // (height - 1), 255 * (x + y) // (width + height - 2)
+    picture = np.stack(colours, -1)
+    (scores,) = classifier.predict(of_channels(picture[None].astype("float32"), classifier.channels))
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{file} answers with scores that are not finite: its weights are damaged.")
+    return scores

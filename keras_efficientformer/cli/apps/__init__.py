@@ -1,0 +1,1 @@
+"""The commands `efficientformer app`: apps around exported files, a module for each kind. Room: cli/apps."""
