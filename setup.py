@@ -18,6 +18,11 @@ EXTRAS = {
     # A job. TFLite files need no TensorFlow, but Keras needs a backend: with another one take "litert" and that.
     "litert": LITERT,
     "tflite": ["tensorflow>=2.21", *LITERT],
+    # LiteRT's compiler for Intel is linked to this release of OpenVINO, and there is one for Linux and Windows on x86.
+    "npu-intel": [
+        *LITERT,
+        "openvino==2026.3.1; sys_platform != 'darwin' and platform_machine in 'x86_64 AMD64'",
+    ],
     "coreml": ["coremltools>=9.0", "scikit-learn", "scipy", "threadpoolctl", *PAGES],
     "heic": ["pillow-heif"],  # photographs as iPhones take them
     "train": [

@@ -122,15 +122,8 @@ def make_environment(version, packages):
 
 def export_all(folder, archive):
     """{family: {mode: a file, beside which lie its images and Keras' results}}."""
-    images, _, calibration = read_cifar10(archive)
-    images = images[:: len(images) // IMAGES][:IMAGES]
-    large, large_calibration = (enlarged(part) for part in (images, calibration[:: len(calibration) // IMAGES]))
-    families = {
-        "v1": (from_checkpoint(CHECKPOINT), images, calibration),
-        "v2": (with_telling_classes(random_network("v2_s0"), large), large, large_calibration),
-    }
     files = {}
-    for family, (model, pixels, calibration) in families.items():
+    for family, (model, pixels, calibration) in networks_and_images(archive).items():
         (folder / family).mkdir()
         np.save(folder / family / "images.npy", pixels)
         np.save(folder / family / "keras.npy", model.predict(preprocess_input(pixels), verbose=0))
@@ -141,6 +134,17 @@ def export_all(folder, archive):
             np.save(file.with_suffix(".npy"), next(iter(LiteRTModel(file).predict(pixels).values())))
             files[family][mode] = file
     return files
+
+
+def networks_and_images(archive):
+    """{family: (network, images to compare on, images to calibrate on)}."""
+    images, _, calibration = read_cifar10(archive)
+    images = images[:: len(images) // IMAGES][:IMAGES]
+    large, large_calibration = (enlarged(part) for part in (images, calibration[:: len(calibration) // IMAGES]))
+    return {
+        "v1": (from_checkpoint(CHECKPOINT), images, calibration),
+        "v2": (with_telling_classes(random_network("v2_s0"), large), large, large_calibration),
+    }
 
 
 def with_telling_classes(model, images):

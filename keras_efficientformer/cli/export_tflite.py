@@ -22,6 +22,7 @@ from keras_efficientformer.cli.options import (
     open_keras,
     output,
 )
+from keras_efficientformer.deploy.tflite.accelerators.npu_targets import npu_target
 from keras_efficientformer.deploy.tflite.modes import IO_TYPES, MODES
 
 
@@ -43,6 +44,10 @@ def export_tflite_command(
         str | None,
         choice(("gpu",), "Write nothing that this does not compute whole and rightly, on this machine."),
     ] = None,
+    npu: Annotated[
+        str | None,
+        typer.Option(metavar="TARGET", help="Also compile for an NPU, e.g. qualcomm:SM8750 or intel:PTL."),
+    ] = None,
     page: Page = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -51,6 +56,8 @@ def export_tflite_command(
     check_inputs(model, calibration, labels)
     check_free(path, overwrite)
     check_page(page, "litert", overwrite)
+    if npu is not None:
+        npu_target(npu)
     network = open_keras(model, size)
     with errors.status("Exporting"):
         report = deploy.export_tflite(
@@ -64,6 +71,7 @@ def export_tflite_command(
             io=io,
             max_difference=max_difference,
             require=require,
+            npu=npu,
             overwrite=overwrite,
         )
         if page is not None:

@@ -5,6 +5,7 @@ The exporter says how its file is written and run (`ExportJob`); `write_checked`
 """
 
 import contextlib
+import dataclasses
 import os
 import sys
 import time
@@ -21,7 +22,7 @@ from keras_efficientformer.conversion.bindings import layers_of
 from keras_efficientformer.conversion.state_dict import changed_since, source_of
 from keras_efficientformer.deploy.network.fuse import fuse
 from keras_efficientformer.deploy.network.recording import FusedNetwork
-from keras_efficientformer.deploy.report import Difference, ExportReport, TensorInfo, compare
+from keras_efficientformer.deploy.report import Difference, ExportReport, NPUReport, TensorInfo, compare
 from keras_efficientformer.deploy.report_sidecar import content_hash, sidecar_of
 from keras_efficientformer.errors import ExportError
 from keras_efficientformer.files import finished_files, size_of
@@ -166,6 +167,21 @@ class Opened:
 
 
 @dataclass(frozen=True)
+class NPUJob:
+    """What is compiled for an NPU besides.
+
+    Attributes:
+        file: the path to write.
+        make: compiles the exported file, the first path, to the second, and runs that on raw images as the exported
+            file was run. It returns the report without differences, and the results or, where it cannot be run here,
+            None.
+    """
+
+    file: Path
+    make: Callable[[Path, Path, Opened, np.ndarray], tuple[NPUReport, dict[str, np.ndarray] | None]]
+
+
+@dataclass(frozen=True)
 class ExportJob:
     """One export.
 
@@ -185,6 +201,7 @@ class ExportJob:
         quantized: whether the file computes as a quantization-aware source does.
         may_replace: as for `finished_files`.
         started: `time.perf_counter()` at the start of the export.
+        npu: what is compiled for an NPU of the file, or None.
     """
 
     source: Source
@@ -202,22 +219,29 @@ class ExportJob:
     started: float
     quantized: bool = False
     may_replace: Callable[[Path], bool] = Path.is_file
+    npu: NPUJob | None = None
 
 
 def write_checked(job: ExportJob) -> ExportReport:
     """Writes a file, runs it, compares it with the model, and gives it and its report their names if it may have them.
 
+    What is compiled of it for an NPU is compared alike, where it can be run here, and gets its name at the same time.
+
     Raises:
-        ExportError: it differs too much from the model. It is not written.
+        ExportError: it differs too much from the model, or cannot be compiled. Nothing is written.
         OSError: a file exists and may not be replaced, or cannot be written.
     """
-    with finished_files([job.file, sidecar_of(job.file)], job.overwrite, job.may_replace) as (partial, sidecar):
+    files = [job.file, sidecar_of(job.file), *([job.npu.file] if job.npu else [])]
+    with finished_files(files, job.overwrite, job.may_replace) as (partial, sidecar, *compiled):
         images, images_from = job.images()
         job.write(partial, images)
         opened = job.run(partial, images)
         expected = job.source.outputs(images, job.network, job.quantized)
         differences = compare_outputs(expected, job.network, opened.results)
         check(differences, job.limit, job.file)
+        npu = None
+        if job.npu:
+            npu = _npu_report(job, expected, *job.npu.make(partial, compiled[0], opened, images))
         report = ExportReport(
             path=str(job.file),
             mode=job.mode,
@@ -239,9 +263,21 @@ def write_checked(job: ExportJob) -> ExportReport:
             accelerator=opened.accelerator,
             versions=versions_of(*job.tools),
             seconds=round(time.perf_counter() - job.started, 2),
+            npu=npu,
         )
         sidecar.write_text(report.to_json())
     return report
+
+
+def _npu_report(
+    job: ExportJob, expected: Sequence[np.ndarray], report: NPUReport, results: dict[str, np.ndarray] | None
+) -> NPUReport:
+    """The report of a compiled file with its differences, where it was run; it raises where they are too large."""
+    if results is None:
+        return report
+    differences = compare_outputs(expected, job.network, results)
+    check(differences, job.limit, Path(report.path))
+    return dataclasses.replace(report, differences=differences)
 
 
 def label_names(labels: Labels | None, network: FusedNetwork) -> tuple[str, ...] | None:

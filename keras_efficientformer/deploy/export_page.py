@@ -55,7 +55,7 @@ def save_export_page(
         layers=_layers(errors) if errors else [],
         layers_from=f"on {errors.images} images: {errors.images_from}" if errors else "",
         layers_picture=svg(lambda: _layers_figure(errors), "error of each layer") if errors else None,
-        files=_files(file),
+        files=_files(file, *([Path(report.npu.path)] if report.npu else [])),
         operations=report.operations,
         most=max(report.operations.values(), default=1),
         labels=report.labels,
@@ -98,12 +98,13 @@ def _layers_figure(errors: LayerErrors) -> Any:
     return figure
 
 
-def _files(file: Path) -> list[tuple[str, str]]:
-    """(name, size) of the file, of a package's parts, and of the report beside it."""
+def _files(file: Path, *compiled: Path) -> list[tuple[str, str]]:
+    """(name, size) of the file, of a package's parts, of the report beside it, and of what was compiled of it."""
     parts = sorted(part for part in file.rglob("*") if part.is_file()) if file.is_dir() else []
     found = [(file.name, file), *((str(part.relative_to(file)), part) for part in parts)]
     sidecar = sidecar_of(file)
     found += [(sidecar.name, sidecar)] if sidecar.exists() else []
+    found += [(part.name, part) for part in compiled]
     return [(name, _size(size_of(part))) for name, part in found]
 
 

@@ -14,6 +14,8 @@ from rich.text import Text
 from keras_efficientformer.files import bare_name
 from keras_efficientformer.reporting import facts_table, finite_only
 
+ON_CPU = " (OpenVINO on the CPU, no NPU)"
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -57,6 +59,52 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class NPUReport:
+    """A file that was compiled for an NPU, made of the exported one.
+
+    Attributes:
+        target: the NPU, "maker:chip"; "intel" is OpenVINO on the CPU.
+        path: the compiled file.
+        size: bytes.
+        sha256: of the file.
+        operations: how many operations the exported file has, as the compiler counts them.
+        taken: how many of these the NPU computes.
+        partitions: how many parts of the graph those are; 1 where nothing lies between them.
+        left: number of operations of each kind that are left to the CPU, most frequent first.
+        differences: as in `ExportReport`, of the compiled file, which was run here; None where it could not be.
+    """
+
+    target: str
+    path: str
+    size: int
+    sha256: str
+    operations: int
+    taken: int
+    partitions: int
+    left: dict[str, int]
+    differences: tuple[Difference, ...] | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the NPU computes everything, in one part."""
+        return self.partitions == 1 and not self.left
+
+    @property
+    def verdict(self) -> str:
+        """What the NPU takes, in a line: "intel takes all 82 operations in one partition; not run here"."""
+        if self.is_whole:
+            words = f"{self.target} takes all {self.operations} operations in one partition"
+        else:
+            words = f"{self.target} takes only {self.taken} of {self.operations} operations, in {self.partitions} "
+            left = ", ".join(f"{number} {kind}" for kind, number in self.left.items())
+            words += f"partition{'s' if self.partitions != 1 else ''}; left to the CPU: {left or 'nothing'}"
+        if self.differences is None:
+            return f"{words}; not run here"
+        worst = max(difference.relative for difference in self.differences)
+        return f"{words}; run here{ON_CPU if self.target == 'intel' else ''}: largest difference {short(worst)}"
+
+
+@dataclass(frozen=True)
 class ExportReport:
     """What was exported, how it was checked and with what result.
 
@@ -81,6 +129,7 @@ class ExportReport:
         accelerator: what an engine other than the CPU's makes of it, where the export had to run on one.
         versions: of the tools that made the file.
         seconds: how long the export took, the check included.
+        npu: of the file that was compiled for an NPU, if one was asked for.
     """
 
     path: str
@@ -103,10 +152,12 @@ class ExportReport:
     accelerator: str | None
     versions: dict[str, str]
     seconds: float
+    npu: NPUReport | None = None
 
     def to_json(self) -> str:
-        """The report as indented JSON, the file by its name alone; numbers that are not finite are null."""
-        values = dataclasses.asdict(self) | {"path": bare_name(self.path)}
+        """The report as indented JSON, files by their names alone; numbers that are not finite are null."""
+        npu = self.npu and dataclasses.asdict(self.npu) | {"path": bare_name(self.npu.path)}
+        values = dataclasses.asdict(self) | {"path": bare_name(self.path), "npu": npu}
         return json.dumps(finite_only(values), indent=2, allow_nan=False) + "\n"
 
     @property
@@ -123,7 +174,8 @@ class ExportReport:
             words = f"same answers as the Keras model on {min(shares):.1%} of {self.images} images"
         relative = " of the largest value" if self.worst.largest > 1 else ""
         limit = f"limit {short(self.limit)}" if math.isfinite(self.limit) else "and no limit was set"
-        return f"{words}: largest difference {short(self.worst.relative)}{relative}, {limit}"
+        npu = f"; {self.npu.verdict}" if self.npu else ""
+        return f"{words}: largest difference {short(self.worst.relative)}{relative}, {limit}{npu}"
 
     def facts(self) -> dict[str, str]:
         """What else there is to say of the file, in words, by its name."""
@@ -131,6 +183,7 @@ class ExportReport:
         partitions = partitions if self.partitions is not None else ""
         checkpoint = {"checkpoint": ", ".join(self.checkpoint.values())} if self.checkpoint else {}
         accelerator = {"GPU": self.accelerator} if self.accelerator else {}
+        npu = {"NPU": f"{Path(self.npu.path).name}, {self.npu.size / 1e6:.1f} MB"} if self.npu else {}
         return {
             "model": self.model,
             "mode": f"{self.mode}, {self.size / 1e6:.1f} MB, {sum(self.operations.values())} operations{partitions}",
@@ -140,6 +193,7 @@ class ExportReport:
             "compared on": f"{self.images} images: {self.images_from}",
             **checkpoint,
             **accelerator,
+            **npu,
             "time": f"{self.seconds:.1f} s",
         }
 

@@ -75,7 +75,8 @@ def test_wheel_holds_the_package_alone(wheel):
 def test_wheel_says_what_it_needs(metadata):
     assert metadata["Requires-Python"] == ">=3.11"
     extras = set(metadata.get_all("Provides-Extra"))
-    assert extras == {"tensorflow", "jax", "torch", "litert", "tflite", "coreml", "heic", "train", "test", "all"}
+    jobs = {"litert", "tflite", "npu-intel", "coreml", "heic", "train", "test", "all"}
+    assert extras == {"tensorflow", "jax", "torch"} | jobs
     needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert not any(name in line for line in needed for name in ("tensorflow", "torch", "jax", "coremltools"))
 
@@ -84,6 +85,7 @@ def test_wheel_says_what_it_needs(metadata):
     ("extra", "packages"),
     [
         ("litert", {"ai-edge-litert", "ai-edge-quantizer", "matplotlib", "jinja2"}),
+        ("npu-intel", {"ai-edge-litert", "openvino"}),
         ("coreml", {"coremltools", "matplotlib", "jinja2"}),
         ("train", {"tensorflow", "tensorflow-model-optimization", "tf_keras", "matplotlib", "jinja2", "scipy"}),
     ],

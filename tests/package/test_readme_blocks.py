@@ -42,7 +42,7 @@ FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash")
 # In the middle of a sentence.
 INLINE = re.compile(r"`((?:efficientformer|python|make) [^`]+)`")
-EXTRA = re.compile(r"keras-efficientformer\[([\w,]+)\]")
+EXTRA = re.compile(r"keras-efficientformer\[([\w,-]+)\]")
 
 NO_PHONE = "needs a phone"
 # {document: {how a command begins: why it cannot run here}}; commands of pip only have their extras checked.
@@ -52,6 +52,8 @@ NOT_RUN = {
         "make test": "runs this test",
     },
     "tflite/README.md": {
+        "efficientformer export tflite l1 efficientformer_l1.tflite --npu": "needs Qualcomm's compiler",
+        "efficientformer export tflite l1 l1_int8.tflite": "test_npu.py runs it of a smaller network, for OpenVINO",
         "efficientformer benchmark tflite int8.tflite --adb": NO_PHONE,
         "bash tflite/arm/setup.sh": "installs qemu and a compiler into the system",
         "efficientformer benchmark tflite int8.tflite --emulate": "needs qemu, which setup.sh installs",
@@ -208,7 +210,7 @@ def test_extras_exist(monkeypatch):
     extras = runpy.run_path(str(ROOT / "setup.py"))["EXTRAS"]
     named = {extra for text in TEXTS.values() for group in EXTRA.findall(text) for extra in group.split(",")}
     assert {"tflite", "coreml", "train"} <= named <= extras.keys()
-    table = re.findall(r"^\| `([a-z]+)` \|", TEXTS["README.md"], re.MULTILINE)
+    table = re.findall(r"^\| `([a-z]+(?:-[a-z]+)*)` \|", TEXTS["README.md"], re.MULTILINE)
     assert sorted([*table, "test"]) == sorted(extras)
 
 

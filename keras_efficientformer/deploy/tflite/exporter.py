@@ -1,5 +1,6 @@
 """Exports a model as a .tflite file, which is run and compared before it gets its name. Room: deploy/tflite."""
 
+import dataclasses
 import importlib.metadata
 import os
 import time
@@ -18,6 +19,7 @@ from keras_efficientformer.deploy.export import (
     LICENSE,
     OUTPUT_DESCRIPTIONS,
     ExportJob,
+    NPUJob,
     Opened,
     file_path,
     label_names,
@@ -28,11 +30,13 @@ from keras_efficientformer.deploy.export import (
 )
 from keras_efficientformer.deploy.file_facts import FileFacts
 from keras_efficientformer.deploy.network.recording import FusedNetwork
-from keras_efficientformer.deploy.report import ExportReport
+from keras_efficientformer.deploy.report import ExportReport, NPUReport
 from keras_efficientformer.deploy.tflite.accelerators.gpu import check_on_gpu
+from keras_efficientformer.deploy.tflite.accelerators.npu import compile_file, run_file
+from keras_efficientformer.deploy.tflite.accelerators.npu_targets import NPUTarget, npu_target
 from keras_efficientformer.deploy.tflite.metadata import ModelCard
 from keras_efficientformer.deploy.tflite.modes import MODES, Mode
-from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, quantized, real_values
 from keras_efficientformer.deploy.tflite.step_names import INPUT
 from keras_efficientformer.files import bare_name
 from keras_efficientformer.images import SEEDED_IMAGES, read_images, seeded_images
@@ -62,6 +66,7 @@ def export_tflite(
     io: str = "float32",
     max_difference: float | None = None,
     require: str | None = None,
+    npu: str | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Exports a model as a TFLite file and a report, `.tflite.json`, beside it.
@@ -97,6 +102,10 @@ def export_tflite(
             `float("inf")` writes whatever comes.
         require: "gpu" writes the file only if LiteRT's GPU engine computes all of it, and what the CPU computes, on
             this machine's GPU or a driver that computes on the CPU (`tflite/gpu/setup.sh` of the source tree).
+        npu: the NPU to compile the file for besides, "qualcomm:SM8750", whose maker's compiler is installed
+            (`deploy.tflite.accelerators.npu_targets`). The compiled file lies beside the other and has LiteRT's name
+            for it, `model_Qualcomm_SM8750.tflite`; the report says what the NPU takes of it. "intel" is compiled for
+            OpenVINO on a CPU and compared with Keras here; what is compiled for an NPU proper is not run.
         overwrite: whether existing files may be replaced.
 
     Returns:
@@ -107,9 +116,9 @@ def export_tflite(
             is no EfficientFormer, or calibration images are needed and not there.
         OSError: the folder is missing or cannot be written to, a file exists and `overwrite` is False, or a GPU is
             required and there is none.
-        ImportError: LiteRT or ai-edge-quantizer is not installed.
-        ExportError: the file differs too much from the model, or the GPU that is required does not compute it rightly.
-            It is not written.
+        ImportError: LiteRT, ai-edge-quantizer or the compiler of an NPU's maker is not installed.
+        ExportError: the file differs too much from the model, the GPU that is required does not compute it rightly, or
+            it cannot be compiled for the NPU. Nothing is written.
     """
     started = time.perf_counter()
     source = open_source(model)
@@ -120,6 +129,7 @@ def export_tflite(
         raise ValueError(f"`require` should be None or 'gpu'. Received: require={require!r}")
     for module in ("ai_edge_litert", *(["ai_edge_quantizer"] if mode.recipe else [])):
         errors.require(module, "TFLite export", "litert")
+    target = npu_target(npu) if npu is not None else None
     network = source.network(include_preprocessing)
     names = label_names(labels, network)
     warn_without_labels(network, names)
@@ -128,24 +138,42 @@ def export_tflite(
     def write(file: Path, images: np.ndarray) -> None:
         file.write_bytes(_content(network, mode, io, batch_size, images, source.ranges, card, facts))
 
+    file = file_path(path, network, mode.name, ".tflite")
     return write_checked(
         ExportJob(
             source=source,
             network=network,
-            file=file_path(path, network, mode.name, ".tflite"),
+            file=file,
             mode=mode.name,
             labels=names,
             limit=mode.limit if max_difference is None else float(max_difference),
             images=lambda: _images(calibration, network.input_shape, mode.calibrated),
             write=write,
             run=lambda file, images: _run(file, network, images, require),
-            tools=TFLITE_TOOLS,
+            tools=(*TFLITE_TOOLS, *(target.packages if target else ())),
             requires=f"TensorFlow Lite {mode.runtime} or newer",
             overwrite=overwrite,
             started=started,
             quantized=mode.name == "int8",
+            npu=_npu_job(file, target, network) if target else None,
         )
     )
+
+
+def _npu_job(file: Path, target: NPUTarget, network: FusedNetwork) -> NPUJob:
+    file = file.with_name(f"{file.stem}{target.suffix}{file.suffix}")
+
+    def make(
+        exported: Path, compiled: Path, opened: Opened, images: np.ndarray
+    ) -> tuple[NPUReport, dict[str, np.ndarray] | None]:
+        report = dataclasses.replace(compile_file(exported, compiled, target), path=str(file))
+        if not target.libraries:
+            return report, None
+        (image,) = opened.inputs
+        stored = run_file(compiled, quantized(network_inputs(images, network), image), image.shape[0], target)
+        return report, {tensor.name: real_values(stored[tensor.name], tensor) for tensor in opened.outputs}
+
+    return NPUJob(file, make)
 
 
 def _run(file: Path, network: FusedNetwork, images: np.ndarray, required: str | None) -> Opened:

@@ -1,1 +1,1 @@
-"""Runs .tflite files on other engines than the CPU's, where this machine has them. Room: deploy/tflite/accelerators."""
+"""Runs .tflite files on other engines than the CPU's, and compiles them for NPUs. Room: deploy/tflite/accelerators."""
