@@ -89,7 +89,12 @@ def family_of(model: keras.Model) -> type[AnyArchitecture]:
     Raises:
         ValueError: the model is not an EfficientFormer of this package.
     """
-    return ArchitectureV2 if isinstance(layers_of(model)[STAGES[0]], StageV2) else Architecture
+    return family_of_stage(layers_of(model)[STAGES[0]])
+
+
+def family_of_stage(stage: Stage | StageV2) -> type[AnyArchitecture]:
+    """The class of the architectures of the family that a stage belongs to."""
+    return ArchitectureV2 if isinstance(stage, StageV2) else Architecture
 
 
 def layers_of(model: keras.Model) -> dict[str, Any]:

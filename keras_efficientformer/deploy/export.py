@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from keras_efficientformer.conversion.bindings import layers_of
 from keras_efficientformer.conversion.state_dict import changed_since, source_of
 from keras_efficientformer.deploy.network.fuse import fuse
+from keras_efficientformer.deploy.network.heads import efficientformer_in
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.report import Difference, ExportReport, NPUReport, TensorInfo, compare
 from keras_efficientformer.deploy.report_sidecar import content_hash, sidecar_of
@@ -43,6 +43,12 @@ OUTPUT_DESCRIPTIONS = {
     "embedding": "Embedding of the image.",
     "stage": "Feature map after a stage.",
 }
+
+
+def output_description(name: str) -> str:
+    """What an output is, in a sentence; of a head of one's own, which layer's."""
+    kind = name.partition("_")[0].rstrip("1234")
+    return OUTPUT_DESCRIPTIONS.get(kind, f"Output of the layer {name}.")
 
 
 class Source(Protocol):
@@ -88,8 +94,7 @@ class KerasSource:
 
     @property
     def preprocessing(self) -> bool:
-        layers_of(self._model)  # it raises where the model may have no inputs
-        return normalization_of(self._model) is not None
+        return normalization_of(efficientformer_in(self._model)) is not None
 
     @property
     def checkpoint(self) -> dict[str, str] | None:
@@ -99,10 +104,13 @@ class KerasSource:
         return fuse(self._model, include_preprocessing, feature_maps)
 
     def outputs(self, images: np.ndarray, network: FusedNetwork, quantized: bool) -> list[np.ndarray]:
-        model, stages = self._model, [name for name in network.outputs if name in STAGES]
+        model = self._model
+        stages = [name for name in network.outputs if name in STAGES and name not in model.output_names]
         if stages:  # else the model itself is run, which need not be traced again for every export
             model = keras.Model(model.inputs, [*(model.get_layer(name).output for name in stages), *model.outputs])
-        taken = images if takes_raw_pixels(model) else normalised(images, network.normalization)
+        taken = (
+            images if takes_raw_pixels(efficientformer_in(self._model)) else normalised(images, network.normalization)
+        )
         return _as_list(_in_float32(model).predict(taken, verbose=0))
 
 
@@ -343,7 +351,7 @@ def _in_float32(model: keras.Model) -> keras.Model:
 def changed_copy(model: keras.Model, config: dict[str, Any]) -> keras.Model:
     """A model of that configuration with the weights of `model`."""
     with weights_follow():
-        copy = keras.Model.from_config(config)
+        copy = type(model).from_config(config)
     copy.set_weights(model.get_weights())
     return copy
 
@@ -390,4 +398,5 @@ def checkpoint_of(model: keras.Model) -> dict[str, str] | None:
 
 
 def _as_list(outputs: Any) -> list[np.ndarray]:
-    return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+    """One output, or what Keras gives of several: a list, a tuple or a dictionary, in the order of `model.outputs`."""
+    return keras.tree.flatten(outputs)

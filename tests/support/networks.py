@@ -131,6 +131,12 @@ class NumPyBuilder(StepHooks):
     def max(self, x):
         return x.reshape(*x.shape[:2], -1).max(-1)
 
+    def concatenate(self, x, y):
+        return np.concatenate([x, y], axis=1)
+
+    def flatten(self, x):
+        return np.moveaxis(x, 1, -1).reshape(len(x), -1)
+
     def output(self, x, name):
         return x
 

@@ -137,6 +137,12 @@ class MILBuilder:
     def max(self, x: Any) -> Any:
         return mb.reduce_max(x=x, axes=[2, 3], keep_dims=False)
 
+    def concatenate(self, x: Any, y: Any) -> Any:
+        return mb.concat(values=[x, y], axis=1)
+
+    def flatten(self, x: Any) -> Any:
+        return mb.reshape(x=mb.transpose(x=x, perm=[0, 2, 3, 1]), shape=[1, int(np.prod(x.shape[1:]))])
+
     def output(self, x: Any, name: str) -> Any:
         x.set_name(name)
         return x

@@ -24,13 +24,13 @@ from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
 from keras_efficientformer.deploy.export import (
     AUTHOR,
     LICENSE,
-    OUTPUT_DESCRIPTIONS,
     ExportJob,
     Opened,
     file_path,
     label_names,
     network_inputs,
     open_source,
+    output_description,
     warn_without_labels,
     write_checked,
 )
@@ -72,7 +72,8 @@ def export_coreml(
     Before it gets its name the saved package is run (`CoreMLModel`) and compared with the Keras model.
 
     Args:
-        model: an EfficientFormer of this package, or what `training` made of one (a pruned one: `compress="sparse"`).
+        model: an EfficientFormer of this package, alone or with a head of standard Keras layers on it, whose outputs are
+            named after them (README, "Android"); or what `training` made of one (a pruned one: `compress="sparse"`).
         path: the package to write, `.mlpackage`; or an existing folder, in which it is called by the model's name,
             input size and mode, e.g. `efficientformer_l1_224_float16.mlpackage`.
         precision: "float16", what the Neural Engine computes in, or "float32", for CPU and GPU.
@@ -243,13 +244,9 @@ def _describe(package: Any, network: FusedNetwork, mode: str) -> None:
         if network.preprocessing
         else f"Image, {height} x {width}, normalised as in training."
     )
-    descriptions = OUTPUT_DESCRIPTIONS | {
-        CLASS_LABEL: "The most probable class.",
-        CLASS_PROBABILITIES: "Probability of each class.",
-    }
+    descriptions = {CLASS_LABEL: "The most probable class.", CLASS_PROBABILITIES: "Probability of each class."}
     for output in package.get_spec().description.output:
-        kind = output.name if output.name in descriptions else output.name.partition("_")[0].rstrip("1234")
-        package.output_description[output.name] = descriptions[kind]
+        package.output_description[output.name] = descriptions.get(output.name) or output_description(output.name)
     if "probabilities" in network.outputs:
         package.user_defined_metadata.update(PREVIEW)
 

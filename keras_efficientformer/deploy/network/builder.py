@@ -103,5 +103,11 @@ class Builder(Protocol):
     def max(self, x: Tensor) -> Tensor:
         """The maximum over all positions of a feature map or of tokens: a vector."""
 
+    def concatenate(self, x: Tensor, y: Tensor) -> Tensor:
+        """Two feature maps of one size, or two vectors: the channels of `x`, then those of `y`."""
+
+    def flatten(self, x: Tensor) -> Tensor:
+        """A feature map as a vector: row by row, pixel by pixel, each with its channels."""
+
     def output(self, x: Tensor, name: str) -> Tensor:
         """Names an output of the network."""

@@ -20,8 +20,12 @@ def dense(layer: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
 
 
 def scale_and_offset(norm: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
-    """What a norm multiplies by and adds at the end, both (channels,): of a BatchNorm, that is all it does."""
-    scale, offset = array(norm.gamma), array(norm.beta)
+    """What a norm multiplies by and adds at the end, both (channels,): of a BatchNorm, that is all it does.
+
+    Of a LayerNorm without scale or offset it is a single 1 or 0.
+    """
+    scale = np.ones(()) if norm.gamma is None else array(norm.gamma)
+    offset = np.zeros(()) if norm.beta is None else array(norm.beta)
     if not isinstance(norm, keras.layers.BatchNormalization):
         return scale, offset
     scale = scale / np.sqrt(array(norm.moving_variance) + norm.epsilon)

@@ -11,9 +11,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_efficientformer.conversion.bindings import family_of, layers_of
+from keras_efficientformer.conversion.bindings import family_of_stage, layers_of
 from keras_efficientformer.deploy.network import v1, v2
 from keras_efficientformer.deploy.network.folding import array, fold_into, scale_and_offset
+from keras_efficientformer.deploy.network.head_layers import Features
+from keras_efficientformer.deploy.network.heads import describe_head, efficientformer_in
 from keras_efficientformer.deploy.network.recording import FusedNetwork, Recorder, Value
 from keras_efficientformer.errors import listing
 from keras_efficientformer.layers.image_normalization import normalization_of
@@ -46,7 +48,8 @@ def fuse(model: keras.Model, include_preprocessing: bool = True, feature_maps: b
     """The fused network of an EfficientFormer.
 
     Args:
-        model: an EfficientFormer of this package, on any backend; it is read, not changed.
+        model: an EfficientFormer of this package, on any backend, alone or with a head of standard layers on it
+            (`head_layers.LAYERS`); it is read, not changed.
         include_preprocessing: whether the network takes raw RGB pixels in 0..255 and normalises them itself.
         feature_maps: whether the outputs of the stages are outputs of the network too, before the model's own.
 
@@ -54,30 +57,43 @@ def fuse(model: keras.Model, include_preprocessing: bool = True, feature_maps: b
         The network; its weights are float32.
 
     Raises:
-        ValueError: the model is no EfficientFormer or more than one, has weights that are not finite, ends in an
-            activation other than none, softmax or sigmoid, or takes images of other than three channels where
-            preprocessing is included.
+        ValueError: the model is no EfficientFormer, or has layers that are not exported or weights that are not
+            finite, ends in an activation other than none, softmax or sigmoid, or takes images of other than three
+            channels where preprocessing is included.
     """
-    check_whole(model)
+    network = efficientformer_in(model)
+    layers = {layer.name: layer for layer in network.layers}
+    is_whole = network is model and not _more_than_own(model)
+    if feature_maps and not is_whole:
+        raise ValueError(
+            f"{model.name} is not an EfficientFormer alone: in place of `feature_maps`, give it the stages as outputs."
+        )
     check_not_quantized(model)
     _check_finite(model)
-    layers = layers_of(model)
     input_shape: tuple[int, int, int] = tuple(model.inputs[0].shape[1:])
-    normalization = normalization_of(model)
+    normalization = normalization_of(network)
     if include_preprocessing and normalization is None:
         raise ValueError(
             f"ImageNet's normalisation is for RGB images, and the model takes {input_shape[2]} channels. "
             "Export it with include_preprocessing=False and normalise its input yourself, or make it with `mean` and "
             "`std` of its own."
         )
-    recorder, family = Recorder(), family_of(model)
+    recorder, family = Recorder(), family_of_stage(layers[STAGES[0]])
     mean, std = None, np.ones(())
     if include_preprocessing and normalization is not None:
         mean, std = 255.0 * np.array(normalization.mean), 255.0 * np.array(normalization.std)
     x = recorder.at("image").image(*input_shape, mean)
-    x = DESCRIPTIONS[family](recorder, x, layers, std, feature_maps)
-    describe_end = _classifier if HEADS[0] in layers else _features
-    outputs = (*(STAGES if feature_maps else ()), *describe_end(recorder, x, model, layers))
+    if is_whole:
+        keep = (lambda name, value: recorder.output(value, name)) if feature_maps else None
+        x = DESCRIPTIONS[family](recorder, x, layers, std, keep)
+        describe_end = _classifier if HEADS[0] in layers else _features
+        outputs = (*(STAGES if feature_maps else ()), *describe_end(recorder, x, model, layers))
+        classes = int(layers[HEADS[0]].units) if HEADS[0] in layers else None
+    else:
+        stages: dict[str, Value] = {}
+        x = DESCRIPTIONS[family](recorder, x, layers, std, stages.__setitem__)
+        features = Features(x, *scale_and_offset(layers[NORM]), _ends_in_tokens(layers)) if NORM in layers else None
+        outputs, classes = describe_head(recorder, model, layers, features, stages)
     return FusedNetwork(
         name=model.name,
         paper=family.paper,
@@ -85,28 +101,41 @@ def fuse(model: keras.Model, include_preprocessing: bool = True, feature_maps: b
         preprocessing=include_preprocessing,
         normalization=normalization,
         outputs=outputs,
-        classes=int(layers[HEADS[0]].units) if HEADS[0] in layers else None,
-        labels=labels_of(model),
-        steps=tuple(recorder.steps),
+        classes=classes,
+        labels=labels_of(network) if network is model else None,
+        steps=recorder.needed(),
     )
 
 
 def check_whole(model: keras.Model) -> None:
     """Raises ValueError where a model is none of ours, computes more than its EfficientFormer, or ends within it."""
-    layers = layers_of(model)
+    layers_of(model)
+    found = _more_than_own(model)
+    if found:
+        raise ValueError(
+            f"{model!r} is not an EfficientFormer of this package alone: found {found}. Pass the EfficientFormer "
+            "itself, made with your `classes`, `classifier_activation` and `head`, and with include_preprocessing=True "
+            "where it is to take raw pixels. Exports take heads of your own."
+        )
+
+
+def _more_than_own(model: keras.Model) -> str:
+    """What a model has besides its EfficientFormer, or lacks of it, in words; nothing where it is one alone."""
+    layers = {layer.name: layer for layer in model.layers}
     own = {NORMALIZATION, *BODY_LAYERS, *HEADS, HEAD_AVERAGE, *CLASSIFIER_ENDS, *FEATURE_ENDS}
     foreign = [
         layer.name for layer in model.layers if not (layer.name in own or isinstance(layer, keras.layers.InputLayer))
     ]
     ends = CLASSIFIER_ENDS if HEADS[0] in layers else FEATURE_ENDS
     others = [name for name in model.output_names if name not in ends]
-    if foreign or others:
-        found = f"the layers {listing(foreign)}" if foreign else f"the outputs {listing(others)}"
-        raise ValueError(
-            f"{model!r} is not an EfficientFormer of this package alone: found {found}, which the exported network "
-            "would not have. Pass the EfficientFormer itself, made with your `classes`, `classifier_activation` "
-            "and `head`, and with include_preprocessing=True where it is to take raw pixels."
-        )
+    if foreign:
+        return f"the layers {listing(foreign)}"
+    return f"the outputs {listing(others)}" if others else ""
+
+
+def _ends_in_tokens(layers: dict[str, Any]) -> bool:
+    """Whether the features are tokens, not a feature map."""
+    return bool(getattr(layers[STAGES[-1]], "num_meta3d", 0))
 
 
 def _classifier(b: Recorder, x: Value, model: keras.Model, layers: dict[str, Any]) -> tuple[str, ...]:
@@ -140,7 +169,7 @@ def _features(b: Recorder, x: Value, model: keras.Model, layers: dict[str, Any])
     if MAX_POOL in layers:
         b.output(b.max(x), "embedding")
         return ("embedding",)
-    if getattr(layers[STAGES[-1]], "num_meta3d", 0):  # the features are tokens
+    if _ends_in_tokens(layers):
         x = b.feature_map(x, *model.outputs[0].shape[1:3])
     b.output(x, "features")
     return ("features",)

@@ -98,6 +98,12 @@ class KerasBuilder(StepHooks):
     def max(self, x: Tensor) -> Tensor:
         return ops.max(x, axis=tuple(range(1, len(x.shape) - 1)))
 
+    def concatenate(self, x: Tensor, y: Tensor) -> Tensor:
+        return ops.concatenate([x, y], axis=-1)
+
+    def flatten(self, x: Tensor) -> Tensor:
+        return ops.reshape(x, (x.shape[0], x.shape[1] * x.shape[2] * x.shape[3]))
+
     def output(self, x: Tensor, name: str) -> Tensor:
         return x
 

@@ -141,8 +141,24 @@ class Recorder:
     def max(self, x: Value) -> Value:
         return self._record("max", x=x)
 
+    def concatenate(self, x: Value, y: Value) -> Value:
+        return self._record("concatenate", x=x, y=y)
+
+    def flatten(self, x: Value) -> Value:
+        return self._record("flatten", x=x)
+
     def output(self, x: Value, name: str) -> Value:
         return self._record("output", x=x, name=name)
+
+    def needed(self) -> tuple[Step, ...]:
+        """The steps without those whose results nothing uses."""
+        used: set[Value] = set()
+        kept = []
+        for step in reversed(self.steps):
+            if step.operation == "output" or not used.isdisjoint(step.results):
+                kept.append(step)
+                used |= {argument for argument in step.arguments.values() if isinstance(argument, Value)}
+        return tuple(reversed(kept))
 
     def _record(self, operation: str, **arguments: Any) -> Value:
         return self._record_all(operation, 1, **arguments)[0]

@@ -5,6 +5,7 @@ before them, LayerNorm's scale and offset into the dense after it, the attention
 mixer's factor for each channel is deferred (`_deferred_scales`).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,29 +21,36 @@ MIN_KEPT = 0.1
 MAX_DEFERRED = 64.0
 
 
-def describe(b: Recorder, x: Value, layers: dict[str, Any], std: np.ndarray | float, feature_maps: bool) -> Value:
+def describe(
+    b: Recorder,
+    x: Value,
+    layers: dict[str, Any],
+    std: np.ndarray | float,
+    keep_stage: Callable[[str, Value], Any] | None = None,
+) -> Value:
     """Records the network from the image to the features.
 
     Args:
         b: what records it.
         x: the image, not yet divided by `std`.
-        layers: the Keras model's top-level layers by their names.
+        layers: the Keras model's top-level layers by their names; what follows some stage may be missing.
         std: (channels,) or one for all, in the image's units; the first convolution divides by it.
-        feature_maps: whether the outputs of the stages are outputs of the network too.
+        keep_stage: told the name and the output, a feature map, of every stage when it is recorded; None leaves them.
 
     Returns:
-        The features, to which the last norm's scale and offset have not been applied.
+        The features, to which the last norm's scale and offset have not been applied; without it, those of the stage.
     """
-    scales = [_deferred_scales(layers[name]) for name in STAGES]
+    names = [name for name in STAGES if name in layers]
+    scales = [_deferred_scales(layers[name]) for name in names]
     x = _stem(b.at(STEM), x, layers[STEM], std, out_scale=scales[0][0])
     in_scale = scales[0][0]
-    for name, stage_scales in zip(STAGES, scales, strict=True):
+    for name, stage_scales in zip(names, scales, strict=True):
         stage = layers[name]
         x = _stage(b.at(name), x, stage, in_scale, stage_scales)
         in_scale = stage_scales[-1]
-        if feature_maps:
-            b.output(_feature_map(b.at(name), x, stage, in_scale), name)
-    return b.at(NORM).layer_norm(x, layers[NORM].epsilon)
+        if keep_stage is not None:
+            keep_stage(name, _feature_map(b.at(name), x, stage, in_scale))
+    return b.at(NORM).layer_norm(x, layers[NORM].epsilon) if NORM in layers else x
 
 
 def _stem(b: Recorder, x: Value, stem: Any, std: np.ndarray | float, out_scale: np.ndarray) -> Value:

@@ -6,6 +6,7 @@ shortcut into its depthwise convolution. The first talking heads' bias is left o
 query, which softmax does not see.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,28 +16,34 @@ from keras_efficientformer.deploy.network.recording import Recorder, Value
 from keras_efficientformer.layers.names import STAGES, STEM
 
 
-def describe(b: Recorder, x: Value, layers: dict[str, Any], std: np.ndarray | float, feature_maps: bool) -> Value:
+def describe(
+    b: Recorder,
+    x: Value,
+    layers: dict[str, Any],
+    std: np.ndarray | float,
+    keep_stage: Callable[[str, Value], Any] | None = None,
+) -> Value:
     """Records the network from the image to the features.
 
     Args:
         b: what records it.
         x: the image, not yet divided by `std`.
-        layers: the Keras model's top-level layers by their names.
+        layers: the Keras model's top-level layers by their names; what follows some stage may be missing.
         std: (channels,) or one for all, in the image's units; the first convolution divides by it.
-        feature_maps: whether the outputs of the stages are outputs of the network too.
+        keep_stage: told the name and the output, a feature map, of every stage when it is recorded; None leaves them.
 
     Returns:
-        The features, to which the last norm's scale and offset have not been applied.
+        The features, to which the last norm's scale and offset have not been applied; without it, those of the stage.
     """
     x = _stem(b.at(STEM), x, layers[STEM], std)
-    for name in STAGES:
+    for name in filter(layers.get, STAGES):
         stage, inside = layers[name], b.at(name)
         if stage.downsample is not None:
             x = _downsample(inside.at("downsample"), x, stage.downsample)
         for index, block in enumerate(stage.blocks):
             x = _block(inside.at(f"blocks.{index}"), x, block)
-        if feature_maps:
-            b.output(x, name)
+        if keep_stage is not None:
+            keep_stage(name, x)
     return x
 
 

@@ -104,6 +104,8 @@ class TFLiteBuilder:
         return self.graph.operator("PAD", [x, self._integers([[margin, margin] for margin in margins])], shape)
 
     def relu(self, x: GraphTensor) -> GraphTensor:
+        if not self.graph.ends_in_convolution(x):
+            return self.graph.operator("RELU", [x], x.shape)
         self.graph.fuse_relu(x)
         return x
 
@@ -259,6 +261,12 @@ class TFLiteBuilder:
 
     def max(self, x: GraphTensor) -> GraphTensor:
         return self._reduce("REDUCE_MAX", x, tuple(range(1, len(x.shape) - 1)))
+
+    def concatenate(self, x: GraphTensor, y: GraphTensor) -> GraphTensor:
+        return self._joined([x, y], axis=len(x.shape) - 1)
+
+    def flatten(self, x: GraphTensor) -> GraphTensor:
+        return self._reshape(x, (self._batch, math.prod(x.shape[1:])))
 
     def output(self, x: GraphTensor, name: str) -> GraphTensor:
         self.graph.output(x)

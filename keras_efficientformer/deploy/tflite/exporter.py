@@ -17,7 +17,6 @@ from keras_efficientformer import errors
 from keras_efficientformer.deploy.export import (
     AUTHOR,
     LICENSE,
-    OUTPUT_DESCRIPTIONS,
     ExportJob,
     NPUJob,
     Opened,
@@ -25,6 +24,7 @@ from keras_efficientformer.deploy.export import (
     label_names,
     network_inputs,
     open_source,
+    output_description,
     warn_without_labels,
     write_checked,
 )
@@ -78,7 +78,8 @@ def export_tflite(
     Before it gets its name it is run in LiteRT and compared with the Keras model, on any Keras backend.
 
     Args:
-        model: an EfficientFormer of this package, or what `training` made of one: a quantization-aware model, whose
+        model: an EfficientFormer of this package, alone or with a head of standard Keras layers on it, whose outputs are
+            named after them (README, "Android"); or what `training` made of one: a quantization-aware model, whose
             learnt ranges "int8" takes, so that it needs no calibration, or a pruned one.
         path: the file to write, `.tflite`; or an existing folder, in which it is called by the model's name, input size
             and mode, e.g. `efficientformer_l1_224_float32.tflite`.
@@ -290,6 +291,6 @@ def _card(network: FusedNetwork, mode: Mode, labels: tuple[str, ...] | None) -> 
         pixel_range=pixels,
         mean=unit[0],
         std=unit[1],
-        outputs=tuple((name, OUTPUT_DESCRIPTIONS[name.partition("_")[0]]) for name in network.outputs),
+        outputs=tuple((name, output_description(name)) for name in network.outputs),
         labels=labels,
     )

@@ -104,10 +104,14 @@ class Graph:
             self._operators.append((kind, operator))
         return self._made[key]
 
-    def fuse_relu(self, x: GraphTensor) -> None:
-        """Has the newest operator, which made `x`, end in a ReLU; its result belongs to the present scope."""
+    def ends_in_convolution(self, x: GraphTensor) -> bool:
+        """Whether the newest operator is a convolution that made `x`."""
         kind, operator = self._operators[-1]
-        assert (kind, operator.outputs) == ("CONV_2D", [x.index]), "a ReLU comes right after its convolution"
+        return (kind, operator.outputs) == ("CONV_2D", [x.index])
+
+    def fuse_relu(self, x: GraphTensor) -> None:
+        """Has the newest operator, the convolution that made `x`, end in a ReLU; its result is the present scope's."""
+        _, operator = self._operators[-1]
         operator.builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.RELU
         self._tensors[x.index].name = self._name("RELU")
         # The same convolution without a ReLU would be another one.

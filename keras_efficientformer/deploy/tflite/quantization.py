@@ -101,7 +101,8 @@ def _share_with_borders(file: Any, ranges: MeasuredRanges) -> None:
     for kind, operator in operators(file):
         if kind == "SLICE":
             sliced_from[operator.outputs[0]] = operator.inputs[0]
-        if kind == "CONCATENATION":
+        # Those of a head of one's own are of two, whose ranges are their own.
+        if kind == "CONCATENATION" and len(operator.inputs) == 3:
             first, middle, last = operator.inputs
             for index in (first, last, *operator.outputs):
                 ranges[names[index]] = ranges[names[middle]]

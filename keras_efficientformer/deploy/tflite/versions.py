@@ -25,6 +25,7 @@ BY_FIRST_INPUT: dict[str, dict[int, int]] = {
     "MEAN": {INT8: 2, INT16: 3},
     "PAD": {INT8: 2, INT16: 3},
     "REDUCE_MAX": {INT8: 2, INT16: 3},
+    "RELU": {INT8: 2, INT16: 3},
     "RESHAPE": {},
     "RSQRT": {INT8: 2, INT16: 3},
     "SLICE": {INT8: 2, INT16: 4},

@@ -1,0 +1,213 @@
+"""Heads of one's own on an EfficientFormer: read layer by layer, exported to both formats, or refused by name."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from networks import in_keras, in_numpy, raw_images, small
+
+import keras_efficientformer as kef
+from keras_efficientformer.classifiers import open_classifier
+from keras_efficientformer.deploy import export_coreml, export_tflite
+from keras_efficientformer.deploy.network.fuse import fuse
+from keras_efficientformer.imagenet import preprocess_input
+
+V2 = {"depths": (1, 1, 2, 2), "widths": (8, 16, 16, 32), "num_attention": 1, "mlp_ratios": [[4], [4], [4, 4], [4, 4]]}
+
+
+def features(**arguments):
+    return small(**{"include_top": False, **arguments})
+
+
+def features_v2(**arguments):
+    return kef.EfficientFormerV2(**V2, include_top=False, input_shape=(64, 64, 3), **arguments)
+
+
+def dense_head(base):
+    x = layers.BatchNormalization(name="bn")(layers.GlobalAveragePooling2D()(base.output))
+    x = layers.Dense(24, activation="gelu")(layers.Dropout(0.3)(x))
+    return keras.Model(base.input, layers.Dense(5, activation="softmax", name="mine")(x))
+
+
+def sequential(base):
+    return keras.Sequential([base, layers.GlobalMaxPooling2D(), layers.Dropout(0.2), layers.Dense(7, name="values")])
+
+
+def three_tasks(base):
+    """The EfficientFormer is a layer; features as tokens become a map again, branches part and join."""
+    image = keras.Input((64, 64, 3))
+    x = base(image)
+    mean, largest = layers.GlobalAveragePooling2D()(x), layers.GlobalMaxPooling2D()(x)
+    kind = layers.Dense(4, activation="softmax", name="kind")(mean)
+    good = layers.Dense(1, activation="sigmoid", name="good")(layers.Concatenate()([mean, largest]))
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False)(x)
+    x = layers.ReLU()(layers.BatchNormalization(scale=False)(x))
+    x = layers.UpSampling2D(2, interpolation="bilinear")(x)
+    x = layers.LayerNormalization(center=False)(layers.DepthwiseConv2D(3, padding="same")(x))
+    flat = layers.Dense(2, name="flat")(layers.Flatten()(x))
+    return keras.Model(image, [kind, good, layers.Conv2D(3, 1, name="mask")(x), flat])
+
+
+def pyramid(base):
+    """Stages without the last norm, a sum that is used before its ReLU and after, and a dictionary of outputs."""
+    maps = [base.get_layer(name).output for name in ("stage2", "stage3", "stage4")]
+    total = layers.Add()([layers.Resizing(8, 8)(layers.Conv2D(8, 1, activation="relu")(x)) for x in maps])
+    ends = layers.Concatenate()([total, layers.Activation("relu")(total)])
+    outputs = {"b": layers.Dense(6, name="dense")(ends), "a": layers.GlobalAveragePooling2D(name="vector")(total)}
+    return keras.Model(base.input, outputs)
+
+
+def early(base):
+    """Up to the second stage."""
+    return keras.Model(base.input, base.get_layer("stage2").output)
+
+
+HEADS = (dense_head, sequential, three_tasks, pyramid, early)
+NAMES = {
+    dense_head: ("mine",),
+    sequential: ("values",),
+    three_tasks: ("kind", "good", "mask", "flat"),
+    pyramid: ("vector", "dense"),  # in the order in which Keras sorts a dictionary's keys
+    early: ("stage2",),
+}
+
+
+def loud(model):
+    numbers = np.random.default_rng(0)
+    for variable in model.weights:
+        shape = tuple(variable.shape)
+        if variable.name == "kernel":
+            variable.assign(numbers.normal(0, np.prod(shape[:-1]) ** -0.5, shape))
+        elif variable.name in ("gamma", "moving_variance"):
+            variable.assign(numbers.uniform(0.3, 0.9, shape))
+        elif "seed" not in variable.path:
+            variable.assign(numbers.uniform(-0.3, 0.3, shape))
+    return model
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(head, base) for head in HEADS for base in (features, features_v2)],
+    ids=lambda pair: " on ".join(function.__name__ for function in pair),
+)
+def head_and_model(request):
+    head, base = request.param
+    return head, loud(head(base()))
+
+
+def expected_outputs(model, images):
+    return [np.asarray(x) for x in keras.tree.flatten(model.predict(preprocess_input(images), verbose=0))]
+
+
+def test_equals_keras(head_and_model):
+    head, model = head_and_model
+    network, images = fuse(model), raw_images(model)
+    assert network.outputs == NAMES[head]
+    assert network.classes == (5 if head is dense_head else None)
+    for run in (in_keras, in_numpy):
+        for found, expected in zip(run(network, images).values(), expected_outputs(model, images), strict=True):
+            assert found.shape == expected.shape
+            assert np.abs(expected[0] - expected[1]).max() > 0.01 * np.abs(expected).max()
+            np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
+
+
+@pytest.mark.filterwarnings("ignore:No labels")
+def test_files(head_and_model, tmp_path):
+    head, model = head_and_model
+    report = export_tflite(model, tmp_path / "model.tflite")  # its own limit is 1e-5
+    assert tuple(tensor.name for tensor in report.outputs) == NAMES[head]
+    assert report.partitions == 1
+    report = export_coreml(model, tmp_path / "model.mlpackage")  # 5e-3 in float16
+    assert {difference.output for difference in report.differences} == set(NAMES[head])
+
+
+@pytest.mark.filterwarnings("ignore:No labels", "ignore:Only 2 calibration images")
+@pytest.mark.parametrize("quantize", ["dynamic", "weight_only", "int8", "int8_integer"])
+def test_quantized_files(quantize, tmp_path):
+    model = loud(three_tasks(features()))
+    images = raw_images(model)
+    report = export_tflite(model, tmp_path / "model.tflite", quantize=quantize, calibration=images)
+    assert all(difference.max < 0.1 * difference.largest for difference in report.differences)
+
+
+def test_norms_are_folded_where_a_layer_comes_before():
+    base = features()
+    x = layers.Conv2D(8, 3, padding="same")(base.output)
+    model = keras.Model(base.input, layers.Conv2D(4, 1)(layers.BatchNormalization()(x)))
+    steps = [step.operation for step in fuse(loud(model)).steps]
+    assert steps[-6:] == ["layer_norm", "affine", "feature_map", "convolution", "convolution", "output"]
+
+
+def test_labels_and_the_file_in_use(tmp_path):
+    model = loud(dense_head(features()))
+    export_tflite(model, tmp_path / "model.tflite", labels=list("abcde"))
+    with pytest.raises(ValueError, match=r"has no output of classes: expected one of probabilities.*Found: mine"):
+        open_classifier(tmp_path / "model.tflite")
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="not an EfficientFormer of this package alone: found the layers"):
+        open_classifier(tmp_path / "model.keras")
+
+
+class Doubled(layers.Dense):
+    pass
+
+
+def with_layer(layer):
+    base = features()
+    return keras.Model(base.input, layer(base.output))
+
+
+def between_stages():
+    base = features()
+    changed = layers.Activation("relu")(base.get_layer("stage1").output)
+    return keras.Model(base.input, base.get_layer("stage2")(changed))
+
+
+def of_equal_names():
+    base = features()
+    inner = keras.Input((2, 2, 32))
+    pair = keras.Model(inner, [layers.Conv2D(2, 1)(inner), layers.Conv2D(3, 1)(inner)], name="pair")
+    return keras.Model(base.input, pair(base.output))
+
+
+def twice():
+    image = keras.Input((64, 64, 3))
+    return keras.Model(image, [features(name="a")(image), features(name="b")(image)])
+
+
+def two_inputs():
+    base, other = features(), keras.Input((32,))
+    pooled = layers.GlobalAveragePooling2D()(base.output)
+    return keras.Model([base.input, other], layers.Add()([pooled, other]))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: with_layer(layers.LeakyReLU(name="mine")), "mine, LeakyReLU, is no layer that exports know.*Conv2D"),
+        (lambda: with_layer(Doubled(3, name="mine")), "mine, Doubled, is no layer"),
+        (lambda: with_layer(layers.Dense(3, "tanh", name="mine")), "mine, Dense, .* activation='tanh'.*relu"),
+        (lambda: with_layer(layers.Dense(3, "softmax")), "activation='softmax': expected a vector"),
+        (lambda: with_layer(layers.Conv2D(3, 2, padding="same")), r"kernel_size=\(2, 2\): expected a square of odd"),
+        (lambda: with_layer(layers.Conv2D(3, 3, strides=2, padding="same")), r"strides=\(2, 2\).*not 2"),
+        (lambda: with_layer(layers.Conv2D(4, 1, groups=2)), "groups=2: expected 1"),
+        (lambda: with_layer(layers.Conv2D(4, 3, dilation_rate=2, padding="same")), "dilation_rate"),
+        (lambda: with_layer(layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same")), "depth_multiplier=2"),
+        (lambda: with_layer(layers.BatchNormalization(axis=1)), "axis=1: expected -1 or 3"),
+        (lambda: with_layer(layers.ReLU(max_value=6)), "max_value=6.*expected None"),
+        (lambda: with_layer(layers.UpSampling2D(2)), "interpolation='nearest': expected 'bilinear'"),
+        (lambda: with_layer(layers.Reshape((4, 32))), r"target_shape=\(4, 32\): expected a vector"),
+        (between_stages, "stage2 is not given what the layer before it gives"),
+        (of_equal_names, "several outputs of one name, pair"),
+        (twice, "holds 2 EfficientFormers: one is expected"),
+        (two_inputs, "has 2 inputs: one, the image, is expected"),
+    ],
+)
+def test_refusals(make, words):
+    with pytest.raises(ValueError, match=words):
+        fuse(make())
+
+
+def test_feature_maps_are_of_an_efficientformer_alone():
+    with pytest.raises(ValueError, match="in place of `feature_maps`, give it the stages as outputs"):
+        fuse(dense_head(features()), feature_maps=True)
