@@ -78,8 +78,8 @@ def export_tflite(
     Before it gets its name it is run in LiteRT and compared with the Keras model, on any Keras backend.
 
     Args:
-        model: an EfficientFormer of this package, alone or with a head of standard Keras layers on it, whose outputs are
-            named after them (README, "Android"); or what `training` made of one: a quantization-aware model, whose
+        model: an EfficientFormer of this package, alone or with a head of standard Keras layers on it, whose outputs
+            are named after them (README, "Android"); or what `training` made of one: a quantization-aware model, whose
             learnt ranges "int8" takes, so that it needs no calibration, or a pruned one.
         path: the file to write, `.tflite`; or an existing folder, in which it is called by the model's name, input size
             and mode, e.g. `efficientformer_l1_224_float32.tflite`.
