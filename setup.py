@@ -1,4 +1,4 @@
-"""Packaging: what the wheel holds, what it needs, the extras, and its page. Settings of tools stand in pyproject.toml."""
+"""Packaging: what the wheel holds, what it needs, its extras and page. Settings of tools stand in pyproject.toml."""
 
 import re
 from pathlib import Path

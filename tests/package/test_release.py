@@ -52,7 +52,9 @@ def test_published_page_has_no_relative_link(published):
     assert len(targets) > 10
     assert [target for target in targets if not target.startswith(("https://", "#"))] == []
     version = keras_efficientformer.__version__
-    assert f"[![Curves]({ADDRESS}/raw/v{version}/weights/cifar10_curves.png)]({ADDRESS}/blob/v{version}/weights/" in page
+    assert (
+        f"[![Curves]({ADDRESS}/raw/v{version}/weights/cifar10_curves.png)]({ADDRESS}/blob/v{version}/weights/" in page
+    )
     # Nothing but links has changed, not even what looks like one in code.
     assert re.sub(rf"{ADDRESS}/(raw|blob)/v[\d.]+/", "", page).strip() == readme.strip()
 
