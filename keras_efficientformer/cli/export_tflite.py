@@ -23,6 +23,7 @@ from keras_efficientformer.cli.options import (
     output,
 )
 from keras_efficientformer.deploy.tflite.modes import IO_TYPES, MODES
+from keras_efficientformer.errors import require_installed
 
 
 def export_tflite_command(
@@ -51,6 +52,8 @@ def export_tflite_command(
     check_inputs(model, calibration, labels)
     check_free(path, overwrite)
     check_page(page, "litert", overwrite)
+    for module in ("ai_edge_litert", *(["ai_edge_quantizer"] if MODES[quantize].recipe else [])):
+        require_installed(module, "TFLite export", "litert")
     network = open_keras(model, size)
     with errors.status("Exporting"):
         report = deploy.export_tflite(
