@@ -8,13 +8,14 @@ where not, it must end with one line that names an extra which would. Ends with 
 An environment with PyTorch is left out where pip would bring CUDA with it. `--torch` says which PyTorch is installed,
 and pip's own settings (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL) where from. Linux only; up to 5 GB at a time.
 
+Environments are minutes each: the output is written after each, and what it holds of others stays.
+
     python benchmarks/fresh_environments.py --output benchmarks/results/fresh_environments.json
 """
 
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -52,11 +53,20 @@ EXTRAS = {
     "test": set(),
 }
 EXTRAS["all"] = set().union(*EXTRAS.values())
-ENVIRONMENTS = (
+ENVIRONMENTS: tuple[str, ...] = (
     *("", "tensorflow", "jax", "torch", "litert", "jax,litert", "tflite", "coreml", "coreml,jax", "heic,litert"),
     *("train", "train,tflite", "test", "all"),
 )
-NAMED = ("keras", "numpy", "tensorflow", "jax", "torch", "ai-edge-litert", "ai-edge-quantizer", "coremltools")
+NAMED: tuple[str, ...] = (
+    "keras",
+    "numpy",
+    "tensorflow",
+    "jax",
+    "torch",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "coremltools",
+)
 NAMED += ("tensorflow-model-optimization", "matplotlib", "pillow-heif")
 HANG = 900  # seconds
 
@@ -145,23 +155,21 @@ def main():
     parser.add_argument("--folder", type=Path, default=ROOT / ".runtimes", help="where environments are made")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    rows = {extras: {} for extras in arguments.extras}
+    rows = json.loads(arguments.output.read_text()) if arguments.output and arguments.output.exists() else {}
+    faults = False
     with tempfile.TemporaryDirectory() as folder:
         files, wheel = write_files(Path(folder, "files")), build_wheel(Path(folder))
         turns = [(extras, version) for version in arguments.python for extras in arguments.extras]
         for extras, version in track(turns, "environments"):
-            rows[extras][version] = row = check_environment(arguments, extras, version, wheel, files, Path(folder))
+            row = check_environment(arguments, extras, version, wheel, files, Path(folder))
+            rows.setdefault(extras, {})[version] = {"date": datetime.now(UTC).date().isoformat(), **row}
             for name, fault in row.get("faults", {}).items():
+                faults = True
                 print(f"Python {version} [{extras}], {name}: {fault}", flush=True)
-    report = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "environments": rows,
-    }
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
-    print_table(rows, arguments.python)
-    sys.exit(any(row.get("faults") for found in rows.values() for row in found.values()))
+            if arguments.output:
+                arguments.output.write_text(json.dumps(rows, indent=2) + "\n")
+    print_table(rows)
+    sys.exit(faults)
 
 
 def write_files(folder):
@@ -294,16 +302,18 @@ def fault_of(check, missing, done):
     return shown if said and not check.code and not is_program(check) else None
 
 
-def print_table(rows, pythons):
+def print_table(rows):
     """As Markdown, for README.md."""
+    pythons = sorted({version for found in rows.values() for version in found})
     print("\n| extras |", " | ".join(f"Python {version}" for version in pythons), "|")
     print("|---" * (len(pythons) + 1) + "|")
-    for extras, found in rows.items():
-        print(f"| {f'`{extras}`' if extras else 'none'} |", " | ".join(cell_text(found[v]) for v in pythons), "|")
+    for extras in (extras for extras in ENVIRONMENTS if extras in rows):
+        cells = (cell_text(rows[extras].get(version)) for version in pythons)
+        print(f"| {f'`{extras}`' if extras else 'none'} |", " | ".join(cells), "|")
 
 
 def cell_text(row):
-    if "left_out" in row:
+    if row is None or "left_out" in row:
         return "not tested"
     faults = f", {len(row['faults'])} FAULTS" if row["faults"] else ""
     return f"{len(row['works'])} of {len(CHECKS)}{faults}; {row['megabytes']:,} MB"

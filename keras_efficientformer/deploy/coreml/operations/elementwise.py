@@ -23,7 +23,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 # Eigen's approximation of the error function in float32, within 5e-7. SciPy's is right to the last bit, but its import
 # would be a tenth of what `predict` takes.
 ERF_LIMIT = 4
-ERF_NUMERATOR = np.float32(
+ERF_NUMERATOR = np.array(
     [
         -2.72614225801306e-10,
         2.77068142495902e-8,
@@ -32,10 +32,12 @@ ERF_NUMERATOR = np.float32(
         -7.34990630326855e-4,
         -2.95459980854025e-3,
         -1.60960333262415e-2,
-    ]
+    ],
+    "float32",
 )
-ERF_DENOMINATOR = np.float32(
-    [-1.45660718464996e-5, -2.13374055278905e-4, -1.68282697438203e-3, -7.37332916720468e-3, -1.42647390514189e-2]
+ERF_DENOMINATOR = np.array(
+    [-1.45660718464996e-5, -2.13374055278905e-4, -1.68282697438203e-3, -7.37332916720468e-3, -1.42647390514189e-2],
+    "float32",
 )
 
 
