@@ -314,7 +314,7 @@ def print_table(rows):
     print("|---" * (len(pythons) + 1) + "|")
     for extras in (extras for extras in ENVIRONMENTS if extras in rows):
         cells = (cell_text(rows[extras].get(version)) for version in pythons)
-        print(f"| {f'`{extras}`' if extras else 'none'} |", " | ".join(cells), "|")
+        print(f"| {f'`[{extras}]`' if extras else 'none'} |", " | ".join(cells), "|")
 
 
 def cell_text(row):
