@@ -1,4 +1,4 @@
-"""Packaging: what the wheel holds, what it needs, and the extras. Settings of tools stand in pyproject.toml."""
+"""Packaging: what the wheel holds, what it needs, its extras and page. Settings of tools stand in pyproject.toml."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,9 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 (VERSION,) = re.findall(r'__version__ = "(.+)"', (ROOT / "keras_efficientformer" / "__init__.py").read_text())
+# Where the project is, as "https://github.com/OWNER/NAME"; RELEASE.md says when to set it.
+ADDRESS = ""
+FILES, IMAGES = f"{ADDRESS}/blob/v{VERSION}", f"{ADDRESS}/raw/v{VERSION}"
 
 PAGES = ["jinja2>=3.1", "matplotlib"]
 LITERT = ["ai-edge-litert>=2.3", "ai-edge-quantizer>=0.10", "flatbuffers", *PAGES]
@@ -56,12 +59,30 @@ EXTRAS = {
 }
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})
 
+
+def long_description() -> str:
+    """The README; once the project has an address its links are absolute, because PyPI shows it beside no file."""
+    text = (ROOT / "README.md").read_text()
+    if not ADDRESS:
+        return text
+    text = re.sub(r"\]\((?!https?:|mailto:|#)([^)\s]+\.(?:png|jpe?g|gif|svg|webp))\)", rf"]({IMAGES}/\1)", text)
+    return re.sub(r"\]\((?!https?:|mailto:|#)([^)\s]+)\)", rf"]({FILES}/\1)", text)
+
+
+PROJECT_URLS = {
+    "Source": ADDRESS,
+    "Issues": f"{ADDRESS}/issues",
+    "Changelog": f"{FILES}/CHANGELOG.md",
+    "Documentation": f"{FILES}/README.md",
+}
+
 setup(
     name="keras-efficientformer",
     version=VERSION,
     description="EfficientFormer for Keras 3: models, PyTorch checkpoints in and out, TFLite and Core ML",
-    long_description=(ROOT / "README.md").read_text(),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
+    project_urls=PROJECT_URLS if ADDRESS else {},
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
@@ -89,5 +110,7 @@ setup(
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        # PyPI refuses what has this classifier: its page would link to nothing, and cannot be mended afterwards.
+        *([] if ADDRESS else ["Private :: Do Not Upload"]),
     ],
 )

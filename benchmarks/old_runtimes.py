@@ -12,7 +12,6 @@ is wrong.
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from environments import make_environment
 from random_networks import random_network
 from rich.progress import track
 from tflite_modes import CHECKPOINT, read_cifar10
@@ -85,7 +85,7 @@ def main():
     parser.add_argument("--cifar10", type=Path, required=True, help="zip with train/CLASS/*.jpg and test/CLASS/*.jpg")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    runtimes = {name: make_environment(*of) for name, of in track(RUNTIMES.items(), description="installing")}
+    runtimes = {name: open_environment(*of) for name, of in track(RUNTIMES.items(), description="installing")}
     with tempfile.TemporaryDirectory() as folder:
         rows = {family: {} for family in ("v1", "v2")}
         for family, files in export_all(Path(folder), arguments.cifar10).items():
@@ -104,19 +104,14 @@ def main():
     )
 
 
-def make_environment(version, packages):
+def open_environment(version, packages):
     """The Python of an environment with those packages, made where it does not exist yet."""
     folder = ENVIRONMENTS / packages[0].replace("==", "-")
-    python, made = folder / "bin" / "python", folder / ".made"
-    if not made.exists():
-        command = f"python{version}"
-        if not shutil.which(command):
-            sys.exit(f"{packages[0]} was built for Python {version}, and there is no {command} on the PATH.")
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([command, "-m", "venv", str(folder)], check=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*install, *packages], check=True)
-        made.touch()
+    made = folder / ".made"
+    if made.exists():
+        return folder / "bin" / "python"
+    python = make_environment(folder, version, packages)
+    made.touch()
     return python
 
 

@@ -16,7 +16,8 @@ if "efficientformer_command" not in sys.modules:
         missing = missing_backend(error)
         if missing is None:
             raise
-        raise missing from error
+        # Where Keras failed is thirty lines that say no more.
+        raise missing from None
 
     from keras_efficientformer.imagenet import decode_predictions, preprocess_input
     from keras_efficientformer.layers.common import LayerScale, StochasticDepth

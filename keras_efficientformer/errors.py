@@ -4,6 +4,7 @@ Every module of the package may use this one, and it uses none of them.
 """
 
 import importlib
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,10 +42,22 @@ def require(module: str, job: str, extra: str, otherwise: str = "") -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = (error.name or module).replace("_", "-")
-        raise ImportError(
-            f"{job} needs {package}: pip install 'keras-efficientformer[{extra}]'{otherwise}", name=error.name
-        ) from error
+        raise _not_installed(error.name or module, job, extra, otherwise) from error
+
+
+def require_installed(module: str, job: str, extra: str, otherwise: str = "") -> None:
+    """Raises as `require` does where a package is not installed, but imports nothing, which may take seconds."""
+    try:
+        found = importlib.util.find_spec(module) is not None
+    except ImportError:
+        found = False
+    if not found:
+        raise _not_installed(module, job, extra, otherwise)
+
+
+def _not_installed(module: str, job: str, extra: str, otherwise: str) -> ImportError:
+    package = module.replace("_", "-")
+    return ImportError(f"{job} needs {package}: pip install 'keras-efficientformer[{extra}]'{otherwise}", name=module)
 
 
 def listing(names: Sequence[str]) -> str:

@@ -146,7 +146,7 @@ def _decode_image(file: IO[bytes], name: str) -> np.ndarray:
         found = f"it begins with {start!r}" if start else "it is empty"
         raise ImageError(
             f"{name} is not an image that Pillow can read: {found}. Give a JPEG, PNG, WebP, TIFF, BMP or GIF file. "
-            "For HEIC photographs: pip install pillow-heif."
+            "For HEIC photographs: pip install 'keras-efficientformer[heic]'."
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(

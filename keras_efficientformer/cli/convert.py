@@ -19,7 +19,7 @@ from keras_efficientformer.cli.options import (
     print_facts,
 )
 from keras_efficientformer.conversion.dialects import DIALECTS
-from keras_efficientformer.conversion.formats import suffix_of
+from keras_efficientformer.conversion.formats import check_torch_for, suffix_of
 from keras_efficientformer.files import finished_file
 
 
@@ -37,6 +37,7 @@ def convert(
     if suffix is None:
         raise typer.BadParameter(f"{target} should end in .keras, .weights.h5, .safetensors, .pth, .pt or .bin")
     check_inputs(source)
+    check_torch_for(target)
     check_free(target, overwrite)
     model = open_keras(source, size)
     if suffix in (".keras", ".weights.h5"):

@@ -24,6 +24,7 @@ from keras_efficientformer.cli.options import (
 )
 from keras_efficientformer.cli.quiet import import_coremltools_alone
 from keras_efficientformer.deploy.coreml.modes import COMPRESSIONS, COREML_PRECISIONS, TARGETS
+from keras_efficientformer.errors import require_installed
 
 
 def export_coreml_command(
@@ -45,6 +46,7 @@ def export_coreml_command(
     check_inputs(model, labels)
     check_free(path, overwrite)
     check_page(page, "coreml", overwrite)
+    require_installed("coremltools", "Core ML export", "coreml")
     import_coremltools_alone(compresses=compress != "none")
     network = open_keras(model, size)
     with errors.status("Exporting"):

@@ -24,6 +24,7 @@ from keras_efficientformer.cli.options import (
 )
 from keras_efficientformer.deploy.tflite.accelerators.npu_targets import npu_target
 from keras_efficientformer.deploy.tflite.modes import IO_TYPES, MODES
+from keras_efficientformer.errors import require_installed
 
 
 def export_tflite_command(
@@ -58,6 +59,8 @@ def export_tflite_command(
     check_page(page, "litert", overwrite)
     if npu is not None:
         npu_target(npu)
+    for module in MODES[quantize].modules:
+        require_installed(module, "TFLite export", "litert")
     network = open_keras(model, size)
     with errors.status("Exporting"):
         report = deploy.export_tflite(

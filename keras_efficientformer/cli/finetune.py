@@ -29,6 +29,7 @@ from keras_efficientformer.cli.options import (
     worst_classes,
 )
 from keras_efficientformer.cli.options import output as console
+from keras_efficientformer.pages.render import require_page_tools
 from keras_efficientformer.reporting import facts_table
 from keras_efficientformer.training.config import CHOICES, CONFIG_FILE, FineTuneConfig, read_run
 
@@ -114,6 +115,7 @@ def finetune(
         "teacher": teacher,
     }
     check_inputs(*given.values())
+    require_page_tools("train")
     changes = {name: value for name, value in settings.items() if value is not None}
     if folder is None and not resume:
         raise typer.BadParameter("A folder of images is needed, or --resume and the run's folder.")

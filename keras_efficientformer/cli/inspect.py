@@ -86,11 +86,11 @@ def inspect(
 
 def _inspect_package(path: Path) -> tuple[dict[str, Any], "tuple[Finding, ...]"]:
     import_coremltools_alone()
-    # These import coremltools, which not every installation has.
+    package = load_package(path)
+    # These import coremltools, which not every installation has: `load_package` says so.
     from keras_efficientformer.deploy.coreml.lint import lint
     from keras_efficientformer.deploy.coreml.program import summary
 
-    package = load_package(path)
     description = package.spec.description
     names = {"inputs": description.input, "outputs": description.output}
     facts: dict[str, Any] = {end: [feature.name for feature in features] for end, features in names.items()}

@@ -14,6 +14,8 @@ from rich.text import Text
 
 from keras_efficientformer import models
 from keras_efficientformer.cli.quiet import import_coremltools_alone
+from keras_efficientformer.conversion.formats import check_torch_for
+from keras_efficientformer.errors import require_installed
 from keras_efficientformer.files import check_target
 from keras_efficientformer.pages.render import require_page_tools
 from keras_efficientformer.reporting import facts_table, in_words
@@ -28,6 +30,11 @@ output = Console(markup=False, emoji=False)
 errors = Console(stderr=True)
 
 WORST_SHOWN = 10
+# What running a file of that suffix needs, as for `require`.
+RUNTIMES = {
+    ".tflite": ("ai_edge_litert", "Running a .tflite file", "litert"),
+    ".mlpackage": ("coremltools", "Reading a Core ML package", "coreml"),
+}
 
 Tracked = TypeVar("Tracked")
 
@@ -37,14 +44,19 @@ ANY_MODEL = f"{MODEL_NAMES}, a .keras, checkpoint, .tflite or .mlpackage file."
 
 
 def check_inputs(*inputs: str | Path | None) -> None:
-    """Raises for the name of a model that stands for none, and for a path that does not exist, before anything is done.
+    """Raises for the name of a model that stands for none, for a path that does not exist, and for a package that is
+    needed to read a model's file and not installed, before anything is done.
 
     Args:
         inputs: names of models as `str`, files and folders as `Path`; None is passed over.
     """
     for given in inputs:
         if isinstance(given, str):
-            models.model_source(given)
+            source = models.model_source(given)
+            if isinstance(source, Path):
+                check_torch_for(source)
+            if isinstance(source, Path) and source.suffix in RUNTIMES:
+                require_installed(*RUNTIMES[source.suffix])
         elif given is not None and not given.exists():
             raise FileNotFoundError(f"{given} does not exist.")
 

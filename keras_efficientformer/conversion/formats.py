@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from keras_efficientformer.conversion.stated import NOTHING_STATED, STATED, Stated
-from keras_efficientformer.errors import CheckpointError, first_line, listing, require
+from keras_efficientformer.errors import CheckpointError, first_line, listing, require, require_installed
 from keras_efficientformer.files import finished_file
 
 PYTORCH_SUFFIXES = (".pth", ".pt", ".bin")
@@ -290,10 +290,18 @@ def _read_pytorch(path: Path) -> tuple[dict[str, np.ndarray], list[str], Any]:
     return tensors, wrappers, said
 
 
+def check_torch_for(path: Path) -> None:
+    """Raises ImportError where PyTorch is needed to read or write a file and is not installed, without importing it."""
+    if suffix_of(path) in (*PYTORCH_SUFFIXES, *OTHER_PYTORCH_SUFFIXES):
+        require_installed(*_torch_needed(path))
+
+
 def _torch_for(path: Path) -> Any:
-    return require(
-        "torch", f"{path} is in PyTorch's own format, which", "torch", otherwise=", or use a .safetensors file"
-    )
+    return require(*_torch_needed(path))
+
+
+def _torch_needed(path: Path) -> tuple[str, str, str, str]:
+    return "torch", f"{path} is in PyTorch's own format, which", "torch", ", or use a .safetensors file"
 
 
 def _unwrap(content: Any) -> tuple[Mapping[Any, Any], list[str]]:

@@ -17,6 +17,13 @@ BACKENDS = {"tensorflow", "jax", "torch", "keras"}
 # Runs the command of its arguments, and writes which of HEAVY were imported.
 PROGRAM = """
 import json, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
 import efficientformer_command
 try:
     efficientformer_command.main()
@@ -46,12 +53,17 @@ def image(tmp_path_factory):
     return path
 
 
-def start(tmp_path, *arguments, verbose=False):
-    """(exit code, which of `HEAVY` were imported, output, standard error) of the command in a process of its own."""
+def start(tmp_path, *arguments, absent=()):
+    """(exit code, which of `HEAVY` were imported, output, standard error) of the command in a process of its own.
+
+    The packages `absent` are not installed there.
+    """
     result = tmp_path / "modules.json"
     # The program takes its first argument, and the command the rest.
-    program = PROGRAM.replace("sys.argv[1]", "RESULT").replace(
-        "import efficientformer_command", "RESULT = sys.argv.pop(1)\nimport efficientformer_command"
+    program = (
+        PROGRAM.replace("sys.argv[1]", "RESULT")
+        .replace("in ABSENT", f"in {tuple(absent)}")
+        .replace("import efficientformer_command", "RESULT = sys.argv.pop(1)\nimport efficientformer_command")
     )
     process = subprocess.run(
         [sys.executable, "-c", program, str(result), *map(str, arguments)],
@@ -95,6 +107,36 @@ def test_answers_before_anything_heavy_is_imported(tmp_path, arguments, code):
     assert bool(out) == (code == 0)
     assert bool(err) == (code != 0)
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("absent", "arguments", "extra"),
+    [
+        ("torch", ["convert", "m.pth", "a.keras"], "torch"),
+        ("torch", ["convert", str(CHECKPOINT), "a.pt"], "torch"),
+        ("torch", ["inspect", "m.pth.tar"], "torch"),
+        ("ai_edge_litert", ["predict", "a.jpg", "--model", "m.tflite"], "litert"),
+        ("ai_edge_litert", ["evaluate", ".", "--model", "m.tflite"], "litert"),
+        ("ai_edge_litert", ["export", "tflite", str(CHECKPOINT)], "litert"),
+        ("ai_edge_quantizer", ["export", "tflite", str(CHECKPOINT), "--quantize", "int8"], "litert"),
+        ("coremltools", ["predict", "a.jpg", "--model", "m.mlpackage"], "coreml"),
+        ("coremltools", ["inspect", "m.mlpackage"], "coreml"),
+        ("coremltools", ["inspect", "m.mlpackage", "--against", str(CHECKPOINT)], "coreml"),
+        ("coremltools", ["export", "coreml", str(CHECKPOINT)], "coreml"),
+        ("jinja2", ["export", "coreml", str(CHECKPOINT), "--page", "a.html"], "coreml"),
+        ("matplotlib", ["finetune", ".", "--output", "run"], "train"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
+)
+def test_what_is_not_installed_is_told_at_once(tmp_path, absent, arguments, extra):
+    for name in ("a.jpg", "m.pth", "m.pth.tar", "m.tflite"):
+        (tmp_path / name).touch()
+    (tmp_path / "m.mlpackage").mkdir()
+    code, modules, out, err = start(tmp_path, *arguments, absent=[absent])
+    assert (code, modules, out) == (1, [], "")
+    assert err.startswith("error: ")
+    assert f"{absent.replace('_', '-')}: pip install 'keras-efficientformer[{extra}]'" in err
+    assert err.count("\n") == 1
 
 
 def test_exported_files_need_no_keras(tmp_path, exported, image):

@@ -61,6 +61,9 @@ def test_package_lists_its_files(model, tmp_path):
     page = (tmp_path / "page.html").read_text()
     for name in ("small.mlpackage", "Manifest.json", "weights/weight.bin", "small.mlpackage.json"):
         assert re.search(rf"<td>[\w/.]*{re.escape(name)}</td><td class=\"number\">[\d.,]+ (MB|bytes)", page)
+    # On a narrow screen only the differences, seven columns, are to be scrolled: the sizes of the files are seen.
+    facts, differences, *others = browser.measure(tmp_path / "page.html", tmp_path, 400)["scrolled"]
+    assert (facts, differences, any(others)) == (False, True, False)
 
 
 @pytest.mark.parametrize(("width", "dark"), [(400, False), (1280, True)])

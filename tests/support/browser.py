@@ -21,6 +21,7 @@ onload = () => {{
     width: page.documentElement.scrollWidth,
     images: [...page.images].map(image => image.naturalWidth),
     headings: [...page.querySelectorAll("h2")].map(heading => heading.textContent),
+    scrolled: [...page.querySelectorAll(".scroll")].map(box => box.scrollWidth > box.clientWidth),
     pictures: page.querySelectorAll("svg").length,
   }});
 }};

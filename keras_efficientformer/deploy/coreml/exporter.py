@@ -73,7 +73,8 @@ def export_coreml(
 
     Args:
         model: an EfficientFormer of this package, alone or with a head of standard Keras layers on it, whose outputs
-            are named after them (README, "Android"); or what `training` made of one (a pruned one: `compress="sparse"`).
+            are named after them (README, "Android"); or what `training` made of one, for which a pruned one has
+            `compress="sparse"`.
         path: the package to write, `.mlpackage`; or an existing folder, in which it is called by the model's name,
             input size and mode, e.g. `efficientformer_l1_224_float16.mlpackage`.
         precision: "float16", what the Neural Engine computes in, or "float32", for CPU and GPU.

@@ -128,7 +128,7 @@ def export_tflite(
         raise ValueError(f"`batch_size` should be an integer >= 1. Received: batch_size={batch_size}")
     if require not in REQUIREMENTS:
         raise ValueError(f"`require` should be None or 'gpu'. Received: require={require!r}")
-    for module in ("ai_edge_litert", *(["ai_edge_quantizer"] if mode.recipe else [])):
+    for module in mode.modules:
         errors.require(module, "TFLite export", "litert")
     target = npu_target(npu) if npu is not None else None
     network = source.network(include_preprocessing)

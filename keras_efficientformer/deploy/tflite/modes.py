@@ -67,6 +67,11 @@ class Mode:
     io_types: tuple[str, ...] = ("float32",)
     runtime: str = "2.9.1"
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """What files are written with, by the names that are imported."""
+        return ("ai_edge_litert", *(("ai_edge_quantizer",) if self.recipe else ()))
+
 
 def _dynamic(recipe: Any) -> None:
     recipe.add_dynamic_config(".*", "*", 8)
