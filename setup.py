@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent
 (VERSION,) = re.findall(r'__version__ = "(.+)"', (ROOT / "keras_efficientformer" / "__init__.py").read_text())
 
 PAGES = ["jinja2>=3.1", "matplotlib"]
-LITERT = ["ai-edge-litert>=2.3", "ai-edge-quantizer>=0.10", "flatbuffers", *PAGES]
+LITERT = ["ai-edge-litert>=2.3", "litert-quantizer>=0.11", "flatbuffers", *PAGES]
 EXTRAS = {
     # A backend for Keras; the first three also say which one `KERAS_BACKEND` may name.
     "tensorflow": ["tensorflow>=2.21"],
@@ -37,7 +37,6 @@ EXTRAS = {
         "import-linter",
         "scikit-image",
         "scipy",
-        "psutil",
         "build",
         "twine",
         "check-wheel-contents",

@@ -47,7 +47,7 @@ CALIBRATION_LIMIT = 128
 PIXEL_RANGE = (0.0, 255.0)
 # What an export can be made to run on besides the CPU.
 REQUIREMENTS = (None, "gpu")
-TFLITE_TOOLS = ("keras-efficientformer", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy")
+TFLITE_TOOLS = ("keras-efficientformer", "keras", "ai-edge-litert", "litert-quantizer", "numpy")
 
 
 def export_tflite(
@@ -107,7 +107,7 @@ def export_tflite(
             is no EfficientFormer, or calibration images are needed and not there.
         OSError: the folder is missing or cannot be written to, a file exists and `overwrite` is False, or a GPU is
             required and there is none.
-        ImportError: LiteRT or ai-edge-quantizer is not installed.
+        ImportError: LiteRT or litert-quantizer is not installed.
         ExportError: the file differs too much from the model, or the GPU that is required does not compute it rightly.
             It is not written.
     """
@@ -118,7 +118,7 @@ def export_tflite(
         raise ValueError(f"`batch_size` should be an integer >= 1. Received: batch_size={batch_size}")
     if require not in REQUIREMENTS:
         raise ValueError(f"`require` should be None or 'gpu'. Received: require={require!r}")
-    for module in ("ai_edge_litert", *(["ai_edge_quantizer"] if mode.recipe else [])):
+    for module in ("ai_edge_litert", *(["litert_quantizer"] if mode.recipe else [])):
         errors.require(module, "TFLite export", "litert")
     network = source.network(include_preprocessing)
     names = label_names(labels, network)
