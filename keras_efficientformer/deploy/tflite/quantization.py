@@ -82,8 +82,8 @@ def _silent() -> Iterator[None]:
 
 
 def _ranges(content: bytes, recipe: Any, images: np.ndarray, batch_size: int) -> MeasuredRanges:
-    """{tensor: its smallest and largest value}. The quantizer's own moving average would cut the extremes off, which
-    costs the embedded checkpoint half a point of accuracy."""
+    """{tensor: its smallest and largest value}. The quantizer's own moving average would cut the extremes off, and make
+    the file depend on the order of the images."""
     from litert_quantizer import calibrator
     from litert_quantizer.utils.qsv_utils import min_max_update
 
