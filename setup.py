@@ -12,7 +12,7 @@ ADDRESS = ""
 FILES, IMAGES = f"{ADDRESS}/blob/v{VERSION}", f"{ADDRESS}/raw/v{VERSION}"
 
 PAGES = ["jinja2>=3.1", "matplotlib"]
-LITERT = ["ai-edge-litert>=2.3", "ai-edge-quantizer>=0.10", "flatbuffers", *PAGES]
+LITERT = ["ai-edge-litert>=2.3", "litert-quantizer>=0.11", "flatbuffers", *PAGES]
 EXTRAS = {
     # A backend for Keras; the first three also say which one `KERAS_BACKEND` may name.
     "tensorflow": ["tensorflow>=2.21"],
@@ -45,7 +45,6 @@ EXTRAS = {
         "import-linter",
         "scikit-image",
         "scipy",
-        "psutil",
         "build",
         "twine",
         "check-wheel-contents",

@@ -53,7 +53,7 @@ def main():
     report = {
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": CPU,
-        "versions": versions_of("keras-efficientformer", "tensorflow", "ai-edge-quantizer") | emulator.versions(),
+        "versions": versions_of("keras-efficientformer", "tensorflow", "litert-quantizer") | emulator.versions(),
         "million_instructions": rows,
     }
     if arguments.output:

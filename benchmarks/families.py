@@ -35,7 +35,7 @@ from keras_efficientformer.reporting import versions_of
 from keras_efficientformer.variants import VARIANTS, VARIANTS_V2
 
 MOBILENET = "mobilenet_v2"
-TOOLS = ("keras-efficientformer", "tensorflow", "ai-edge-quantizer", "coremltools")
+TOOLS = ("keras-efficientformer", "tensorflow", "litert-quantizer", "coremltools")
 
 
 class CountingBuilder(KerasBuilder):

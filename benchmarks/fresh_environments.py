@@ -64,7 +64,7 @@ NAMED: tuple[str, ...] = (
     "jax",
     "torch",
     "ai-edge-litert",
-    "ai-edge-quantizer",
+    "litert-quantizer",
     "coremltools",
 )
 NAMED += ("tensorflow-model-optimization", "matplotlib", "pillow-heif")

@@ -40,7 +40,7 @@ def main():
     report = {
         "date": datetime.now(UTC).date().isoformat(),
         "versions": versions_of(
-            "keras-efficientformer", "tensorflow", "ai-edge-litert", "ai-edge-quantizer", "openvino"
+            "keras-efficientformer", "tensorflow", "ai-edge-litert", "litert-quantizer", "openvino"
         ),
         "target": TARGET,
         "families": rows,

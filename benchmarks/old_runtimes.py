@@ -93,7 +93,7 @@ def main():
                 rows[family][name] = {mode: run(python, file) for mode, file in files.items()}
     report = {
         "date": datetime.now(UTC).date().isoformat(),
-        "versions": versions_of("keras-efficientformer", "ai-edge-litert", "ai-edge-quantizer"),
+        "versions": versions_of("keras-efficientformer", "ai-edge-litert", "litert-quantizer"),
         "families": rows,
     }
     if arguments.output:

@@ -27,7 +27,7 @@ from keras_efficientformer.imagenet import load_image, preprocess_input, resize_
 from keras_efficientformer.reporting import versions_of
 from keras_efficientformer.training.compression.quantization import quantize_aware, to_keras
 
-TOOLS = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-quantizer", "ai-edge-litert")
+TOOLS = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "litert-quantizer", "ai-edge-litert")
 
 
 def main():

@@ -54,7 +54,7 @@ def main():
     report = {
         "date": datetime.now(UTC).date().isoformat(),
         "device": timed.device,
-        "versions": versions_of("tensorflow", "ai-edge-quantizer", "ai-edge-litert") | emulator.versions(),
+        "versions": versions_of("tensorflow", "litert-quantizer", "ai-edge-litert") | emulator.versions(),
         "modes": rows,
     }
     if arguments.output:

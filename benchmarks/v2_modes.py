@@ -48,7 +48,7 @@ def main():
     measure_accuracy(keras.models.load_model(trained.model), arguments.cifar10, arguments.folder, rows)
     report = {
         "date": datetime.now(UTC).date().isoformat(),
-        "versions": versions_of("keras-efficientformer", "tensorflow", "ai-edge-quantizer", "ai-edge-litert"),
+        "versions": versions_of("keras-efficientformer", "tensorflow", "litert-quantizer", "ai-edge-litert"),
         "training": config.to_dict(),
         "modes": rows,
     }

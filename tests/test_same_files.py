@@ -65,7 +65,7 @@ MADE = [
 
 # The packages that have a part in each kind of file. The first one's version is written into both.
 TOOLS = {
-    "tflite": ("keras-efficientformer", "ai-edge-litert", "ai-edge-quantizer", "flatbuffers", "numpy"),
+    "tflite": ("keras-efficientformer", "ai-edge-litert", "litert-quantizer", "flatbuffers", "numpy"),
     "coreml": ("keras-efficientformer", "coremltools", "numpy", "protobuf", "scikit-learn"),
 }
 # Ranges of activations and palettes come of sums of floats, whose last bits may depend on the processor's instructions.

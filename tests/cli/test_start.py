@@ -118,7 +118,7 @@ def test_answers_before_anything_heavy_is_imported(tmp_path, arguments, code):
         ("ai_edge_litert", ["predict", "a.jpg", "--model", "m.tflite"], "litert"),
         ("ai_edge_litert", ["evaluate", ".", "--model", "m.tflite"], "litert"),
         ("ai_edge_litert", ["export", "tflite", str(CHECKPOINT)], "litert"),
-        ("ai_edge_quantizer", ["export", "tflite", str(CHECKPOINT), "--quantize", "int8"], "litert"),
+        ("litert_quantizer", ["export", "tflite", str(CHECKPOINT), "--quantize", "int8"], "litert"),
         ("coremltools", ["predict", "a.jpg", "--model", "m.mlpackage"], "coreml"),
         ("coremltools", ["inspect", "m.mlpackage"], "coreml"),
         ("coremltools", ["inspect", "m.mlpackage", "--against", str(CHECKPOINT)], "coreml"),

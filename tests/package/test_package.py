@@ -84,7 +84,7 @@ def test_wheel_says_what_it_needs(metadata):
 @pytest.mark.parametrize(
     ("extra", "packages"),
     [
-        ("litert", {"ai-edge-litert", "ai-edge-quantizer", "matplotlib", "jinja2"}),
+        ("litert", {"ai-edge-litert", "litert-quantizer", "matplotlib", "jinja2"}),
         ("npu-intel", {"ai-edge-litert", "openvino"}),
         ("coreml", {"coremltools", "matplotlib", "jinja2"}),
         ("train", {"tensorflow", "tensorflow-model-optimization", "tf_keras", "matplotlib", "jinja2", "scipy"}),

@@ -51,7 +51,7 @@ CALIBRATION_LIMIT = 128
 PIXEL_RANGE = (0.0, 255.0)
 # What an export can be made to run on besides the CPU.
 REQUIREMENTS = (None, "gpu")
-TFLITE_TOOLS = ("keras-efficientformer", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy")
+TFLITE_TOOLS = ("keras-efficientformer", "keras", "ai-edge-litert", "litert-quantizer", "numpy")
 
 
 def export_tflite(
@@ -117,7 +117,7 @@ def export_tflite(
             is no EfficientFormer, or calibration images are needed and not there.
         OSError: the folder is missing or cannot be written to, a file exists and `overwrite` is False, or a GPU is
             required and there is none.
-        ImportError: LiteRT, ai-edge-quantizer or the compiler of an NPU's maker is not installed.
+        ImportError: LiteRT, litert-quantizer or the compiler of an NPU's maker is not installed.
         ExportError: the file differs too much from the model, the GPU that is required does not compute it rightly, or
             it cannot be compiled for the NPU. Nothing is written.
     """

@@ -43,7 +43,7 @@ def pack(file: Any) -> bytes:
 
 
 def name_ends(file: Any, outputs: tuple[str, ...]) -> None:
-    """Names a file's input and outputs and gives it the signature, none of which survives quantizing."""
+    """Names a file's input and outputs and gives it the signature. Quantizing keeps that, but renames outputs."""
     graph = file.subgraphs[0]
     signature = schema.SignatureDefT()
     signature.signatureKey = SIGNATURE

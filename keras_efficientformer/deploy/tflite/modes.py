@@ -1,6 +1,6 @@
 """The modes of TFLite export: for each, the kernels its graph is written for, how it is quantized, and its limits.
 
-float32 and float16 are written as they are. The integer modes are made from the float32 file by ai-edge-quantizer,
+float32 and float16 are written as they are. The integer modes are made from the float32 file by litert-quantizer,
 whose recipes choose operation by operation: that is what lets LayerNorm and attention stay in float32 in "int8", where
 LiteRT has slow reference kernels or none for them, and keeps the file's names and signature. Room: deploy/tflite.
 """
@@ -50,7 +50,7 @@ class Mode:
         kernels: how its graph is written.
         float16_weights: whether weights are stored in float16.
         float16_arithmetic: whether CPUs that can may compute in float16.
-        recipe: adds the quantization to an ai-edge-quantizer `RecipeManager`; None leaves the file as it is.
+        recipe: adds the quantization to a litert-quantizer `RecipeManager`; None leaves the file as it is.
         calibrated: whether ranges of activations are measured, so that images are needed.
         io_types: the types that input and output may have.
         runtime: the oldest release of TensorFlow Lite in which files of both families were run and right
@@ -70,7 +70,7 @@ class Mode:
     @property
     def modules(self) -> tuple[str, ...]:
         """What files are written with, by the names that are imported."""
-        return ("ai_edge_litert", *(("ai_edge_quantizer",) if self.recipe else ()))
+        return ("ai_edge_litert", *(("litert_quantizer",) if self.recipe else ()))
 
 
 def _dynamic(recipe: Any) -> None:
@@ -84,7 +84,7 @@ def _weight_only(recipe: Any) -> None:
 
 
 def _int8(recipe: Any) -> None:
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+    from litert_quantizer.algorithm_manager import AlgorithmName
 
     for operation in IN_INT8:
         recipe.add_static_config(".*", operation, 8, 8)

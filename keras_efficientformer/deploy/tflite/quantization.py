@@ -1,4 +1,4 @@
-"""Quantizes a float32 .tflite file by a mode's recipe, with ai-edge-quantizer. Room: deploy/tflite."""
+"""Quantizes a float32 .tflite file by a mode's recipe, with litert-quantizer. Room: deploy/tflite."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from keras_efficientformer.deploy.tflite.file import operators, read, tensor_nam
 from keras_efficientformer.deploy.tflite.modes import Mode
 from keras_efficientformer.deploy.tflite.step_names import INPUT, SIGNATURE, steps_in
 
-# {name of a tensor: {"min": its smallest value, "max": its largest}}, each an array; ai-edge-quantizer has none for
+# {name of a tensor: {"min": its smallest value, "max": its largest}}, each an array; litert-quantizer has none for
 # tensors that stay in float32.
 MeasuredRanges = dict[str, dict[str, np.ndarray]]
 
@@ -52,8 +52,8 @@ def quantize(
     Returns:
         The quantized file's content.
     """
-    from ai_edge_quantizer import quantizer
-    from ai_edge_quantizer.recipe_manager import RecipeManager
+    from litert_quantizer import quantizer
+    from litert_quantizer.recipe_manager import RecipeManager
 
     recipe = RecipeManager()
     assert mode.recipe is not None
@@ -82,10 +82,10 @@ def _silent() -> Iterator[None]:
 
 
 def _ranges(content: bytes, recipe: Any, images: np.ndarray, batch_size: int) -> MeasuredRanges:
-    """{tensor: its smallest and largest value}. The quantizer's own moving average would cut the extremes off, which
-    costs the embedded checkpoint half a point of accuracy."""
-    from ai_edge_quantizer import calibrator
-    from ai_edge_quantizer.utils.qsv_utils import min_max_update
+    """{tensor: its smallest and largest value}. The quantizer's own moving average would cut the extremes off, and make
+    the file depend on the order of the images."""
+    from litert_quantizer import calibrator
+    from litert_quantizer.utils.qsv_utils import min_max_update
 
     tool = calibrator.Calibrator(bytearray(content), num_threads=os.cpu_count() or 1, qsv_update_func=min_max_update)
     samples = [{INPUT: np.repeat(image[None], batch_size, axis=0)} for image in images]
@@ -131,8 +131,8 @@ def _span(ends: dict[str, np.ndarray]) -> float:
 
 
 def _set_io(recipe: Any, io: str) -> None:
-    from ai_edge_quantizer import qtyping
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+    from litert_quantizer import qtyping
+    from litert_quantizer.algorithm_manager import AlgorithmName
 
     for end in ("INPUT", "OUTPUT"):
         if io == "float32":

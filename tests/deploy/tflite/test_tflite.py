@@ -301,7 +301,7 @@ def test_sidecar_is_the_report(exported):
     assert sidecar["labels"] is None
     assert sidecar["limit"] == LIMIT
     assert (sidecar["images"], sidecar["images_from"]) == (4, "seeded noise")
-    tools = {"keras-efficientformer", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy"}
+    tools = {"keras-efficientformer", "keras", "ai-edge-litert", "litert-quantizer", "numpy"}
     assert sidecar["versions"].keys() == tools
     assert sidecar["versions"]["keras"] == keras.__version__
     assert sidecar["checkpoint"] is None  # its weights came from no file
@@ -632,7 +632,7 @@ def test_no_tensorflow_is_needed(without_tensorflow, mode):
     assert json.loads((without_tensorflow / f"{mode}.tflite.json").read_text())["mode"] == mode
 
 
-@pytest.mark.parametrize("module", ["ai_edge_litert", "ai_edge_quantizer"])
+@pytest.mark.parametrize("module", ["ai_edge_litert", "litert_quantizer"])
 def test_missing_framework(small_checkpoint, tmp_path, module):
     blocked = [module, "tensorflow"]
     arguments = {"quantize": "dynamic"}
