@@ -44,6 +44,7 @@ if "efficientformer_command" not in sys.modules:
         EfficientFormerV2S2,
     )
     from keras_efficientformer.models.opening import from_checkpoint
+    from keras_efficientformer.models.pyramid import feature_pyramid
 
 __all__ = [
     "Attention",
@@ -68,6 +69,7 @@ __all__ = [
     "TalkingHeads",
     "UnifiedFFN",
     "decode_predictions",
+    "feature_pyramid",
     "from_checkpoint",
     "preprocess_input",
 ]

@@ -12,6 +12,7 @@ from .efficientformer_v2 import (
     EfficientFormerV2S2,
 )
 from .opening import from_checkpoint, open_model
+from .pyramid import feature_pyramid
 from .sources import HubModel, PublishedModel, crop_of, local_file, model_source
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "HubModel",
     "PublishedModel",
     "crop_of",
+    "feature_pyramid",
     "from_checkpoint",
     "local_file",
     "model_source",

@@ -29,6 +29,7 @@ PUBLIC = {
         "TalkingHeads",
         "UnifiedFFN",
         "decode_predictions",
+        "feature_pyramid",
         "from_checkpoint",
         "preprocess_input",
     ],

@@ -46,6 +46,7 @@ EXTRA = re.compile(r"keras-efficientformer\[([\w,-]+)\]")
 
 NO_PHONE = "needs a phone"
 # {document: {how a command begins: why it cannot run here}}; commands of pip only have their extras checked.
+NO_GPU = "needs a GPU or a driver; tests/deploy/tflite/accelerators/test_gpu.py runs it"
 NOT_RUN = {
     "README.md": {
         "make demo": "installs into a new environment; tests/apps/test_demo.py runs what it runs then",
@@ -55,6 +56,10 @@ NOT_RUN = {
         "efficientformer export tflite l1 efficientformer_l1.tflite --npu": "needs Qualcomm's compiler",
         "efficientformer export tflite l1 l1_int8.tflite": "test_npu.py runs it of a smaller network, for OpenVINO",
         "efficientformer benchmark tflite int8.tflite --adb": NO_PHONE,
+        "efficientformer inspect model.tflite --gpu": NO_GPU,
+        "efficientformer export tflite l1 . --quantize float16 --require gpu": NO_GPU,
+        "efficientformer benchmark tflite model.tflite --unit gpu": NO_GPU,
+        "bash tflite/gpu/setup.sh": "fetches a driver",
         "bash tflite/arm/setup.sh": "installs qemu and a compiler into the system",
         "efficientformer benchmark tflite int8.tflite --emulate": "needs qemu, which setup.sh installs",
     },

@@ -243,6 +243,7 @@ LAYERS: dict[type, Callable[[Call], Value]] = {
     Predictions: _activation,
     _layers.ReLU: _relu,
     _layers.Softmax: _softmax,
+    _layers.Identity: _nothing,
     _layers.Dropout: _nothing,
     _layers.SpatialDropout2D: _nothing,
     _layers.GlobalAveragePooling2D: _mean,
