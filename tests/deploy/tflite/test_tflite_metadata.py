@@ -37,8 +37,8 @@ def schema():
 
 
 @pytest.fixture(scope="module")
-def classify():
-    """The classifications of an image by MediaPipe: for each output of a file its five best categories."""
+def tasks():
+    """(MediaPipe's vision tasks, their options of a file, an image for them)."""
     mediapipe = pytest.importorskip("mediapipe", reason="needs mediapipe")
     try:
         from mediapipe.tasks.python import BaseOptions, vision
@@ -49,11 +49,21 @@ def classify():
     except AttributeError:
         pass  # the library is there, and the options are none
 
+    def image(pixels):
+        return mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
+
+    return vision, lambda path: {"base_options": BaseOptions(model_asset_path=str(path))}, image
+
+
+@pytest.fixture(scope="module")
+def classify(tasks):
+    """The classifications of an image by MediaPipe: for each output of a file its five best categories."""
+    vision, of_file, image = tasks
+
     def classify(path, *images):
-        options = vision.ImageClassifierOptions(base_options=BaseOptions(model_asset_path=str(path)), max_results=5)
+        options = vision.ImageClassifierOptions(**of_file(path), max_results=5)
         with vision.ImageClassifier.create_from_options(options) as classifier:
-            inputs = [mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=image) for image in images]
-            return [classifier.classify(image).classifications for image in inputs]
+            return [classifier.classify(image(pixels)).classifications for pixels in images]
 
     return classify
 
@@ -239,6 +249,22 @@ def test_mediapipe_names_both_heads(classify, build, photographs, tmp_path):
     assert [head.head_name for head in heads] == ["probabilities", "probabilities_distillation"]
     for head, scores in zip(heads, model.predict(preprocess_input(photographs[0][None]), verbose=0), strict=True):
         assert_same_five(head.categories, scores[0], 1e-5)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_mediapipe_embeds(tasks, build, photographs, tmp_path, normalised):
+    """A file without the top opens in its ImageEmbedder, which gives LiteRT's values, or those of length 1."""
+    vision, of_file, image = tasks
+    report = export_tflite(build(include_top=False, pooling="avg"), tmp_path / "embedding.tflite")
+    expected = np.stack([run(report.path, photograph)[0] for photograph in photographs])
+    if normalised:
+        expected = expected / np.linalg.norm(expected, axis=-1, keepdims=True)
+    options = vision.ImageEmbedderOptions(**of_file(report.path), l2_normalize=normalised)
+    with vision.ImageEmbedder.create_from_options(options) as embedder:
+        for pixels, values in zip(photographs, expected, strict=True):
+            (found,) = embedder.embed(image(pixels)).embeddings
+            assert found.head_name == "embedding"
+            np.testing.assert_allclose(found.embedding, values, atol=2e-6 * np.abs(values).max())
 
 
 def test_mediapipe_without_labels_gives_numbers(classify, exported, photographs):
