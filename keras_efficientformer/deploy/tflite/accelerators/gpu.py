@@ -5,33 +5,25 @@ The engine (ML Drift) comes with LiteRT, and runs on any Vulkan driver, also on 
 compile are told on standard error alone, and the outputs are noise. So what it computes is compared.
 """
 
-import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from keras_efficientformer.deploy.report import Difference, compare, short
-from keras_efficientformer.deploy.tflite.accelerators import gpu_process
+from keras_efficientformer.deploy.tflite.accelerators.compiled_model import library_path, run_compiled
 from keras_efficientformer.deploy.tflite.metadata import read_facts
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival, real_values
-from keras_efficientformer.errors import DeviceError, first_line, listing
+from keras_efficientformer.errors import DeviceError, listing
 from keras_efficientformer.images import seeded_images
 
 # Where Linux' Vulkan loader looks for drivers, and the variables that name others.
 DRIVERS = ("/usr/share/vulkan/icd.d", "/usr/local/share/vulkan/icd.d", "/etc/vulkan/icd.d")
 DRIVER_VARIABLES = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES")
 SOFTWARE_DRIVER = "driver.json"
-# A driver that computes on the CPU compiles the shaders of a large network for minutes.
-GPU_SECONDS = 1800
 # The largest difference from the CPU, relative to the largest value, by the types that a file computes in: the GPU
 # computes quantized values in float, and the CPU what is stored in float16 sometimes in float16.
 INTEGER_NOISE, FLOAT16_NOISE, FLOAT32_NOISE = 0.1, 0.02, 1e-5
@@ -90,55 +82,29 @@ def run_on_gpu(
         DeviceError: there is no driver, or the engine ended its process.
         ImportError: LiteRT is not installed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        np.save(Path(folder) / "inputs.npy", inputs)
-        done = _run_process(os.fspath(file), folder, str(int(float32)), str(warmup), str(runs))
-        adapter = ADAPTER.search(done.stderr)
-        if adapter is None:
-            raise DeviceError(
-                "LiteRT finds no GPU here: it needs a Vulkan driver (Linux), Metal or Direct3D. Without a GPU, "
-                f"tflite/gpu/setup.sh of the source tree fetches a driver that computes on the CPU into "
-                f"{software_folder()} (Debian, amd64)."
-            )
-        if done.returncode != 0:
-            raise DeviceError(f"{file} ends LiteRT's GPU engine on {adapter[1]}: {_last_words(done)}")
-        said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        outputs: dict[str, np.ndarray] = {}
-        if said["found"] != "refused":
-            with np.load(Path(folder) / "outputs.npz") as arrays:
-                outputs = dict(arrays)
-    shares = SHARES.findall(done.stderr)
-    errors = [
-        line.partition("Validation error: ")[2] for line in done.stderr.splitlines() if "Validation error" in line
-    ]
+    run = run_compiled(file, inputs, "GPU", _driver_variables(), float32, warmup, runs)
+    adapter = ADAPTER.search(run.log)
+    if adapter is None:
+        raise DeviceError(
+            "LiteRT finds no GPU here: it needs a Vulkan driver (Linux), Metal or Direct3D. Without a GPU, "
+            "tflite/gpu/setup.sh of the source tree fetches a driver that computes on the CPU (Debian, amd64) into "
+            f"{software_folder()}."
+        )
+    if run.found == "crash":
+        raise DeviceError(f"{file} ends LiteRT's GPU engine on {adapter[1]}: {run.message}")
+    shares = SHARES.findall(run.log)
+    errors = [line.partition("Validation error: ")[2] for line in run.log.splitlines() if "Validation error" in line]
     return GpuRun(
         adapter=adapter[1],
         software="Software" in adapter[2],
-        found=said["found"],
-        refused=_refusals(done.stderr) or ((said["message"].strip().replace("\n", " "),) if "message" in said else ()),
+        found=run.found,
+        refused=_refusals(run.log) or tuple(filter(None, [run.message])),
         on_cpu=int(shares[-1][1]) if shares else 0,
         errors=tuple(dict.fromkeys(errors)),
-        outputs=outputs,
-        load_ms=said.get("load_ms"),
-        milliseconds=tuple(said.get("milliseconds", ())),
+        outputs=run.outputs,
+        load_ms=run.load_ms,
+        milliseconds=run.milliseconds,
     )
-
-
-def _run_process(*arguments: str) -> subprocess.CompletedProcess[str]:
-    # With -P this folder's modules do not stand before installed packages of their names.
-    command = [sys.executable, "-P", gpu_process.__file__, *arguments]
-    try:
-        return subprocess.run(
-            command,
-            env=os.environ | _driver_variables(),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=GPU_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise DeviceError(f"{arguments[0]} keeps LiteRT's GPU engine busy for more than {GPU_SECONDS} s.") from error
 
 
 def _driver_variables() -> dict[str, str]:
@@ -147,15 +113,9 @@ def _driver_variables() -> dict[str, str]:
     if not (folder / "ready").exists():
         return {}
     # The folder also has a Vulkan loader, for machines without.
-    variables = {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, [os.environ.get("LD_LIBRARY_PATH"), str(folder)]))}
+    variables = library_path(folder)
     has_own = any(map(os.environ.get, DRIVER_VARIABLES)) or any(any(Path(place).glob("*.json")) for place in DRIVERS)
     return variables if has_own else variables | {DRIVER_VARIABLES[1]: str(folder / SOFTWARE_DRIVER)}
-
-
-def _last_words(done: subprocess.CompletedProcess[str]) -> str:
-    if done.returncode < 0:
-        return signal.Signals(-done.returncode).name
-    return first_line((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
 
 
 def _refusals(log: str) -> tuple[str, ...]:

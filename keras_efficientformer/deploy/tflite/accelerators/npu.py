@@ -6,8 +6,6 @@ import io
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -17,31 +15,10 @@ import numpy as np
 
 from keras_efficientformer.deploy.report import NPUReport
 from keras_efficientformer.deploy.report_sidecar import content_hash
+from keras_efficientformer.deploy.tflite.accelerators.compiled_model import library_path, run_compiled
 from keras_efficientformer.deploy.tflite.accelerators.npu_targets import NPUTarget
 from keras_efficientformer.errors import ExportError
 
-# Runs a compiled file, argv[1], on the images of argv[2], which fill its batches, and saves all outputs in argv[3].
-RUN_COMPILED = """
-import sys
-import numpy as np
-from ai_edge_litert.compiled_model import CompiledModel
-from ai_edge_litert.hardware_accelerator import HardwareAccelerator
-
-model = CompiledModel.from_file(sys.argv[1], HardwareAccelerator.NPU | HardwareAccelerator.CPU)
-(signature,) = model.get_signature_list()
-((image, detail),) = model.get_input_tensor_details(signature).items()
-outputs = model.get_output_tensor_details(signature)
-into = {image: model.create_input_buffer_by_name(signature, image)}
-out = {name: model.create_output_buffer_by_name(signature, name) for name in outputs}
-found = {name: [] for name in outputs}
-for batch in np.load(sys.argv[2]).reshape(-1, *detail["shape"]):
-    into[image].write(batch)
-    model.run_by_name(signature, into, out)
-    for name, output in outputs.items():
-        values = out[name].read(int(np.prod(output["shape"])), np.dtype(output["dtype"]))
-        found[name].append(values.reshape(output["shape"]))
-np.savez(sys.argv[3], **{name: np.concatenate(parts) for name, parts in found.items()})
-"""
 # OpenVINO computes float32 files in bfloat16 where a CPU can. A comparison with Keras shows an error of the compiler
 # only without that: this is the last of oneDNN's instruction sets that has no bfloat16, and older CPUs ignore it. What
 # was compiled with some instructions for integers need not load with others, so both are done alike.
@@ -146,18 +123,12 @@ def run_file(file: Path, images: np.ndarray, batch_size: int, target: NPUTarget)
         ExportError: it does not run.
     """
     full = np.concatenate([images, np.zeros((-len(images) % batch_size, *images.shape[1:]), images.dtype)])
-    found = os.environ.get("LD_LIBRARY_PATH")
-    paths = os.pathsep.join([str(target.libraries), *([found] if found else [])])
-    environment = {**os.environ, **WITHOUT_BFLOAT16, "LD_LIBRARY_PATH": paths}
-    with tempfile.TemporaryDirectory() as folder:
-        inputs, outputs = Path(folder, "images.npy"), Path(folder, "outputs.npz")
-        np.save(inputs, full)
-        command = [sys.executable, "-c", RUN_COMPILED, *map(str, (file, inputs, outputs))]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ExportError(f"{file.name}, compiled for {target.name}, does not run: {_errors_in(done.stderr)}")
-        with np.load(outputs) as results:
-            return {name: results[name][: len(images)] for name in results}
+    batches = full.reshape(-1, batch_size, *images.shape[1:])
+    assert target.libraries is not None
+    run = run_compiled(file, batches, "NPU,CPU", {**library_path(target.libraries), **WITHOUT_BFLOAT16})
+    if run.found in ("crash", "refused"):
+        raise ExportError(f"{file.name}, compiled for {target.name}, does not run: {_errors_in(run.log)}")
+    return {name: values.reshape(-1, *values.shape[2:])[: len(images)] for name, values in run.outputs.items()}
 
 
 def _reason(error: Exception) -> str:

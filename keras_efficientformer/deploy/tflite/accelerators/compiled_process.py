@@ -1,31 +1,33 @@
-"""Runs a .tflite file on LiteRT's GPU engine, in a process of its own. Room: deploy/tflite/accelerators.
+"""Runs a .tflite file on an accelerator with LiteRT's CompiledModel, as a script. Room: deploy/tflite/accelerators.
 
-`gpu.py` runs this file as a script: what the engine refuses and gets wrong it says on standard error only, a driver may
-end the process, and where drivers lie has to be known before it starts.
+`compiled_model.py` runs it in a process of its own.
 """
 
+import functools
 import json
 import math
+import operator
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 
-def main(file: str, folder: str, float32: str, warmup: str, runs: str) -> None:
+def main(file: str, folder: str, units: str, float32: str, warmup: str, runs: str) -> None:
     """Reads `inputs.npy` in the folder, writes `outputs.npz`, and prints what there is to say of the run as JSON.
 
     Args:
         file: path of the .tflite file, with one input.
         folder: `inputs.npy` in it is an array (number, *shape of the input with its batch); `outputs.npz` gets
             {name of an output: array (number, *shape of the output)}, as the file stores them.
-        float32: "1" where float16 arithmetic is forbidden, else "0".
+        units: names of `HardwareAccelerator`, "GPU" or "NPU,CPU"; on "GPU" alone the CPU helps where that cannot be.
+        float32: "1" where a GPU's float16 arithmetic is forbidden, else "0".
         warmup, runs: numbers of runs of the first input before those that are timed, and of those; "0" for neither.
     """
     import numpy as np
 
     started = time.perf_counter()
-    found, model = _open(file, bool(int(float32)))
+    found, model = _open(file, units, bool(int(float32)))
     if model is None:
         print(json.dumps({"found": "refused", "message": found}))
         return
@@ -57,16 +59,16 @@ def main(file: str, folder: str, float32: str, warmup: str, runs: str) -> None:
     print(json.dumps({"found": found, "load_ms": load_ms, "milliseconds": milliseconds[int(warmup) :]}))
 
 
-def _open(file: str, float32: bool) -> tuple[str, Any]:
-    """("whole", model on the GPU alone), ("partial", one with the CPU's help), or (why there is none, None)."""
+def _open(file: str, units: str, float32: bool) -> tuple[str, Any]:
+    """("whole", model on these units alone), ("partial", one with the CPU's help), or (why there is none, None)."""
     from ai_edge_litert.compiled_model import CompiledModel
     from ai_edge_litert.gpu_options import GpuOptions
     from ai_edge_litert.hardware_accelerator import HardwareAccelerator
     from ai_edge_litert.options import Options
 
+    alone = functools.reduce(operator.or_, (HardwareAccelerator[unit] for unit in units.split(",")))
     message = ""
-    units = {"whole": HardwareAccelerator.GPU, "partial": HardwareAccelerator.GPU | HardwareAccelerator.CPU}
-    for found, accelerators in units.items():
+    for found, accelerators in {"whole": alone, "partial": alone | HardwareAccelerator.CPU}.items():
         options = Options(hardware_accelerators=accelerators, gpu_options=GpuOptions(enforce_f32=float32))
         try:
             return found, CompiledModel.from_file(file, options=options)
