@@ -6,6 +6,7 @@ libraries lie has to be known before it starts.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -100,7 +101,9 @@ def _run_process(*arguments: str, variables: Mapping[str, str]) -> subprocess.Co
 def _last_words(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode < 0:
         return signal.Signals(-done.returncode).name
-    return first_line((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    # LiteRT goes on to speak after an error in Python.
+    return first_line(next((line for line in lines[::-1] if re.match(r"\w+Error\b", line)), lines[-1]))
 
 
 def library_path(folder: Path) -> dict[str, str]:

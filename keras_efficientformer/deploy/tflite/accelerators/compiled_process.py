@@ -3,6 +3,7 @@
 `compiled_model.py` runs it in a process of its own.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -11,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+READS = 20
 
 
 def main(file: str, folder: str, units: str, float32: str, warmup: str, runs: str) -> None:
@@ -42,10 +45,7 @@ def main(file: str, folder: str, units: str, float32: str, warmup: str, runs: st
     def infer(batch: np.ndarray) -> list[np.ndarray]:
         buffers[0][0].write(batch)
         model.run_by_index(0, *buffers)
-        return [
-            buffer.read(math.prod(detail["shape"]), np.dtype(detail["dtype"]).type).reshape(detail["shape"])
-            for detail, buffer in zip(details, buffers[1], strict=True)
-        ]
+        return [_values(buffer, detail) for buffer, detail in zip(buffers[1], details, strict=True)]
 
     inputs = np.load(Path(folder) / "inputs.npy")
     outputs = zip(*[infer(batch) for batch in inputs], strict=True)
@@ -57,6 +57,23 @@ def main(file: str, folder: str, units: str, float32: str, warmup: str, runs: st
         infer(inputs[0])
         milliseconds.append(1000 * (time.perf_counter() - started))
     print(json.dumps({"found": found, "load_ms": load_ms, "milliseconds": milliseconds[int(warmup) :]}))
+
+
+def _values(buffer: Any, detail: dict[str, Any]) -> Any:
+    """What is in an output's buffer, an array of its shape, when it is there.
+
+    LiteRT waits for some seconds only, in which a driver that computes on the CPU may still be compiling.
+    """
+    import numpy as np
+
+    def read() -> Any:
+        values = buffer.read(math.prod(detail["shape"]), np.dtype(detail["dtype"]).type)
+        return values.reshape(detail["shape"])
+
+    for _ in range(READS):
+        with contextlib.suppress(RuntimeError):
+            return read()
+    return read()
 
 
 def _open(file: str, units: str, float32: bool) -> tuple[str, Any]:
