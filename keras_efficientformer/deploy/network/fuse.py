@@ -15,7 +15,7 @@ from keras_efficientformer.conversion.bindings import family_of_stage, layers_of
 from keras_efficientformer.deploy.network import v1, v2
 from keras_efficientformer.deploy.network.folding import array, fold_into, scale_and_offset
 from keras_efficientformer.deploy.network.head_layers import Features
-from keras_efficientformer.deploy.network.heads import describe_head, efficientformer_in
+from keras_efficientformer.deploy.network.heads import check_readable, describe_head, efficientformer_in
 from keras_efficientformer.deploy.network.recording import FusedNetwork, Recorder, Value
 from keras_efficientformer.errors import listing
 from keras_efficientformer.layers.image_normalization import normalization_of
@@ -62,6 +62,7 @@ def fuse(model: keras.Model, include_preprocessing: bool = True, feature_maps: b
             channels where preprocessing is included.
     """
     network = efficientformer_in(model)
+    check_readable(model)
     layers = {layer.name: layer for layer in network.layers}
     is_whole = network is model and not _more_than_own(model)
     if feature_maps and not is_whole:

@@ -82,7 +82,7 @@ class Call:
     def activated(self, x: Value) -> Value:
         """`x` after the layer's own activation."""
         activation = activation_of(self.layer)
-        if activation not in ACTIVATIONS:
+        if not isinstance(activation, str) or activation not in ACTIVATIONS:
             self.refuse("activation", activation, ", ".join(ACTIVATIONS))
         if activation == "softmax" and len(self.given) > 1:
             self.refuse("activation", activation, "a vector, as softmax is of classes")
@@ -157,6 +157,7 @@ def _batch_norm(call: Call) -> Value:
 
 def _layer_norm(call: Call) -> Value:
     call.check("axis", -1, len(call.taken), (-1,), (len(call.taken),))
+    call.check("rms_scaling", False)
     scale, offset = (np.broadcast_to(value, call.taken[-1:]) for value in scale_and_offset(call.layer))
     return call.b.affine(call.b.layer_norm(call.x, call.layer.epsilon), scale, offset)
 

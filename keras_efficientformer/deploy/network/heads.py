@@ -39,6 +39,17 @@ def efficientformer_in(model: keras.Model) -> keras.Model:
     return found[0]
 
 
+def check_readable(model: keras.Model) -> None:
+    """Raises ValueError for a model whose layers cannot be read in their order: none of Functional or Sequential."""
+    if not getattr(model, "inputs", None) or not (
+        isinstance(model, keras.Sequential) or hasattr(model, "_nodes_by_depth")
+    ):
+        raise ValueError(
+            f"{model.name}, {type(model).__name__}, does not say in which order its layers compute: write it as a "
+            "Functional or Sequential model with an input."
+        )
+
+
 def _efficientformers(model: Any) -> Iterator[keras.Model]:
     layers = getattr(model, "layers", ())
     if any(layer.name == STAGES[0] and isinstance(layer, Stage | StageV2) for layer in layers):
@@ -106,7 +117,9 @@ class HeadReader:
         nodes = [
             node for depth in sorted(functional._nodes_by_depth)[::-1] for node in functional._nodes_by_depth[depth]
         ]
-        uses = Counter(id(tensor) for node in nodes for tensor in node.input_tensors) + Counter(map(id, model.outputs))
+        uses = Counter(id(tensor) for node in nodes for tensor in node.input_tensors)
+        # What comes in and what goes out may be used elsewhere too.
+        uses.update(map(id, (*functional.inputs, *functional.outputs)))
         self._fold_norms(nodes, uses)
         found = dict(zip(map(id, functional.inputs), inputs, strict=True))
         for node in nodes:
@@ -117,18 +130,20 @@ class HeadReader:
         return [self._value(found[id(tensor)], tensor) for tensor in functional.outputs]
 
     def _fold_norms(self, nodes: list[Any], uses: Counter[int]) -> None:
-        """Finds every norm that is all that follows a layer, and that layer."""
+        """Finds every norm that is all that follows a layer, both called once, and that layer."""
         made_by = {id(tensor): node.operation for node in nodes for tensor in node.outputs}
+        calls = Counter(id(node.operation) for node in nodes)
         for node in nodes:
             if isinstance(node.operation, keras.layers.BatchNormalization) and uses[id(node.input_tensors[0])] == 1:
                 before = made_by[id(node.input_tensors[0])]
-                if takes_a_norm(before):
+                if takes_a_norm(before) and calls[id(before)] == calls[id(node.operation)] == 1:
                     self._norms[id(before)] = node.operation
                     self._folded.add(id(node.operation))
 
     def _results(self, node: Any, given: list[Any], is_shared: bool) -> list[Any]:
         layer = node.operation
         if isinstance(layer, keras.Model):
+            check_readable(layer)
             return self.read(layer, given)
         if id(layer) in self._made:
             if given != [self._before[id(layer)]]:

@@ -138,6 +138,36 @@ def test_norms_are_folded_where_a_layer_comes_before():
     assert steps[-6:] == ["layer_norm", "affine", "feature_map", "convolution", "convolution", "output"]
 
 
+def shared_convolution(base):
+    """Called twice, once before a norm: the norm is not of both calls."""
+    convolution = layers.Conv2D(32, 1)
+    once = layers.BatchNormalization()(convolution(base.output))
+    return keras.Model(base.input, [layers.Activation("linear", name="a")(once), convolution(once)])
+
+
+def shared_norm(base):
+    norm, x = layers.BatchNormalization(), layers.Conv2D(32, 1)(base.output)
+    return keras.Model(base.input, layers.Add()([norm(x), norm(base.output)]))
+
+
+def relu_inside(base):
+    """What a nested model's ReLU takes, others take as it was."""
+    x = layers.Conv2D(8, 1)(base.output)
+    inner = keras.Input(x.shape[1:])
+    rectified = keras.Model(inner, layers.ReLU()(inner))(x)
+    return keras.Model(base.input, layers.Add()([x, rectified]))
+
+
+@pytest.mark.filterwarnings("ignore:No labels")
+@pytest.mark.parametrize("head", [shared_convolution, shared_norm, relu_inside])
+def test_what_is_used_twice(head, tmp_path):
+    model = loud(head(features()))
+    images = raw_images(model)
+    for found, expected in zip(in_numpy(fuse(model), images).values(), expected_outputs(model, images), strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
+    export_tflite(model, tmp_path / "model.tflite")
+
+
 def test_labels_and_the_file_in_use(tmp_path):
     model = loud(dense_head(features()))
     export_tflite(model, tmp_path / "model.tflite", labels=list("abcde"))
@@ -175,6 +205,15 @@ def twice():
     return keras.Model(image, [features(name="a")(image), features(name="b")(image)])
 
 
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__(name="mine")
+        self.base, self.head = features(), layers.Dense(3)
+
+    def call(self, images):
+        return self.head(self.base(images))
+
+
 def two_inputs():
     base, other = features(), keras.Input((32,))
     pooled = layers.GlobalAveragePooling2D()(base.output)
@@ -199,6 +238,9 @@ def two_inputs():
         (lambda: with_layer(layers.Reshape((4, 32))), r"target_shape=\(4, 32\): expected a vector"),
         (between_stages, "stage2 is not given what the layer before it gives"),
         (of_equal_names, "several outputs of one name, pair"),
+        (Subclassed, "mine, Subclassed, does not say in which order its layers compute: write it as a Functional"),
+        (lambda: with_layer(layers.Activation(lambda x: x * 2)), "cannot be exported with activation="),
+        (lambda: with_layer(layers.LayerNormalization(rms_scaling=True)), "rms_scaling=True: expected False"),
         (twice, "holds 2 EfficientFormers: one is expected"),
         (two_inputs, "has 2 inputs: one, the image, is expected"),
     ],
