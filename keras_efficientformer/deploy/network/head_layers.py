@@ -11,10 +11,8 @@ from keras_efficientformer.deploy.network.folding import array, scale_and_offset
 from keras_efficientformer.deploy.network.recording import Recorder, Value
 from keras_efficientformer.layers.predictions import Predictions
 
-Shape = tuple[int, ...]
-
 # {activation: its operation in a builder, None where it does nothing}.
-ACTIVATIONS = {"linear": None, "relu": "relu", "gelu": "gelu", "sigmoid": "sigmoid", "softmax": "softmax"}
+HEAD_ACTIVATIONS = {"linear": None, "relu": "relu", "gelu": "gelu", "sigmoid": "sigmoid", "softmax": "softmax"}
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,8 @@ class Call:
     b: Recorder
     layer: Any
     values: tuple[Value, ...]
-    taken: Shape
-    given: Shape
+    taken: tuple[int, ...]
+    given: tuple[int, ...]
     is_shared: bool
     norm: Any
 
@@ -82,11 +80,11 @@ class Call:
     def activated(self, x: Value) -> Value:
         """`x` after the layer's own activation."""
         activation = activation_of(self.layer)
-        if not isinstance(activation, str) or activation not in ACTIVATIONS:
-            self.refuse("activation", activation, ", ".join(ACTIVATIONS))
+        if not isinstance(activation, str) or activation not in HEAD_ACTIVATIONS:
+            self.refuse("activation", activation, ", ".join(HEAD_ACTIVATIONS))
         if activation == "softmax" and len(self.given) > 1:
             self.refuse("activation", activation, "a vector, as softmax is of classes")
-        operation = ACTIVATIONS[activation]
+        operation = HEAD_ACTIVATIONS[activation]
         return getattr(self.b, operation)(x) if operation else x
 
     def folded(self, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
