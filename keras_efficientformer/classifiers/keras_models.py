@@ -5,7 +5,7 @@ import numpy as np
 
 from keras_efficientformer.deploy.network.fuse import check_whole
 from keras_efficientformer.layers.image_normalization import model_inputs
-from keras_efficientformer.layers.names import HEADS, PREDICTIONS
+from keras_efficientformer.layers.names import AVERAGE_POOL, HEADS, PREDICTIONS
 from keras_efficientformer.layers.predictions import labels_of
 
 
@@ -31,3 +31,9 @@ class KerasClassifier:
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         scores = self._model.predict(model_inputs(self._model, pixels), verbose=0)
         return scores[0] if isinstance(scores, list) else scores
+
+
+def without_classifier(model: keras.Model) -> keras.Model:
+    """The model up to the mean of its features, where it has a classifier after it; else the model itself."""
+    layers = {layer.name: layer for layer in model.layers}
+    return keras.Model(model.input, layers[AVERAGE_POOL].output, name=model.name) if HEADS[0] in layers else model

@@ -64,6 +64,33 @@ def open_classifier(source: str | os.PathLike[str], input_shape: tuple[int, ...]
     return classifier
 
 
+def open_embedder(source: str | os.PathLike[str], input_shape: tuple[int, ...] | None = None) -> Classifier:
+    """What gives the embeddings of images: an exported file that was made for that, or any Keras model, whose
+    classifier is left out.
+
+    Args:
+        source, input_shape: as of `open_classifier`.
+
+    Raises:
+        ValueError: as `open_classifier`, or it gives no embedding.
+        OSError, ImportError: as `open_classifier`.
+    """
+    if Path(source).suffix in (".tflite", ".mlpackage"):
+        embedder = open_classifier(source, input_shape)
+    else:
+        # They import Keras, which takes seconds and files do without.
+        from keras_efficientformer.classifiers.keras_models import KerasClassifier, without_classifier
+        from keras_efficientformer.models.opening import open_model
+
+        embedder = KerasClassifier(without_classifier(open_model(source, input_shape)))
+    if embedder.output != "embedding":
+        raise ValueError(
+            f"{source} gives {embedder.output}, and no embedding: export a model that was made with include_top=False "
+            "and pooling='avg'."
+        )
+    return embedder
+
+
 def _open_package(source: Path) -> Classifier:
     if source.exists():
         check_sidecar(source)

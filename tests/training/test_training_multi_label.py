@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from keras_efficientformer.classifiers import open_classifier
 from keras_efficientformer.cli.evaluate import evaluate as evaluate_command
 from keras_efficientformer.cli.finetune import finetune as finetune_command
-from keras_efficientformer.cli.predict import predict as predict_command
+from keras_efficientformer.cli.photographs.predict import predict as predict_command
 from keras_efficientformer.deploy import export_coreml, export_tflite
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel

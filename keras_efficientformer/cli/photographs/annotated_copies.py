@@ -1,4 +1,4 @@
-"""Writes copies of photographs with the best class and its score written below them. Room: cli."""
+"""Writes copies of photographs with the best class and its score written below them. Room: cli/photographs."""
 
 import re
 from collections.abc import Iterable

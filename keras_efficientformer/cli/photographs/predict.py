@@ -1,20 +1,16 @@
-"""The command `efficientformer predict`: classifies photographs. Room: cli."""
+"""The command `efficientformer predict`: classifies photographs. Room: cli/photographs."""
 
 import csv
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from PIL import Image
 from rich.table import Column, Table
 
 from keras_efficientformer import classifiers, models
-from keras_efficientformer.cli.annotated_copies import AnnotatedCopies, copy_of
 from keras_efficientformer.cli.options import (
     Crop,
     Json,
@@ -27,14 +23,13 @@ from keras_efficientformer.cli.options import (
     output,
     prepare_for,
     say,
-    track,
 )
-from keras_efficientformer.imagenet import decode_predictions, default_names, imagenet_labels, resize_and_crop
+from keras_efficientformer.cli.photographs.annotated_copies import AnnotatedCopies
+from keras_efficientformer.cli.photographs.batches import read_batches, tell_bad
+from keras_efficientformer.imagenet import decode_predictions, default_names, imagenet_labels
 from keras_efficientformer.images import of_channels
 from keras_efficientformer.labels import class_names, labels_beside
-from keras_efficientformer.photographs import find_photographs, read_photograph
-
-BATCH_SIZE = 32
+from keras_efficientformer.photographs import find_photographs
 
 # Of one class: its index "class", its "label", its "wordnet_id" or None, its "score".
 Answer = dict[str, Any]
@@ -76,7 +71,7 @@ def predict(
     crop = models.crop_of(model) if crop is None else crop
     results: dict[str, Any] = {}
     bad: dict[str, str] = {}
-    for batch in _batches(photographs, network.size, crop, save is not None, bad):
+    for batch in read_batches(photographs, network.size, crop, bad, with_copies=save is not None):
         pixels = np.stack([photograph.pixels for photograph in batch]).astype("float32")
         scores = network.predict(of_channels(pixels, network.channels))
         if not np.isfinite(scores).all():
@@ -92,10 +87,7 @@ def predict(
         _print_csv(results)
     elif results:
         output.print(_table(results, f"{model}, images of {network.size[0]}x{network.size[1]} pixels, crop {crop:g}"))
-    for reason in bad.values():
-        say(f"{'left out' if skip_bad else 'error'}: {reason}")
-    if bad and not skip_bad:
-        raise SystemExit(1)
+    tell_bad(bad, skip_bad)
 
 
 def _names_beside(model: str) -> tuple[str, ...] | None:
@@ -105,35 +97,6 @@ def _names_beside(model: str) -> tuple[str, ...] | None:
         return None
     say(f"{model} does not say what its classes are called: {labels} does.")
     return class_names(labels)
-
-
-@dataclass(frozen=True)
-class _Photograph:
-    """One that was read: its name, what the network sees of it (uint8), and a copy to draw on, where that is wanted."""
-
-    name: str
-    pixels: np.ndarray
-    copy: Image.Image | None
-
-
-def _batches(
-    names: list[str], size: tuple[int, int], crop: float, with_copies: bool, bad: dict[str, str]
-) -> Iterator[list[_Photograph]]:
-    """The photographs in batches; what cannot be read is put into `bad` with the reason."""
-    batch: list[_Photograph] = []
-    for name in track(names, "Classifying"):
-        try:
-            image = read_photograph(name)
-        except (ValueError, OSError) as error:
-            bad[name] = str(error)
-            continue
-        copy = copy_of(image) if with_copies else None
-        batch.append(_Photograph(name, resize_and_crop(image, size, crop), copy))
-        if len(batch) == BATCH_SIZE:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _answers(scores: np.ndarray, top: int, names: tuple[str, ...] | None) -> list[list[Answer]]:

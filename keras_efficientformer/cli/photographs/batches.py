@@ -1,0 +1,51 @@
+"""Reads photographs in batches, and tells of those that cannot be read. Room: cli/photographs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from keras_efficientformer.cli.options import say, track
+from keras_efficientformer.cli.photographs.annotated_copies import copy_of
+from keras_efficientformer.imagenet import resize_and_crop
+from keras_efficientformer.photographs import read_photograph
+
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One that was read: its name, what the network sees of it (uint8), and a copy to draw on, where that is wanted."""
+
+    name: str
+    pixels: np.ndarray
+    copy: Image.Image | None
+
+
+def read_batches(
+    names: Sequence[str], size: tuple[int, int], crop: float, bad: dict[str, str], with_copies: bool = False
+) -> Iterator[list[Photograph]]:
+    """The photographs in batches; what cannot be read is put into `bad` with the reason."""
+    batch: list[Photograph] = []
+    for name in track(names, "Reading"):
+        try:
+            image = read_photograph(name)
+        except (ValueError, OSError) as error:
+            bad[name] = str(error)
+            continue
+        copy = copy_of(image) if with_copies else None
+        batch.append(Photograph(name, resize_and_crop(image, size, crop), copy))
+        if len(batch) == BATCH_SIZE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def tell_bad(bad: Mapping[str, str], skip_bad: bool) -> None:
+    """Says which photographs could not be read, and ends the command with 1 unless they may be left out."""
+    for reason in bad.values():
+        say(f"{'left out' if skip_bad else 'error'}: {reason}")
+    if bad and not skip_bad:
+        raise SystemExit(1)
