@@ -7,6 +7,7 @@ import typer
 
 from keras_efficientformer import deploy
 from keras_efficientformer.cli.options import (
+    FeatureMaps,
     Json,
     LabelsFile,
     MaxDifference,
@@ -36,7 +37,7 @@ def export_coreml_command(
     size: Size = None,
     minimum_ios: Annotated[int, choice(TARGETS, "Oldest system that opens it.")] = 16,
     image_input: Annotated[bool, typer.Option("--image/--array", help="Type of the input: image or float32.")] = True,
-    feature_maps: Annotated[bool, typer.Option("--feature-maps", help="Also output the four stages.")] = False,
+    feature_maps: FeatureMaps = False,
     max_difference: MaxDifference = None,
     page: Page = None,
     overwrite: Overwrite = False,

@@ -7,6 +7,7 @@ import typer
 
 from keras_efficientformer import deploy
 from keras_efficientformer.cli.options import (
+    FeatureMaps,
     Json,
     LabelsFile,
     MaxDifference,
@@ -40,6 +41,7 @@ def export_tflite_command(
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one inference.")] = 1,
     io: Annotated[str, choice(IO_TYPES, "Type of input and output.")] = "float32",
     preprocessing: Annotated[bool, typer.Option(help="Take raw RGB 0..255 and normalise inside.")] = True,
+    feature_maps: FeatureMaps = False,
     max_difference: MaxDifference = None,
     require: Annotated[
         str | None,
@@ -70,6 +72,7 @@ def export_tflite_command(
             calibration=calibration,
             labels=labels,
             include_preprocessing=preprocessing,
+            feature_maps=feature_maps,
             batch_size=batch_size,
             io=io,
             max_difference=max_difference,

@@ -95,6 +95,7 @@ Crop = Annotated[
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out, and end with 0 nevertheless.")]
 Page = Annotated[Path | None, typer.Option(help="Also write an HTML page of the export. It runs the file once more.")]
+FeatureMaps = Annotated[bool, typer.Option("--feature-maps", help="Also output the four stages.")]
 MaxDifference = Annotated[float | None, typer.Option(help="Write nothing beyond it. Default: the mode's.")]
 LabelsFile = Annotated[
     Path | None,

@@ -62,6 +62,7 @@ def export_tflite(
     calibration: Calibration | None = None,
     labels: Labels | None = None,
     include_preprocessing: bool = True,
+    feature_maps: bool = False,
     batch_size: int = 1,
     io: str = "float32",
     max_difference: float | None = None,
@@ -96,6 +97,8 @@ def export_tflite(
             {name: index} or {index: name}; None means ImageNet's for 1000 classes, else none.
         include_preprocessing: whether the input is raw RGB, float32 in 0..255, normalised inside; else it is what
             `preprocess_input` returns.
+        feature_maps: whether the outputs of the four stages are outputs too, `stage1` to `stage4`, float32 (1, height,
+            width, channels), before the model's own.
         batch_size: number of images in one inference, >= 1.
         io: type of the input and the outputs: "float32", or for "int8" and "int8_integer" also "int8" and "uint8".
         max_difference: the largest difference from Keras, relative to the largest output where that is over 1, at which
@@ -131,7 +134,7 @@ def export_tflite(
     for module in mode.modules:
         errors.require(module, "TFLite export", "litert")
     target = npu_target(npu) if npu is not None else None
-    network = source.network(include_preprocessing)
+    network = source.network(include_preprocessing, feature_maps)
     names = label_names(labels, network)
     warn_without_labels(network, names)
     card, facts = _card(network, mode, names), FileFacts.of(network, names)

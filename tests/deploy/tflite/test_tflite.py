@@ -251,6 +251,22 @@ def test_outputs_and_signature(build, tmp_path, arguments, outputs):
         assert_equal(run_litert(report.path, images)[name], values)
 
 
+@pytest.mark.parametrize(
+    "arguments", [{}, {"include_top": False, "pooling": "avg"}], ids=["probabilities", "embedding"]
+)
+def test_feature_maps(build, tmp_path, arguments):
+    model = build(input_shape=(64, 96, 3), **arguments)
+    report = export_tflite(model, tmp_path / "m.tflite", feature_maps=True)
+    stages = [f"stage{number}" for number in (1, 2, 3, 4)]
+    assert [tensor.name for tensor in report.outputs] == [*stages, "embedding" if arguments else "probabilities"]
+    assert report.partitions == 1
+    images = seeded_images((64, 96, 3))
+    found = LiteRTModel(report.path).predict(images)
+    keras_stages = keras.Model(model.input, [model.get_layer(name).output for name in stages])
+    for name, expected in zip(stages, keras_stages.predict(preprocess_input(images), verbose=0), strict=True):
+        np.testing.assert_allclose(found[name], expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_batches(model, exported, tmp_path):
     report = export_tflite(model, tmp_path, batch_size=3)
     assert report.inputs[0].shape == (3, 64, 64, 3)
