@@ -4,8 +4,8 @@ The engine runs on this machine's GPU, or on the driver that tflite/gpu/setup.sh
 float16, as phones' GPUs do, and compiles each file for a minute. The embedded checkpoint runs CIFAR-10's test images;
 a V2-S0 with random weights, at 224x224, 20 of them. Each is compared with LiteRT's CPU on our float32 file.
 
-    bash tflite/gpu/setup.sh lavapipe /tmp/lavapipe
-    EFFICIENTFORMER_GPU=/tmp/lavapipe python benchmarks/gpu_delegate.py --cifar10 cifar10-images.zip
+    bash tflite/gpu/setup.sh lavapipe lavapipe
+    EFFICIENTFORMER_GPU=lavapipe python benchmarks/gpu_delegate.py --cifar10 cifar10-images.zip
 """
 
 import argparse

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from keras_efficientformer.classifiers import Classifier
 from keras_efficientformer.cli.options import say, track
 from keras_efficientformer.cli.photographs.annotated_copies import copy_of
 from keras_efficientformer.imagenet import resize_and_crop
+from keras_efficientformer.images import of_channels
 from keras_efficientformer.photographs import read_photograph
 
 BATCH_SIZE = 32
@@ -41,6 +43,20 @@ def read_batches(
             batch = []
     if batch:
         yield batch
+
+
+def answers_of(network: Classifier, batch: Sequence[Photograph], model: str) -> np.ndarray:
+    """What a network answers for photographs, (number, values).
+
+    Raises:
+        ValueError: some of it is not finite; `model` is what the message calls the network.
+    """
+    pixels = np.stack([photograph.pixels for photograph in batch]).astype("float32")
+    answers = network.predict(of_channels(pixels, network.channels))
+    if not np.isfinite(answers).all():
+        what = "values" if network.output == "embedding" else "scores"
+        raise ValueError(f"{model} answers with {what} that are not finite: its weights are damaged.")
+    return answers
 
 
 def tell_bad(bad: Mapping[str, str], skip_bad: bool) -> None:

@@ -22,9 +22,8 @@ from keras_efficientformer.cli.options import (
     output,
     prepare_for,
 )
-from keras_efficientformer.cli.photographs.batches import read_batches, tell_bad
+from keras_efficientformer.cli.photographs.batches import answers_of, read_batches, tell_bad
 from keras_efficientformer.files import finished_file
-from keras_efficientformer.images import of_channels
 from keras_efficientformer.photographs import find_photographs
 
 
@@ -65,10 +64,7 @@ def embed(
     found: dict[str, np.ndarray] = {}
     bad: dict[str, str] = {}
     for batch in read_batches(photographs, embedder.size, crop, bad):
-        pixels = np.stack([photograph.pixels for photograph in batch]).astype("float32")
-        rows = embedder.predict(of_channels(pixels, embedder.channels))
-        if not np.isfinite(rows).all():
-            raise ValueError(f"{model} answers with values that are not finite: its weights are damaged.")
+        rows = answers_of(embedder, batch, model)
         found |= zip([photograph.name for photograph in batch], unit(rows) if normalize else rows, strict=True)
     if search is not None:
         _print_similar(found, names, vectors, top, search, as_json)

@@ -25,9 +25,8 @@ from keras_efficientformer.cli.options import (
     say,
 )
 from keras_efficientformer.cli.photographs.annotated_copies import AnnotatedCopies
-from keras_efficientformer.cli.photographs.batches import read_batches, tell_bad
+from keras_efficientformer.cli.photographs.batches import answers_of, read_batches, tell_bad
 from keras_efficientformer.imagenet import decode_predictions, default_names, imagenet_labels
-from keras_efficientformer.images import of_channels
 from keras_efficientformer.labels import class_names, labels_beside
 from keras_efficientformer.photographs import find_photographs
 
@@ -72,10 +71,7 @@ def predict(
     results: dict[str, Any] = {}
     bad: dict[str, str] = {}
     for batch in read_batches(photographs, network.size, crop, bad, with_copies=save is not None):
-        pixels = np.stack([photograph.pixels for photograph in batch]).astype("float32")
-        scores = network.predict(of_channels(pixels, network.channels))
-        if not np.isfinite(scores).all():
-            raise ValueError(f"{model} answers with scores that are not finite: its weights are damaged.")
+        scores = answers_of(network, batch, model)
         rows = scores.tolist() if network.output == "embedding" else _answers(scores, top, names)
         for photograph, row in zip(batch, rows, strict=True):
             results[photograph.name] = row

@@ -152,12 +152,7 @@ class LiteRTModel:
             images: as for `predict`.
         """
         (tensor,) = self.inputs
-        images = quantized(images, tensor)
-        for start in range(0, len(images), tensor.shape[0]):
-            part = images[start : start + tensor.shape[0]]
-            batch = np.zeros(tensor.shape, tensor.dtype)
-            batch[: len(part)] = part
-            yield batch, len(part)
+        yield from filled_batches(quantized(images, tensor), tensor.shape, tensor.dtype)
 
     def _values_of(self, number: int, batch_size: int) -> np.ndarray:
         """A tensor's values after a run; those that have joined the batch with another axis are parted again."""
@@ -189,6 +184,16 @@ class LiteRTModel:
     def operations(self) -> dict[str, int]:
         """How many operations of each kind the file holds, most frequent first."""
         return dict(collections.Counter(detail["op_name"] for detail in self.operator_details()).most_common())
+
+
+def filled_batches(stored: np.ndarray, shape: tuple[int, ...], dtype: str) -> Iterator[tuple[np.ndarray, int]]:
+    """(input tensor of that shape and dtype, number of images in it) for images as it stores them, the last filled up
+    with zeros."""
+    for start in range(0, len(stored), shape[0]):
+        part = stored[start : start + shape[0]]
+        batch = np.zeros(shape, dtype)
+        batch[: len(part)] = part
+        yield batch, len(part)
 
 
 def quantized(values: np.ndarray, tensor: TensorInfo) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 from keras_efficientformer.deploy.report import Difference, compare, short
 from keras_efficientformer.deploy.tflite.accelerators.compiled_model import library_path, run_compiled
 from keras_efficientformer.deploy.tflite.metadata import read_facts
-from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival, real_values
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, real_values
 from keras_efficientformer.errors import DeviceError, listing
 from keras_efficientformer.images import seeded_images
 
@@ -172,7 +172,7 @@ def check_on_gpu(file: str | os.PathLike[str], images: np.ndarray | None = None)
     """Runs a .tflite file on this machine's GPU engine in float32 arithmetic, and compares it with LiteRT's CPU.
 
     Args:
-        file: the path of an image network.
+        file: the path of an image network that LiteRT survives (`check_survival`).
         images: float array (number, height, width, channels) as the file takes them; None means four seeded ones.
 
     Raises:
@@ -180,7 +180,6 @@ def check_on_gpu(file: str | os.PathLike[str], images: np.ndarray | None = None)
         ValueError: it is no image network that LiteRT can run.
         ImportError: LiteRT is not installed.
     """
-    check_survival(file)
     model = LiteRTModel(file)
     if images is None:
         images = seeded_images(model.input_shape)

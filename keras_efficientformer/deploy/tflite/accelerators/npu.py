@@ -17,6 +17,7 @@ from keras_efficientformer.deploy.report import NPUReport
 from keras_efficientformer.deploy.report_sidecar import content_hash
 from keras_efficientformer.deploy.tflite.accelerators.compiled_model import library_path, run_compiled
 from keras_efficientformer.deploy.tflite.accelerators.npu_targets import NPUTarget
+from keras_efficientformer.deploy.tflite.runtime import filled_batches
 from keras_efficientformer.errors import ExportError
 
 # OpenVINO computes float32 files in bfloat16 where a CPU can. A comparison with Keras shows an error of the compiler
@@ -122,8 +123,8 @@ def run_file(file: Path, images: np.ndarray, batch_size: int, target: NPUTarget)
     Raises:
         ExportError: it does not run.
     """
-    full = np.concatenate([images, np.zeros((-len(images) % batch_size, *images.shape[1:]), images.dtype)])
-    batches = full.reshape(-1, batch_size, *images.shape[1:])
+    shape = (batch_size, *images.shape[1:])
+    batches = np.stack([batch for batch, _ in filled_batches(images, shape, images.dtype.name)])
     assert target.libraries is not None
     run = run_compiled(file, batches, "NPU,CPU", {**library_path(target.libraries), **WITHOUT_BFLOAT16})
     if run.found in ("crash", "refused"):
