@@ -17,3 +17,5 @@ MAX_POOL = "max_pool"
 HEADS = ("head", "head_dist")
 HEAD_AVERAGE = "head_average"
 PREDICTIONS = ("predictions", "predictions_dist")
+# What a segmentation model ends in.
+MASKS = "masks"

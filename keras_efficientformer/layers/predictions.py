@@ -1,4 +1,4 @@
-"""Ends a classifier, and remembers the names of its classes. Room: layers."""
+"""Ends a classifier or a segmentation model, and remembers the names of its classes. Room: layers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_efficientformer.labels import class_names
-from keras_efficientformer.layers.names import PREDICTIONS
+from keras_efficientformer.layers.names import MASKS, PREDICTIONS
 
 
 @keras.saving.register_keras_serializable(package="keras_efficientformer")
@@ -17,7 +17,7 @@ class Predictions(keras.layers.Activation):
         activation: as of `keras.layers.Activation`.
         labels: the names in the order of the logits, or None where they are not known.
 
-    Input and output: float (batch, classes).
+    Input and output: float (batch, ..., classes).
     """
 
     def __init__(self, activation: Any, labels: Sequence[str] | None = None, **kwargs: Any) -> None:
@@ -30,5 +30,5 @@ class Predictions(keras.layers.Activation):
 
 def labels_of(model: keras.Model) -> tuple[str, ...] | None:
     """The names of a model's classes in the order of its outputs; None where they are not known."""
-    found = [layer for layer in model.layers if layer.name == PREDICTIONS[0]]
+    found = [layer for layer in model.layers if layer.name in (PREDICTIONS[0], MASKS)]
     return getattr(found[0], "labels", None) if found else None
