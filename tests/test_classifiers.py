@@ -15,6 +15,7 @@ from keras_efficientformer.classifiers import KerasClassifier, open_classifier
 from keras_efficientformer.deploy import export_coreml, export_tflite
 from keras_efficientformer.deploy.report_sidecar import content_hash, sidecar_of
 from keras_efficientformer.deploy.tflite import runtime
+from keras_efficientformer.deploy.tflite.file import operators
 from keras_efficientformer.imagenet import preprocess_input
 from keras_efficientformer.training import evaluate
 
@@ -134,6 +135,24 @@ def test_files_that_crash_litert(build, tmp_path, monkeypatch, program, words):
     sidecar_of(path).unlink()
     with pytest.raises(ValueError, match=words):
         open_classifier(path)
+
+
+def test_what_litert_refuses_is_not_opened_in_this_process(build, tmp_path, monkeypatch):
+    """It reads beyond an operator that lacks its inputs before it says so, which has crashed processes."""
+    path = tmp_path / "m.tflite"
+    export_tflite(build(), path)
+    sidecar_of(path).unlink()
+
+    def remove_inputs(file):
+        (subtraction,) = [operator for kind, operator in operators(file) if kind == "SUB"][:1]
+        subtraction.inputs = []
+
+    edited(path, remove_inputs)
+    monkeypatch.setattr("ai_edge_litert.interpreter.Interpreter", lambda **arguments: pytest.fail("opened"))
+    with pytest.raises(ValueError, match=r"not a TFLite file that LiteRT can run: .*NumInputs\(node\) != 2"):
+        open_classifier(path)
+    with pytest.raises(FileNotFoundError):
+        open_classifier(tmp_path / "none.tflite")
 
 
 def foreign_models():

@@ -15,28 +15,35 @@ import numpy as np
 from keras_efficientformer.deploy.report import TensorInfo
 from keras_efficientformer.errors import first_line, require
 
-# Opens a file and runs it once, in a process that may be lost.
+# Opens a file and runs it once, in a process that may be lost, and prints what LiteRT has against it.
 PROBE = """
 import sys
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
-interpreter = Interpreter(model_path=sys.argv[1], num_threads=1)
-interpreter.allocate_tensors()
-for image in interpreter.get_input_details():
-    interpreter.set_tensor(image["index"], np.zeros(image["shape"], image["dtype"]))
-interpreter.invoke()
+try:
+    interpreter = Interpreter(model_path=sys.argv[1], num_threads=1)
+    interpreter.allocate_tensors()
+    for image in interpreter.get_input_details():
+        interpreter.set_tensor(image["index"], np.zeros(image["shape"], image["dtype"]))
+    interpreter.invoke()
+except (ValueError, RuntimeError) as error:
+    print(error)
 """
 PROBE_SECONDS = 60
 
 
 def check_survival(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError for a .tflite file that crashes LiteRT, or keeps it busy for a minute, as damaged ones can.
+    """Raises ValueError for a .tflite file that LiteRT refuses, crashes on or is busy with for a minute, as with damaged
+    ones.
 
-    It is run in another process. What LiteRT says of a file in words, `LiteRTModel` does.
+    It is run in another process, and what is refused there must not be opened in this one: LiteRT has read it by then,
+    and what it reads of a damaged file depends on what else the process has in its memory.
     """
+    with Path(path).open("rb"):  # an OSError names a file that is missing, a folder or not permitted
+        pass
     command = [sys.executable, "-c", PROBE, os.fspath(path)]
     try:
-        process = subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
         raise ValueError(
             f"{path} keeps LiteRT busy for more than {PROBE_SECONDS} s: it is damaged, or too large for this machine."
@@ -44,6 +51,12 @@ def check_survival(path: str | os.PathLike[str]) -> None:
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
         raise ValueError(f"{path} crashes LiteRT ({name}): it is damaged. Bring the file again, or export it anew.")
+    if process.stdout.strip():
+        raise _unfit(path, process.stdout)
+
+
+def _unfit(path: str | os.PathLike[str], words: BaseException | str) -> ValueError:
+    return ValueError(f"{path} is not a TFLite file that LiteRT can run: {first_line(words)}")
 
 
 class LiteRTModel:
@@ -82,7 +95,7 @@ class LiteRTModel:
                 )
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} is not a TFLite file that LiteRT can run: {first_line(error)}") from error
+            raise _unfit(path, error) from error
         self.inputs = tensor_infos(self._interpreter.get_input_details())
         self.outputs = tensor_infos(self._interpreter.get_output_details())
         if len(self.inputs) != 1 or len(self.inputs[0].shape) != 4:
