@@ -79,6 +79,9 @@ class NumPyBuilder(StepHooks):
         rows, columns = (centred_interpolation(*sides) for sides in zip(x.shape[2:], (height, width), strict=True))
         return np.einsum("bchw,Hh,Ww->bcHW", x, rows, columns)
 
+    def enlarge(self, x, factor):
+        return np.kron(x, np.ones((factor, factor)))
+
     def affine(self, x, scale, offset=None):
         offset = np.zeros_like(scale) if offset is None else offset
         shape = (-1,) + (1,) * (x.ndim - 2)
@@ -96,6 +99,11 @@ class NumPyBuilder(StepHooks):
 
     def layer_norm(self, x, epsilon):
         return (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + epsilon)
+
+    def group_norm(self, x, epsilon):
+        flat = x.reshape(len(x), -1)
+        mean, variance = flat.mean(1).reshape(-1, 1, 1, 1), flat.var(1).reshape(-1, 1, 1, 1)
+        return (x - mean) / np.sqrt(variance + epsilon)
 
     def dense(self, x, weights, bias):
         return np.moveaxis(np.moveaxis(x, 1, -1) @ weights.astype("float64") + bias, -1, 1)
@@ -121,6 +129,9 @@ class NumPyBuilder(StepHooks):
 
     def softmax(self, x):
         return scipy.special.softmax(x, axis=-1)
+
+    def channel_softmax(self, x):
+        return scipy.special.softmax(x, axis=1)
 
     def sigmoid(self, x):
         return scipy.special.expit(x)

@@ -80,6 +80,9 @@ class MILBuilder:
             x=x, target_size_height=height, target_size_width=width, sampling_mode="UNALIGN_CORNERS"
         )
 
+    def enlarge(self, x: Any, factor: int) -> Any:
+        return mb.upsample_nearest_neighbor(x=x, scale_factor_height=factor, scale_factor_width=factor)
+
     def affine(self, x: Any, scale: np.ndarray, offset: np.ndarray | None = None) -> Any:
         x = mb.mul(x=x, y=_like(x, scale))
         return x if offset is None else mb.add(x=x, y=_like(x, offset))
@@ -95,6 +98,9 @@ class MILBuilder:
 
     def layer_norm(self, x: Any, epsilon: float) -> Any:
         return mb.layer_norm(x=x, axes=[1], epsilon=np.float32(epsilon))
+
+    def group_norm(self, x: Any, epsilon: float) -> Any:
+        return mb.layer_norm(x=x, axes=[1, 2, 3], epsilon=np.float32(epsilon))
 
     def dense(self, x: Any, weights: np.ndarray, bias: np.ndarray) -> Any:
         if len(x.shape) == 2:
@@ -127,6 +133,9 @@ class MILBuilder:
 
     def softmax(self, x: Any) -> Any:
         return mb.softmax(x=x, axis=-1)
+
+    def channel_softmax(self, x: Any) -> Any:
+        return mb.softmax(x=x, axis=1)
 
     def sigmoid(self, x: Any) -> Any:
         return mb.sigmoid(x=x)

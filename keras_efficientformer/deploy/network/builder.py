@@ -55,6 +55,9 @@ class Builder(Protocol):
     def resize(self, x: Tensor, height: int, width: int) -> Tensor:
         """A feature map of another size, bilinear; pixels are areas, whose centres are at halves."""
 
+    def enlarge(self, x: Tensor, factor: int) -> Tensor:
+        """A feature map of `factor` times the size in both directions, in which pixels are repeated."""
+
     def affine(self, x: Tensor, scale: np.ndarray, offset: np.ndarray | None = None) -> Tensor:
         """x * scale + offset, both (channels,)."""
 
@@ -69,6 +72,9 @@ class Builder(Protocol):
 
     def layer_norm(self, x: Tensor, epsilon: float) -> Tensor:
         """(x - mean) / sqrt(variance + epsilon) over channels; its scale and offset are folded into what follows."""
+
+    def group_norm(self, x: Tensor, epsilon: float) -> Tensor:
+        """(x - mean) / sqrt(variance + epsilon) over a whole feature map, positions and channels: of one group."""
 
     def dense(self, x: Tensor, weights: np.ndarray, bias: np.ndarray) -> Tensor:
         """Tokens or a vector times weights (channels in, channels out), plus bias."""
@@ -93,6 +99,9 @@ class Builder(Protocol):
 
     def softmax(self, x: Tensor) -> Tensor:
         """Softmax over the last axis of scores, or over the channels of a vector."""
+
+    def channel_softmax(self, x: Tensor) -> Tensor:
+        """Softmax over the channels of a feature map, for each position by itself."""
 
     def sigmoid(self, x: Tensor) -> Tensor:
         """1 / (1 + exp(-x))."""

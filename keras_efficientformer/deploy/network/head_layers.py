@@ -82,9 +82,9 @@ class Call:
         activation = activation_of(self.layer)
         if not isinstance(activation, str) or activation not in HEAD_ACTIVATIONS:
             self.refuse("activation", activation, ", ".join(HEAD_ACTIVATIONS))
-        if activation == "softmax" and len(self.given) > 1:
-            self.refuse("activation", activation, "a vector, as softmax is of classes")
         operation = HEAD_ACTIVATIONS[activation]
+        if activation == "softmax" and len(self.given) > 1:
+            operation = "channel_softmax"
         return getattr(self.b, operation)(x) if operation else x
 
     def folded(self, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -160,6 +160,13 @@ def _layer_norm(call: Call) -> Value:
     return call.b.affine(call.b.layer_norm(call.x, call.layer.epsilon), scale, offset)
 
 
+def _group_norm(call: Call) -> Value:
+    call.check("axis", -1, len(call.taken))
+    call.check("groups", 1)
+    scale, offset = (np.broadcast_to(value, call.taken[-1:]) for value in scale_and_offset(call.layer))
+    return call.b.affine(call.b.group_norm(call.x, call.layer.epsilon), scale, offset)
+
+
 def _activation(call: Call) -> Value:
     return _relu_alone(call) if activation_of(call.layer) == "relu" else call.activated(call.x)
 
@@ -192,6 +199,16 @@ def _mean(call: Call) -> Value:
 def _max(call: Call) -> Value:
     call.check("keepdims", False)
     return call.b.max(call.x)
+
+
+def _upsample(call: Call) -> Value:
+    if call.layer.interpolation != "nearest":
+        return _resize(call)
+    call.check("data_format", "channels_last")
+    factor, other = call.layer.size
+    if factor != other:
+        call.refuse("size", call.layer.size, "one factor for both sides")
+    return call.b.enlarge(call.x, int(factor))
 
 
 def _resize(call: Call) -> Value:
@@ -238,6 +255,7 @@ LAYERS: dict[type, Callable[[Call], Value]] = {
     _layers.DepthwiseConv2D: _depthwise,
     _layers.BatchNormalization: _batch_norm,
     _layers.LayerNormalization: _layer_norm,
+    _layers.GroupNormalization: _group_norm,
     _layers.Activation: _activation,
     Predictions: _activation,
     _layers.ReLU: _relu,
@@ -247,7 +265,7 @@ LAYERS: dict[type, Callable[[Call], Value]] = {
     _layers.SpatialDropout2D: _nothing,
     _layers.GlobalAveragePooling2D: _mean,
     _layers.GlobalMaxPooling2D: _max,
-    _layers.UpSampling2D: _resize,
+    _layers.UpSampling2D: _upsample,
     _layers.Resizing: _resize,
     _layers.Add: _sum,
     _layers.Average: _average,

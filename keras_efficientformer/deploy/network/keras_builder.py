@@ -45,6 +45,9 @@ class KerasBuilder(StepHooks):
     def resize(self, x: Tensor, height: int, width: int) -> Tensor:
         return ops.image.resize(x, (height, width), "bilinear", data_format=CHANNELS_LAST)
 
+    def enlarge(self, x: Tensor, factor: int) -> Tensor:
+        return ops.repeat(ops.repeat(x, factor, axis=1), factor, axis=2)
+
     def affine(self, x: Tensor, scale: np.ndarray, offset: np.ndarray | None = None) -> Tensor:
         x = ops.multiply(x, scale)
         return x if offset is None else ops.add(x, offset)
@@ -59,8 +62,10 @@ class KerasBuilder(StepHooks):
         return ops.reshape(x, (x.shape[0], height, width, x.shape[2]))
 
     def layer_norm(self, x: Tensor, epsilon: float) -> Tensor:
-        centred = ops.subtract(x, ops.mean(x, axis=-1, keepdims=True))
-        return centred * ops.rsqrt(ops.mean(ops.square(centred), axis=-1, keepdims=True) + epsilon)
+        return _normalised(x, (-1,), epsilon)
+
+    def group_norm(self, x: Tensor, epsilon: float) -> Tensor:
+        return _normalised(x, (1, 2, 3), epsilon)
 
     def dense(self, x: Tensor, weights: np.ndarray, bias: np.ndarray) -> Tensor:
         return ops.add(ops.matmul(x, weights), bias)
@@ -89,6 +94,9 @@ class KerasBuilder(StepHooks):
     def softmax(self, x: Tensor) -> Tensor:
         return ops.softmax(x)
 
+    def channel_softmax(self, x: Tensor) -> Tensor:
+        return ops.softmax(x, axis=-1)
+
     def sigmoid(self, x: Tensor) -> Tensor:
         return ops.sigmoid(x)
 
@@ -106,6 +114,11 @@ class KerasBuilder(StepHooks):
 
     def output(self, x: Tensor, name: str) -> Tensor:
         return x
+
+
+def _normalised(x: Tensor, axes: tuple[int, ...], epsilon: float) -> Tensor:
+    centred = ops.subtract(x, ops.mean(x, axis=axes, keepdims=True))
+    return centred * ops.rsqrt(ops.mean(ops.square(centred), axis=axes, keepdims=True) + epsilon)
 
 
 def _pad(x: Tensor, weights: np.ndarray) -> Tensor:

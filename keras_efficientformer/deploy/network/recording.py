@@ -93,6 +93,9 @@ class Recorder:
     def resize(self, x: Value, height: int, width: int) -> Value:
         return self._record("resize", x=x, height=height, width=width)
 
+    def enlarge(self, x: Value, factor: int) -> Value:
+        return self._record("enlarge", x=x, factor=factor)
+
     def affine(self, x: Value, scale: np.ndarray, offset: np.ndarray | None = None) -> Value:
         return self._record("affine", x=x, scale=scale, offset=offset)
 
@@ -107,6 +110,9 @@ class Recorder:
 
     def layer_norm(self, x: Value, epsilon: float) -> Value:
         return self._record("layer_norm", x=x, epsilon=epsilon)
+
+    def group_norm(self, x: Value, epsilon: float) -> Value:
+        return self._record("group_norm", x=x, epsilon=epsilon)
 
     def dense(self, x: Value, weights: np.ndarray, bias: np.ndarray) -> Value:
         return self._record("dense", x=x, weights=weights, bias=bias)
@@ -131,6 +137,9 @@ class Recorder:
 
     def softmax(self, x: Value) -> Value:
         return self._record("softmax", x=x)
+
+    def channel_softmax(self, x: Value) -> Value:
+        return self._record("channel_softmax", x=x)
 
     def sigmoid(self, x: Value) -> Value:
         return self._record("sigmoid", x=x)

@@ -154,6 +154,13 @@ class TFLiteBuilder:
         inputs, shape = [x, self._integers([height, width])], (self._batch, height, width, x.shape[3])
         return self.graph.operator("RESIZE_BILINEAR", inputs, shape, halfPixelCenters=True)
 
+    def enlarge(self, x: GraphTensor, factor: int) -> GraphTensor:
+        # XNNPACK has no kernel for RESIZE_NEAREST_NEIGHBOR: repeated pixels lie like repeated channels, and repeated
+        # rows like rows that are repeated within one.
+        batch, height, width, channels = x.shape
+        x = self._reshape(self._joined([x] * factor, axis=3), (batch, height, factor * width * channels))
+        return self._reshape(self._joined([x] * factor, axis=2), (batch, factor * height, factor * width, channels))
+
     def affine(self, x: GraphTensor, scale: np.ndarray, offset: np.ndarray | None = None) -> GraphTensor:
         x = self._elementwise("MUL", x, scale)
         return x if offset is None else self._elementwise("ADD", x, offset)
@@ -179,9 +186,24 @@ class TFLiteBuilder:
 
     def layer_norm(self, x: GraphTensor, epsilon: float) -> GraphTensor:
         centred = self._elementwise("SUB", x, self._channel_mean(x))
-        variance = self._variance(centred, epsilon)
+        return self._divided(centred, self._variance(centred, epsilon))
+
+    def group_norm(self, x: GraphTensor, epsilon: float) -> GraphTensor:
+        centred = self._elementwise("SUB", x, self._total_mean(x))
+        # One factor is divided first, because float16 ends at 65504, which the square of 256 exceeds.
+        small = self._elementwise("MUL", centred, np.array(1 / 256))
+        mean = self._total_mean(self._elementwise("MUL", centred, small))
+        variance = self._elementwise("ADD", self._elementwise("MUL", mean, np.array(256.0)), np.array(epsilon))
+        return self._divided(centred, variance)
+
+    def _divided(self, centred: GraphTensor, variance: GraphTensor) -> GraphTensor:
+        """Channels whose mean is zero, divided by the root of their variance."""
         deviation = self.graph.operator("RSQRT", [variance], variance.shape)
         return self._elementwise("MUL", centred, deviation)
+
+    def _total_mean(self, x: GraphTensor) -> GraphTensor:
+        """The mean over positions and channels: (batch, 1, 1, 1)."""
+        return self._channel_mean(self._reduce("MEAN", x, (1, 2), keepDims=True))
 
     def _variance(self, centred: GraphTensor, epsilon: float) -> GraphTensor:
         """The variance of channels whose mean is zero, plus epsilon: (..., 1)."""
@@ -252,6 +274,9 @@ class TFLiteBuilder:
 
     def softmax(self, x: GraphTensor) -> GraphTensor:
         return self.graph.operator("SOFTMAX", [x], x.shape, beta=1.0)
+
+    def channel_softmax(self, x: GraphTensor) -> GraphTensor:
+        return self.softmax(x)
 
     def sigmoid(self, x: GraphTensor) -> GraphTensor:
         return self.graph.operator("LOGISTIC", [x], x.shape)

@@ -17,6 +17,14 @@ IO_TYPES = ("float32", "int8", "uint8")
 # than 2% of the work, is LayerNorm, the attention's products and softmax, and the last activation.
 IN_INT8 = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "MUL", "SUB", "GELU", "PAD", "RESHAPE")
 
+# And these of single steps: elsewhere they lie between operations in float32.
+IN_INT8_OF_STEPS = {
+    "pooling_mixer": ("SLICE", "CONCATENATION"),
+    "enlarge": ("CONCATENATION",),
+    "concatenate": ("CONCATENATION",),
+    "resize": ("RESIZE_BILINEAR",),
+}
+
 
 @dataclass(frozen=True)
 class Kernels:
@@ -88,11 +96,13 @@ def _int8(recipe: Any) -> None:
 
     for operation in IN_INT8:
         recipe.add_static_config(".*", operation, 8, 8)
-    for operation in ("SLICE", "CONCATENATION"):
-        recipe.add_static_config(scope_pattern("pooling_mixer"), operation, 8, 8)
-    # LayerNorm divides by the root of a variance, which int8 would round to zero where it is small.
-    for operation in ("ADD", "MUL", "SUB"):
-        recipe.add_quantization_config(scope_pattern("layer_norm"), operation, None, AlgorithmName.NO_QUANTIZE)
+    for step, operations in IN_INT8_OF_STEPS.items():
+        for operation in operations:
+            recipe.add_static_config(scope_pattern(step), operation, 8, 8)
+    # These norms divide by the root of a variance, which int8 would round to zero where it is small.
+    for step in ("layer_norm", "group_norm"):
+        for operation in ("ADD", "MUL", "SUB"):
+            recipe.add_quantization_config(scope_pattern(step), operation, None, AlgorithmName.NO_QUANTIZE)
     # The sum of scores and biases lies between a product and a softmax, which are float.
     recipe.add_quantization_config(ADD_TABLE, "ADD", None, AlgorithmName.NO_QUANTIZE)
 

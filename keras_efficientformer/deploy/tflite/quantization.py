@@ -26,7 +26,7 @@ SMALLEST_SHARE = 2.0**-9
 RESHAPING = ("PAD", "RESHAPE")
 # Nothing is learnt of the inner tensors of these steps: those of LayerNorm are float, those of the mixer its input's
 # border.
-LAST_ONLY = ("layer_norm", "pooling_mixer")
+LAST_ONLY = ("layer_norm", "group_norm", "pooling_mixer")
 
 
 def quantize(

@@ -57,17 +57,27 @@ def pyramid(base):
     return keras.Model(base.input, outputs)
 
 
+def maps(base):
+    """Enlarged by repeating pixels; probabilities of every pixel; a norm of the whole map."""
+    x = layers.GroupNormalization(1, epsilon=1e-3)(base.get_layer("stage3").output)
+    x = layers.UpSampling2D(3)(layers.Conv2D(6, 1)(layers.UpSampling2D(2)(x)))
+    return keras.Model(
+        base.input, [layers.Dense(4, activation="softmax", name="pixels")(x), layers.Softmax(name="s")(x)]
+    )
+
+
 def early(base):
     """Up to the second stage."""
     return keras.Model(base.input, base.get_layer("stage2").output)
 
 
-HEADS = (dense_head, sequential, three_tasks, pyramid, early)
+HEADS = (dense_head, sequential, three_tasks, pyramid, maps, early)
 NAMES = {
     dense_head: ("mine",),
     sequential: ("values",),
     three_tasks: ("kind", "good", "mask", "flat"),
     pyramid: ("vector", "dense"),  # in the order in which Keras sorts a dictionary's keys
+    maps: ("pixels", "s"),
     early: ("stage2",),
 }
 
@@ -226,7 +236,6 @@ def two_inputs():
         (lambda: with_layer(layers.LeakyReLU(name="mine")), "mine, LeakyReLU, is no layer that exports know.*Conv2D"),
         (lambda: with_layer(Doubled(3, name="mine")), "mine, Doubled, is no layer"),
         (lambda: with_layer(layers.Dense(3, "tanh", name="mine")), "mine, Dense, .* activation='tanh'.*relu"),
-        (lambda: with_layer(layers.Dense(3, "softmax")), "activation='softmax': expected a vector"),
         (lambda: with_layer(layers.Conv2D(3, 2, padding="same")), r"kernel_size=\(2, 2\): expected a square of odd"),
         (lambda: with_layer(layers.Conv2D(3, 3, strides=2, padding="same")), r"strides=\(2, 2\).*not 2"),
         (lambda: with_layer(layers.Conv2D(4, 1, groups=2)), "groups=2: expected 1"),
@@ -234,7 +243,9 @@ def two_inputs():
         (lambda: with_layer(layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same")), "depth_multiplier=2"),
         (lambda: with_layer(layers.BatchNormalization(axis=1)), "axis=1: expected -1 or 3"),
         (lambda: with_layer(layers.ReLU(max_value=6)), "max_value=6.*expected None"),
-        (lambda: with_layer(layers.UpSampling2D(2)), "interpolation='nearest': expected 'bilinear'"),
+        (lambda: with_layer(layers.UpSampling2D((2, 3))), r"size=\(2, 3\): expected one factor"),
+        (lambda: with_layer(layers.UpSampling2D(2, interpolation="bicubic")), "'bicubic': expected 'bilinear'"),
+        (lambda: with_layer(layers.GroupNormalization(4)), "groups=4: expected 1"),
         (lambda: with_layer(layers.Reshape((4, 32))), r"target_shape=\(4, 32\): expected a vector"),
         (between_stages, "stage2 is not given what the layer before it gives"),
         (of_equal_names, "several outputs of one name, pair"),
