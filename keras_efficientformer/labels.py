@@ -37,6 +37,17 @@ def class_names(labels: Labels, classes: int | None = None) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
+def class_colors(classes: int) -> list[str]:
+    """A colour for each class, "#rrggbb", by which masks are drawn: those of PASCAL VOC, black first."""
+    # VOC spreads the bits of a class's number over the highest bits of red, green and blue.
+    return ["#" + "".join(f"{_spread(number >> shift):02x}" for shift in range(3)) for number in range(classes)]
+
+
+def _spread(number: int) -> int:
+    """Every third bit of a number, from its lowest on, as bits of a byte from its highest on."""
+    return sum((number >> 3 * place & 1) << 7 - place for place in range(8))
+
+
 def labels_beside(path: str | os.PathLike[str]) -> Path | None:
     """The `labels.txt` in the folder of a model's file, which many converters write; None where there is none."""
     labels = Path(path).with_name("labels.txt")

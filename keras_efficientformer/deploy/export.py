@@ -41,6 +41,7 @@ OUTPUT_DESCRIPTIONS = {
     "scores": "Score of each class, in 0..1, each by itself.",
     "features": "Feature map after the final norm.",
     "embedding": "Embedding of the image.",
+    "masks": "Value of each class for every pixel.",
     "stage": "Feature map after a stage.",
 }
 

@@ -12,8 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from keras_efficientformer.files import bare_name
+from keras_efficientformer.layers.names import MASKS
 from keras_efficientformer.reporting import facts_table, finite_only
 
+# What a package calls a segmentation model's output that has the numbers of the best classes in place of all values.
+CLASS_NUMBERS = "classes"
 ON_CPU = " (OpenVINO on the CPU, no NPU)"
 
 
@@ -43,7 +46,8 @@ class Difference:
         output: name of the output.
         max, mean: largest and mean absolute difference, in the output's units.
         largest: the largest absolute value of the Keras model's output, to judge them by.
-        top1_agreement: share of the images, in [0, 1], whose largest class is the same; None without classes.
+        top1_agreement: share of the images, in [0, 1], whose largest class is the same, or of masks share of the
+            pixels; None without classes.
     """
 
     output: str
@@ -171,7 +175,8 @@ class ExportReport:
         shares = [d.top1_agreement for d in self.differences if d.top1_agreement is not None]
         words = "values close to the Keras model's" if not shares else "same answers as the Keras model"
         if shares and min(shares) < 1:
-            words = f"same answers as the Keras model on {min(shares):.1%} of {self.images} images"
+            of_what = "the pixels of " if any(tensor.name in (MASKS, CLASS_NUMBERS) for tensor in self.outputs) else ""
+            words = f"same answers as the Keras model on {min(shares):.1%} of {of_what}{self.images} images"
         relative = " of the largest value" if self.worst.largest > 1 else ""
         limit = f"limit {short(self.limit)}" if math.isfinite(self.limit) else "and no limit was set"
         npu = f"; {self.npu.verdict}" if self.npu else ""
@@ -224,9 +229,13 @@ def compare(output: str, expected: np.ndarray, found: np.ndarray, classes: bool)
 
     Args:
         output: its name.
-        expected, found: the two, float arrays of one shape (images, ...).
+        expected, found: the two, float arrays of one shape (images, ...); or the second has, in place of the values of
+            all classes, the number of the best one, whose difference is the share of an image's pixels with another.
         classes: whether their last axis is that of classes, so that the largest is compared too.
     """
+    if found.ndim < expected.ndim:
+        others = (found != expected.argmax(-1)).mean(axis=(1, 2))
+        return Difference(output, float(others.max()), float(others.mean()), 1.0, 1.0 - float(others.mean()))
     distance = np.abs(np.asarray(expected, "float64") - np.asarray(found, "float64"))
     agreement = float(np.mean(expected.argmax(-1) == found.argmax(-1))) if classes else None
     # A NaN would compare as smaller than any limit.

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import io
+import json
 import os
 import time
 from collections.abc import Collection
@@ -36,15 +37,20 @@ from keras_efficientformer.deploy.export import (
 )
 from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
 from keras_efficientformer.deploy.network.recording import FusedNetwork
-from keras_efficientformer.deploy.report import ExportReport
+from keras_efficientformer.deploy.report import CLASS_NUMBERS, ExportReport
 from keras_efficientformer.errors import require
 from keras_efficientformer.images import seeded_images
-from keras_efficientformer.labels import Labels
+from keras_efficientformer.labels import Labels, class_colors
+from keras_efficientformer.layers.names import MASKS
 
 IMAGE = "image"
 # Core ML gives the outputs of a classifier these names.
 CLASS_LABEL, CLASS_PROBABILITIES = "classLabel", "classLabel_probs"
-PREVIEW = {"com.apple.coreml.model.preview.type": "imageClassifier"}
+PREVIEW_TYPE = "com.apple.coreml.model.preview.type"
+# Xcode draws masks in these colours.
+PREVIEW_PARAMETERS = "com.apple.coreml.model.preview.parameters"
+# What a segmentation model's output may be.
+MASK_OUTPUTS = ("values", "classes")
 RGB_CHANNELS = 3
 COREML_TOOLS = ("keras-efficientformer", "keras", "coremltools", "numpy", "scikit-learn")
 
@@ -60,6 +66,7 @@ def export_coreml(
     include_preprocessing: bool = True,
     image_input: bool = True,
     feature_maps: bool = False,
+    mask_output: str = "values",
     max_difference: float | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
@@ -90,6 +97,9 @@ def export_coreml(
         image_input: whether the input is an RGB image; else it is a float32 array (1, channels, height, width).
         feature_maps: whether the outputs of the four stages are outputs too, `stage1` to `stage4`, float32
             (1, channels, height, width).
+        mask_output: of a segmentation model, "values", `masks`, a float of each class for every pixel (1, classes,
+            height, width), or "classes", `classes`, the number of the best one, int32 (1, height, width); of these the
+            share of an image's pixels with another than in Keras is limited.
         max_difference: the largest difference from Keras, relative to the largest output where that is over 1, at which
             the package is written; None means the mode's own limit (`deploy.coreml.modes`; 5e-3 in float16), and
             `float("inf")` writes whatever comes.
@@ -116,6 +126,7 @@ def export_coreml(
         raise ValueError(
             f"An image input is raw RGB, and {network.name} takes {taken}. Export it with image_input=False."
         )
+    _check_mask_output(mask_output, network)
     if compress == "int8":
         network = keep_weak_channels(network)
     names = _unique(label_names(labels, network))
@@ -126,8 +137,8 @@ def export_coreml(
     def write(file: Path, images: np.ndarray) -> None:
         # coremltools shows a progress bar for each of a dozen passes.
         with contextlib.redirect_stderr(io.StringIO()):
-            package = _convert(network, precision, compress, minimum_ios, image_input, names)
-        _describe(package, network, mode)
+            package = _convert(network, precision, compress, minimum_ios, image_input, names, mask_output)
+        _describe(package, network, mode, names)
         # A classifier has the labels in a place of their own, which other tools know.
         facts = FileFacts.of(network, None if "probabilities" in network.outputs else names)
         package.user_defined_metadata[ENTRY] = facts.to_json()
@@ -167,6 +178,17 @@ def _check_arguments(precision: str, compress: str, minimum_ios: int) -> None:
         raise ValueError(f"compress={compress!r} needs iOS {needed}. Received: minimum_ios={minimum_ios}")
 
 
+def _check_mask_output(mask_output: str, network: FusedNetwork) -> None:
+    if mask_output not in MASK_OUTPUTS:
+        raise ValueError(
+            f"`mask_output` should be one of {', '.join(MASK_OUTPUTS)}. Received: mask_output={mask_output!r}"
+        )
+    if mask_output == "classes" and not network.has_masks:
+        raise ValueError(
+            f"mask_output='classes' is for models that end in masks, as SemanticFPN's do, and {network.name} does not."
+        )
+
+
 def _unique(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     """Class names as keys of a dictionary, which Core ML's probabilities are: ImageNet has two kinds of crane."""
     if names is None or len(set(names)) == len(names):
@@ -183,6 +205,7 @@ def _convert(
     minimum_ios: int,
     image_input: bool,
     names: tuple[str, ...] | None,
+    mask_output: str,
 ) -> Any:
     """The network as a `coremltools.models.MLModel`, which is not on disk yet."""
     import coremltools
@@ -196,7 +219,10 @@ def _convert(
     shape = (1, channels, height, width)
 
     @mb.program(input_specs=[mb.TensorSpec(shape=shape)], opset_version=target)
-    def program(image: Any) -> tuple[Any, ...]:
+    def program(image: Any) -> Any:
+        if mask_output == "classes":
+            (values,) = network.without_softmax().build(MILBuilder(image)).values()
+            return mb.reduce_argmax(x=values, axis=1, keep_dims=False, name=CLASS_NUMBERS)
         return tuple(network.build(MILBuilder(image)).values())
 
     # k-means of a few thousand values would spend its time on starting threads.
@@ -233,7 +259,7 @@ def _classifier(network: FusedNetwork, names: tuple[str, ...] | None) -> Any:
     )
 
 
-def _describe(package: Any, network: FusedNetwork, mode: str) -> None:
+def _describe(package: Any, network: FusedNetwork, mode: str, names: tuple[str, ...] | None) -> None:
     """Writes author, license, version, descriptions and preview into a `coremltools.models.MLModel`."""
     height, width, _ = network.input_shape
     package.author = AUTHOR
@@ -245,11 +271,21 @@ def _describe(package: Any, network: FusedNetwork, mode: str) -> None:
         if network.preprocessing
         else f"Image, {height} x {width}, normalised as in training."
     )
-    descriptions = {CLASS_LABEL: "The most probable class.", CLASS_PROBABILITIES: "Probability of each class."}
+    descriptions = {
+        CLASS_LABEL: "The most probable class.",
+        CLASS_PROBABILITIES: "Probability of each class.",
+        CLASS_NUMBERS: "Number of the best class for every pixel.",
+    }
     for output in package.get_spec().description.output:
         package.output_description[output.name] = descriptions.get(output.name) or output_description(output.name)
     if "probabilities" in network.outputs:
-        package.user_defined_metadata.update(PREVIEW)
+        package.user_defined_metadata[PREVIEW_TYPE] = "imageClassifier"
+    if network.has_masks and network.classes is not None:
+        labels = names or [str(number) for number in range(network.classes)]
+        package.user_defined_metadata[PREVIEW_TYPE] = "imageSegmenter"
+        package.user_defined_metadata[PREVIEW_PARAMETERS] = json.dumps(
+            {"labels": list(labels), "colors": class_colors(network.classes)}
+        )
 
 
 def _run(path: Path, network: FusedNetwork, images: np.ndarray) -> Opened:
@@ -259,4 +295,6 @@ def _run(path: Path, network: FusedNetwork, images: np.ndarray) -> Opened:
     found = {name: value.transpose(0, 2, 3, 1) if value.ndim == 4 else value for name, value in found.items()}
     if CLASS_PROBABILITIES in found:
         found["probabilities"] = found[CLASS_PROBABILITIES]
+    if network.has_masks and CLASS_NUMBERS in found:
+        found[MASKS] = found[CLASS_NUMBERS]
     return Opened(opened.inputs, opened.outputs, opened.operations(), None, found)

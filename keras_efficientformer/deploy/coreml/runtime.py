@@ -185,4 +185,7 @@ def _channel_order(package: Package) -> str | None:
 def _tensor_info(description: Any, tensor: ProgramTensor) -> TensorInfo:
     kind = description.type.WhichOneof("Type")
     dtypes = {"imageType": "uint8", "stringType": "str", "int64Type": "str"}
+    array = description.type.multiArrayType
+    if kind == "multiArrayType" and array.ArrayDataType.Name(array.dataType) == "INT32":
+        return TensorInfo(description.name, tensor.shape, "int32")
     return TensorInfo(description.name, tensor.shape, dtypes.get(kind, "float16" if tensor.is_float16 else "float32"))

@@ -31,7 +31,6 @@ from keras_efficientformer.layers.names import (
     PREDICTIONS,
     STAGES,
 )
-from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.variants import Architecture, ArchitectureV2
 
 # Each description is found by the class of its family's architectures.
@@ -103,7 +102,8 @@ def fuse(model: keras.Model, include_preprocessing: bool = True, feature_maps: b
         normalization=normalization,
         outputs=outputs,
         classes=classes,
-        labels=labels_of(network) if network is model else None,
+        # A head of one's own may stand on the classifier, whose names are not its.
+        labels=getattr(model.outputs[0]._keras_history.operation, "labels", None) if classes else None,
         steps=recorder.needed(),
     )
 

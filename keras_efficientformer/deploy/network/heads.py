@@ -16,7 +16,7 @@ from keras_efficientformer.deploy.network.head_layers import LAYERS, Call, Featu
 from keras_efficientformer.deploy.network.recording import Recorder, Value
 from keras_efficientformer.errors import listing
 from keras_efficientformer.layers.image_normalization import ImageNormalization
-from keras_efficientformer.layers.names import NORM, STAGES, STEM
+from keras_efficientformer.layers.names import MASKS, NORM, STAGES, STEM
 from keras_efficientformer.layers.v1 import Stage
 from keras_efficientformer.layers.v2 import StageV2
 
@@ -73,7 +73,7 @@ def describe_head(
 
     Returns:
         The names of the outputs in the model's order, and the number of classes where the only output is a vector that
-        ends in softmax or sigmoid.
+        ends in softmax or sigmoid, or the masks of a segmentation model.
 
     Raises:
         ValueError: a layer is none of `LAYERS`, has settings that no builder has or comes before the stages; two
@@ -92,8 +92,8 @@ def describe_head(
     for name, value in zip(names, values, strict=True):
         b.output(value, name)
     shape, last = model.outputs[0].shape[1:], model.outputs[0]._keras_history.operation
-    gives_scores = len(names) == 1 and len(shape) == 1 and activation_of(last) in ("softmax", "sigmoid")
-    return names, int(shape[0]) if gives_scores else None
+    gives_scores = names == (MASKS,) or (len(shape) == 1 and activation_of(last) in ("softmax", "sigmoid"))
+    return names, int(shape[-1]) if gives_scores and len(names) == 1 else None
 
 
 class HeadReader:

@@ -6,13 +6,14 @@ as it was when it was fused.
 
 import copy
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from keras_efficientformer.deploy.network.builder import Builder, Tensor
 from keras_efficientformer.layers.image_normalization import Normalization
+from keras_efficientformer.layers.names import MASKS
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,24 @@ class FusedNetwork:
     classes: int | None
     labels: tuple[str, ...] | None
     steps: tuple[Step, ...]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether it is a segmentation model, whose only output has a value of each class for every pixel."""
+        return self.outputs == (MASKS,) and self.classes is not None
+
+    @property
+    def softmax(self) -> Step | None:
+        """The step of a segmentation model that makes probabilities of its logits; None where it gives logits."""
+        return next((step for step in self.steps[-2:] if step.operation == "channel_softmax"), None)
+
+    def without_softmax(self) -> "FusedNetwork":
+        """A segmentation model that gives the logits."""
+        if self.softmax is None:
+            return self
+        *steps, output = (step for step in self.steps if step is not self.softmax)
+        logits = replace(output, arguments=output.arguments | {"x": self.softmax.arguments["x"]})
+        return replace(self, steps=(*steps, logits))
 
     def build(self, builder: Builder) -> dict[str, Tensor]:
         """Tells the network to a builder; returns {output name: tensor} in the order of `outputs`.

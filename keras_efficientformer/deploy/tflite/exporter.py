@@ -41,6 +41,7 @@ from keras_efficientformer.deploy.tflite.step_names import INPUT
 from keras_efficientformer.files import bare_name
 from keras_efficientformer.images import SEEDED_IMAGES, read_images, seeded_images
 from keras_efficientformer.labels import Labels
+from keras_efficientformer.layers.names import MASKS
 
 # These are the kinds of calibration images that `export_tflite` takes.
 Calibration = str | os.PathLike[str] | np.ndarray | Iterable[Any]
@@ -75,7 +76,8 @@ def export_tflite(
     The file holds the fused network (`deploy.network`): static shapes, no Flex operation, in float32 and float16 one
     XNNPACK partition. It has metadata (labels, normalisation, author, licence) that MediaPipe's ImageClassifier reads,
     the signature "serving_default", the input `image` and the outputs `probabilities` or `logits` (of a model with two
-    outputs also `probabilities_distillation` or `logits_distillation`), without a classifier `features` or `embedding`.
+    outputs also `probabilities_distillation` or `logits_distillation`), without a classifier `features` or `embedding`,
+    of a segmentation model `masks`, with what its ImageSegmenter wants to know.
     Before it gets its name it is run in LiteRT and compared with the Keras model, on any Keras backend.
 
     Args:
@@ -220,6 +222,8 @@ def _mode(
 def _known_ranges(network: FusedNetwork) -> dict[str, tuple[float, float]]:
     """{name of an input or output: (smallest, largest)} of those whose range is known without images."""
     ranges = {name: (0.0, 1.0) for name in network.outputs if name.startswith(("probabilities", "scores"))}
+    if network.has_masks and network.softmax:
+        ranges[MASKS] = (0.0, 1.0)
     return ranges | ({INPUT: PIXEL_RANGE} if network.preprocessing else {})
 
 
@@ -296,4 +300,5 @@ def _card(network: FusedNetwork, mode: Mode, labels: tuple[str, ...] | None) -> 
         std=unit[1],
         outputs=tuple((name, output_description(name)) for name in network.outputs),
         labels=labels,
+        mask_activation=("none" if network.softmax else "softmax") if network.has_masks else None,
     )

@@ -21,6 +21,11 @@ LABELS_FILE = "labels.txt"
 FILE_IDENTIFIER = b"M001"
 MIN_PARSER_VERSION = "1.0.0"
 
+SEGMENTER_NAME = "SEGMENTER_METADATA"
+SEGMENTER_IDENTIFIER = b"V001"
+# What an app has to do to the values before they are probabilities.
+MASK_ACTIVATIONS = {"none": 0, "softmax": 2}
+
 # These are values of the schema's enums and unions.
 AXIS_LABELS = 2
 RGB = 1
@@ -40,6 +45,7 @@ class ModelCard:
             for all channels.
         outputs: (name, description) of each output, in the file's order.
         labels: class names, one for each value of every output, or None.
+        mask_activation: of a segmentation model, one of `MASK_ACTIVATIONS`: what is left to the app; else None.
     """
 
     name: str
@@ -54,6 +60,7 @@ class ModelCard:
     std: float
     outputs: tuple[tuple[str, str], ...]
     labels: tuple[str, ...] | None
+    mask_activation: str | None = None
 
 
 def metadata_buffer(card: ModelCard) -> bytes:
@@ -61,7 +68,11 @@ def metadata_buffer(card: ModelCard) -> bytes:
     import flatbuffers
 
     b = flatbuffers.Builder(1024)
-    subgraph = _table(b, {2: _vector(b, [_input(b, card)]), 3: _vector(b, [_output(b, card, o) for o in card.outputs])})
+    slots = {2: _vector(b, [_input(b, card)]), 3: _vector(b, [_output(b, card, output) for output in card.outputs])}
+    if card.mask_activation is not None:
+        segmenter = {0: b.CreateString(SEGMENTER_NAME), 1: b.CreateByteVector(_segmenter(card.mask_activation))}
+        slots[9] = _vector(b, [_table(b, segmenter)])
+    subgraph = _table(b, slots)
     model = _table(
         b,
         {
@@ -75,6 +86,16 @@ def metadata_buffer(card: ModelCard) -> bytes:
         },
     )
     b.Finish(model, file_identifier=FILE_IDENTIFIER)
+    return bytes(b.Output())
+
+
+def _segmenter(activation: str) -> bytes:
+    """What MediaPipe's ImageSegmenter wants to know, a flatbuffer of its own (image_segmenter_metadata_schema.fbs)."""
+    import flatbuffers
+
+    b = flatbuffers.Builder(64)
+    options = _table(b, {0: _Byte(MASK_ACTIVATIONS[activation]), 1: b.CreateString(MIN_PARSER_VERSION)})
+    b.Finish(options, file_identifier=SEGMENTER_IDENTIFIER)
     return bytes(b.Output())
 
 

@@ -33,8 +33,7 @@ PROBE_SECONDS = 60
 
 
 def check_survival(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError for a .tflite file that LiteRT refuses, crashes on or is busy with for a minute, as with damaged
-    ones.
+    """Raises ValueError for a .tflite file that LiteRT refuses, crashes on or is busy with for a minute.
 
     It is run in another process, and what is refused there must not be opened in this one: LiteRT has read it by then,
     and what it reads of a damaged file depends on what else the process has in its memory.

@@ -119,6 +119,16 @@ _reduction("reduce_min", np.min)
 _reduction("reduce_sum", np.sum)
 
 
+@operation("reduce_argmax")
+def _reduce_argmax(
+    x: Operand, axis: Integer = -1, keep_dims: bool = True, output_dtype: str = "int32"
+) -> PlannedFunction:
+    if output_dtype != "int32":
+        raise UnsupportedError(f"it gives {output_dtype}, and only int32 is supported")
+    inner = inner_axis(x, axis)
+    return lambda x: x.argmax(inner, keepdims=bool(keep_dims)).astype("int32")
+
+
 def _reshape(
     x: Operand, result: tuple[int, ...], shape: np.ndarray | None = None, axes: np.ndarray | None = None
 ) -> PlannedFunction:
