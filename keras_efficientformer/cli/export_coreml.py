@@ -24,7 +24,7 @@ from keras_efficientformer.cli.options import (
     output,
 )
 from keras_efficientformer.cli.quiet import import_coremltools_alone
-from keras_efficientformer.deploy.coreml.modes import COMPRESSIONS, COREML_PRECISIONS, TARGETS
+from keras_efficientformer.deploy.coreml.modes import COMPRESSIONS, COREML_PRECISIONS, MASK_OUTPUTS, TARGETS
 from keras_efficientformer.errors import require_installed
 
 
@@ -38,6 +38,9 @@ def export_coreml_command(
     minimum_ios: Annotated[int, choice(TARGETS, "Oldest system that opens it.")] = 16,
     image_input: Annotated[bool, typer.Option("--image/--array", help="Type of the input: image or float32.")] = True,
     feature_maps: FeatureMaps = False,
+    mask_output: Annotated[
+        str, choice(MASK_OUTPUTS, "Of a segmentation model: all classes' values or the best.")
+    ] = "values",
     max_difference: MaxDifference = None,
     page: Page = None,
     overwrite: Overwrite = False,
@@ -60,6 +63,7 @@ def export_coreml_command(
             minimum_ios=minimum_ios,
             image_input=image_input,
             feature_maps=feature_maps,
+            mask_output=mask_output,
             max_difference=max_difference,
             overwrite=overwrite,
         )

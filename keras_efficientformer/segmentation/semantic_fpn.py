@@ -10,16 +10,21 @@ from typing import Any
 import keras
 from keras import layers
 
+from keras_efficientformer.conversion.bindings import family_of
 from keras_efficientformer.labels import Labels, class_names
 from keras_efficientformer.layers.names import MASKS
 from keras_efficientformer.layers.normalization import BATCH_NORM_MOMENTUM, NORM_EPSILON
 from keras_efficientformer.layers.predictions import Predictions
 from keras_efficientformer.models.pyramid import LEVELS, feature_pyramid
+from keras_efficientformer.variants import Architecture, ArchitectureV2
 
 FEATURE_NORMS = ("batch", "group", None)
-ACTIVATIONS = ("softmax", "linear")
+PIXEL_ACTIVATIONS = ("softmax", "linear")
 OUTPUT_STRIDES = (1, 2, 4)
 COARSEST = 32
+# What the paper's segmentation code puts on the stages' outputs of each family.
+PAPER_FEATURE_NORMS = {Architecture: "group", ArchitectureV2: None}
+ADE20K_CLASSES = 150
 
 
 def SemanticFPN(
@@ -73,6 +78,22 @@ def SemanticFPN(
     return keras.Model(backbone.input, x, name=name or f"{backbone.name}_semantic_fpn")
 
 
+def paper_semantic_fpn(backbone: keras.Model, classes: int = ADE20K_CLASSES, **arguments: Any) -> keras.Model:
+    """The paper's segmentation model: 256 channels in the pyramid, 128 in the head, its norms of the stages' outputs.
+
+    Args:
+        backbone: as of `SemanticFPN`; the paper's is for images of 512x512.
+        classes: number of classes; ADE20K has 150.
+        arguments: `activation`, `output_stride`, `labels`, `dropout` and `name` of `SemanticFPN`.
+
+    Returns, raises: as `SemanticFPN`.
+
+    References:
+        EfficientFormer (arXiv 2206.01191), section 5.2; snap-research/EfficientFormer, segmentation/.
+    """
+    return SemanticFPN(backbone, classes, 256, 128, PAPER_FEATURE_NORMS[family_of(backbone)], **arguments)
+
+
 def _check(
     backbone: keras.Model,
     classes: int,
@@ -88,7 +109,7 @@ def _check(
             raise ValueError(f"`{name}` should be an integer >= {least}. Received: {name}={number!r}")
     choices = {
         "feature_norm": (feature_norm, FEATURE_NORMS),
-        "activation": (activation, (*ACTIVATIONS, None)),
+        "activation": (activation, (*PIXEL_ACTIVATIONS, None)),
         "output_stride": (output_stride, OUTPUT_STRIDES),
     }
     for name, (value, allowed) in choices.items():
@@ -126,9 +147,14 @@ def _normalised(x: Any, level: str, norm: str | None) -> Any:
     return layers.GroupNormalization(1, epsilon=NORM_EPSILON, name=f"{level}_norm")(x) if norm else x
 
 
+def doublings_of(level: str) -> int:
+    """How often a level has to be enlarged to twice its size until it is as large as the finest."""
+    return list(LEVELS).index(level)
+
+
 def _to_finest(x: Any, level: str, channels: int) -> Any:
     """A level enlarged to the size of the finest, twice at a time with a convolution before each."""
-    doublings = list(LEVELS).index(level)
+    doublings = doublings_of(level)
     for number in range(max(doublings, 1)):
         name = f"{level}_head{number + 1}"
         x = layers.Conv2D(channels, 3, padding="same", use_bias=False, name=f"{name}_conv")(x)

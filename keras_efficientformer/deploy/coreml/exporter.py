@@ -16,6 +16,7 @@ import numpy as np
 from keras_efficientformer.deploy.coreml.modes import (
     COMPRESSIONS,
     COREML_PRECISIONS,
+    MASK_OUTPUTS,
     TARGETS,
     keep_weak_channels,
     mode_name,
@@ -49,8 +50,6 @@ CLASS_LABEL, CLASS_PROBABILITIES = "classLabel", "classLabel_probs"
 PREVIEW_TYPE = "com.apple.coreml.model.preview.type"
 # Xcode draws masks in these colours.
 PREVIEW_PARAMETERS = "com.apple.coreml.model.preview.parameters"
-# What a segmentation model's output may be.
-MASK_OUTPUTS = ("values", "classes")
 RGB_CHANNELS = 3
 COREML_TOOLS = ("keras-efficientformer", "keras", "coremltools", "numpy", "scikit-learn")
 

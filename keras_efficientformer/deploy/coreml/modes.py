@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # it imports Keras, and who only lists the modes does without
 # Each value is the largest `Difference.relative` at which an uncompressed package is written.
 COREML_PRECISIONS = {"float32": 1e-5, "float16": 5e-3}
 
+# What a segmentation model's output may be: the values of all classes, or the number of the best one.
+MASK_OUTPUTS = ("values", "classes")
 # `minimum_ios` of a package.
 TARGETS = (15, 16, 17, 18)
 

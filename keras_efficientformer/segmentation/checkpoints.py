@@ -1,0 +1,254 @@
+"""Reads and writes segmentation checkpoints of snap-research, which mmsegmentation trained. Room: segmentation.
+
+A checkpoint has mmsegmentation's parts, `backbone`, `neck` and `decode_head`. The backbone's attention has tables of
+its own, `attention_biases_seg`, for images of 512x512; beside them lie those for classification, zero and unused.
+Source: snap-research/EfficientFormer, segmentation/backbone.py and backbonev2.py; mmsegmentation's FPN and FPNHead.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_efficientformer import conversion
+from keras_efficientformer.conversion.bindings import family_of_stage, to_keras_layout, to_torch_layout
+from keras_efficientformer.conversion.checkpoint import arrays_of, source_name
+from keras_efficientformer.errors import CheckpointError, listing
+from keras_efficientformer.labels import Labels
+from keras_efficientformer.layers.initialization import weights_follow
+from keras_efficientformer.layers.names import NORM, STAGES
+from keras_efficientformer.layers.normalization import batch_norm, layer_norm
+from keras_efficientformer.models.opening import build
+from keras_efficientformer.models.pyramid import LEVELS
+from keras_efficientformer.segmentation.semantic_fpn import PAPER_FEATURE_NORMS, SemanticFPN, doublings_of
+from keras_efficientformer.variants import Architecture, ArchitectureV2, model_name
+
+BACKBONE = "backbone."
+SEGMENTATION_SUFFIX = "_seg"
+PUBLISHED_SIDE = 512
+LOGITS = "decode_head.conv_seg"
+# What counts a BatchNorm's batches, which Keras does not.
+COUNTER = "num_batches_tracked"
+# The backbone's norms of the stages' outputs are these, in the first family alone.
+FEATURE_NORM_NAMES = tuple(f"norm{2 * number}" for number in range(len(LEVELS)))
+# {family: (its last norm, which segmentation does without, and that norm's tensors)}.
+LAST_NORMS = {
+    Architecture: (layer_norm, ("weight", "bias")),
+    ArchitectureV2: (batch_norm, ("weight", "bias", "running_mean", "running_var")),
+}
+# The shapes of a classifier's indices, by whether its attention downsamples; its tables are as long as the second side.
+CLASSIFIER_INDICES = {False: (49, 49), True: (49, 196)}
+
+
+def from_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    input_shape: tuple[int, int, int] = (PUBLISHED_SIDE, PUBLISHED_SIDE, 3),
+    activation: str | None = "softmax",
+    output_stride: int = 1,
+    labels: Labels | None = None,
+) -> keras.Model:
+    """Makes the segmentation model that a checkpoint of snap-research's segmentation code is of.
+
+    Args:
+        path: the checkpoint, `.pth` or any other file that `conversion.read_checkpoint` takes.
+        input_shape: (height, width, 3), both sides multiples of 32. The attention's biases are of 512x512; for another
+            size their tables are resized, where mmsegmentation resizes what they are spread to: results then differ.
+        activation, output_stride, labels: as of `SemanticFPN`.
+
+    Returns:
+        A `SemanticFPN` with the checkpoint's backbone, channels, classes and feature norms.
+
+    Raises:
+        CheckpointError: the file holds another network, lacks tensors or has more, or values that are not finite.
+        ValueError: an argument is out of its range.
+        OSError: the file cannot be read.
+    """
+    state_dict = conversion.read_checkpoint(path)
+    backbone, head = _parts(state_dict)
+    info = conversion.infer_variant(backbone)
+    source = source_name(state_dict)
+    with weights_follow():
+        base = build(
+            info.architecture,
+            include_top=False,
+            input_shape=input_shape,
+            **({"name": model_name(info.variant)} if info.variant else {}),
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in head.items()}
+    model = SemanticFPN(
+        base,
+        classes=_first(shapes, f"{LOGITS}.weight", source),
+        pyramid_channels=_first(shapes, "neck.lateral_convs.0.conv.weight", source),
+        head_channels=_first(shapes, "decode_head.scale_heads.0.0.conv.weight", source),
+        feature_norm=PAPER_FEATURE_NORMS[type(info.architecture)],
+        activation=activation,
+        output_stride=output_stride,
+        labels=labels,
+    )
+    load_state_dict(model, state_dict)
+    return model
+
+
+def load_state_dict(model: keras.Model, state_dict: Mapping[str, Any]) -> None:
+    """Loads a state dict of snap-research's segmentation code into a segmentation model, strictly.
+
+    Every weight of the model is written once and every tensor is used, but for buffers and the tables for
+    classification. Nothing is assigned before everything has been checked.
+
+    Args:
+        model: a `SemanticFPN`.
+        state_dict: {tensor name: array}, as `conversion.read_checkpoint` returns it, or PyTorch's own.
+
+    Raises:
+        CheckpointError: names or shapes differ from the model's, or values are not finite.
+        ValueError: the model is no `SemanticFPN`.
+    """
+    source = source_name(state_dict)
+    backbone, head = _parts(state_dict)
+    wanted = {name: (variable, kind) for name, variable, kind in _head_bindings(model)}
+    _check_head(head, wanted, source)
+    base = _with_last_norm(model)
+    _, leaves = LAST_NORMS[family_of_stage(base.get_layer(STAGES[0]))]
+    of_norm = {f"{NORM}.{leaf}": np.ones(base.get_layer(STAGES[-1]).dim, "float32") for leaf in leaves}
+    conversion.load_state_dict(base, conversion.Checkpoint(backbone | of_norm, source))
+    for name, (variable, layout) in wanted.items():
+        variable.assign(to_keras_layout(np.asarray(head[name], "float32"), layout))
+
+
+def to_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
+    """A segmentation model's weights under the names of snap-research's segmentation code.
+
+    Args:
+        model: a `SemanticFPN` for images of 512x512, whose modules strictly load what is returned; of another size, the
+            tables of attention are those of that size.
+
+    Returns:
+        {tensor name: contiguous array}, float32 weights and int64 buffers.
+
+    Raises:
+        ValueError: the model is no `SemanticFPN`, or has other feature norms than snap-research's: "group" in the first
+            family, None in the second.
+    """
+    head = {
+        name: to_torch_layout(np.asarray(keras.ops.convert_to_numpy(variable), "float32"), kind)
+        for name, variable, kind in _head_bindings(model)
+    }
+    tensors: dict[str, np.ndarray] = {}
+    for name, tensor in conversion.to_state_dict(_with_last_norm(model), "snap").items():
+        if name.startswith(f"{NORM}."):
+            continue
+        module, _, leaf = name.rpartition(".")
+        if leaf in ("attention_biases", "attention_bias_idxs"):
+            indices = np.ones(CLASSIFIER_INDICES[module.endswith("attn")], "int64")
+            unused = indices if leaf == "attention_bias_idxs" else np.zeros((len(tensor), indices.shape[1]), "float32")
+            tensors[f"{BACKBONE}{name}"] = unused
+            name += SEGMENTATION_SUFFIX
+        tensors[f"{BACKBONE}{name}"] = tensor
+    counters = {
+        f"{name.rpartition('.')[0]}.{COUNTER}": np.zeros((), "int64") for name in head if name.endswith("running_var")
+    }
+    return tensors | head | counters
+
+
+def _first(shapes: Mapping[str, tuple[int, ...]], name: str, source: str) -> int:
+    """The first side of a tensor, which tells how many channels the model has."""
+    if not shapes.get(name):
+        raise CheckpointError(
+            f"{source} is no checkpoint of a Semantic FPN: it lacks {name}. Found {listing(sorted(shapes))}."
+        )
+    return shapes[name][0]
+
+
+def _parts(state_dict: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(the backbone's tensors under the names that snap's classifiers have, all others)."""
+    source = source_name(state_dict)
+    tensors = arrays_of(state_dict, source)
+    has_own_tables = any(name.endswith(f"attention_biases{SEGMENTATION_SUFFIX}") for name in tensors)
+    unused = ("attention_biases", "attention_bias_idxs") if has_own_tables else ()
+    backbone, head = {}, {}
+    for name, tensor in tensors.items():
+        inner = name.removeprefix(BACKBONE)
+        if inner == name or inner.partition(".")[0] in FEATURE_NORM_NAMES:
+            head[name] = tensor
+        elif not name.endswith(unused):
+            backbone[inner.removesuffix(SEGMENTATION_SUFFIX)] = tensor
+    if not backbone:
+        raise CheckpointError(
+            f"{source} is no checkpoint of snap-research's segmentation code: no tensor's name begins with {BACKBONE}. "
+            f"Found {listing(sorted(tensors))}."
+        )
+    return backbone, head
+
+
+def _with_last_norm(model: keras.Model) -> keras.Model:
+    """The backbone within a segmentation model, with a last norm of its own, which conversion expects."""
+    make_norm, _ = LAST_NORMS[family_of_stage(model.get_layer(STAGES[0]))]
+    return keras.Model(model.inputs, make_norm(NORM, None)(model.get_layer(STAGES[-1]).output))
+
+
+def _head_bindings(model: keras.Model) -> Iterator[tuple[str, Any, str]]:
+    """(name, variable, layout as of `conversion.bindings.Binding`) of everything but the backbone.
+
+    Raises:
+        ValueError: the model is no `SemanticFPN`, or has other feature norms than snap-research's.
+    """
+    layers = {layer.name: layer for layer in model.layers}
+    if not {*STAGES, "logits", *(f"{level}_lateral" for level in LEVELS)} <= layers.keys():
+        raise ValueError(f"{model!r} is no SemanticFPN of this package: found the layers {listing(sorted(layers))}.")
+    feature_norm = PAPER_FEATURE_NORMS[family_of_stage(layers[STAGES[0]])]
+    found = [type(layers[name]) for name in (f"{level}_norm" for level in LEVELS) if name in layers]
+    if found != ([keras.layers.GroupNormalization] * len(LEVELS) if feature_norm else []):
+        raise ValueError(
+            f"{model.name} has other norms on the stages' outputs than snap-research's code has in this family: make "
+            f"it with feature_norm={feature_norm!r}."
+        )
+    for number, level in enumerate(LEVELS):
+        if feature_norm:
+            yield from _norm(f"{BACKBONE}{FEATURE_NORM_NAMES[number]}", layers[f"{level}_norm"])
+        yield from _convolution(f"neck.lateral_convs.{number}.conv", layers[f"{level}_lateral"])
+        yield from _convolution(f"neck.fpn_convs.{number}.conv", layers[f"{level}_pyramid"])
+        for step in range(max(doublings_of(level), 1)):
+            # Every other module of the sequence enlarges.
+            module, layer = f"decode_head.scale_heads.{number}.{2 * step}", f"{level}_head{step + 1}"
+            yield from _convolution(f"{module}.conv", layers[f"{layer}_conv"])
+            yield from _norm(f"{module}.bn", layers[f"{layer}_norm"])
+    yield from _convolution(LOGITS, layers["logits"])
+
+
+def _convolution(name: str, layer: Any) -> Iterator[tuple[str, Any, str]]:
+    yield f"{name}.weight", layer.kernel, "conv"
+    if layer.use_bias:
+        yield f"{name}.bias", layer.bias, "vector"
+
+
+def _norm(name: str, layer: Any) -> Iterator[tuple[str, Any, str]]:
+    yield f"{name}.weight", layer.gamma, "vector"
+    yield f"{name}.bias", layer.beta, "vector"
+    if isinstance(layer, keras.layers.BatchNormalization):
+        yield f"{name}.running_mean", layer.moving_mean, "vector"
+        yield f"{name}.running_var", layer.moving_variance, "vector"
+
+
+def _check_head(head: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[Any, str]], source: str) -> None:
+    missing = sorted(wanted.keys() - head.keys())
+    extra = sorted(name for name in head.keys() - wanted.keys() if not name.endswith(COUNTER))
+    if missing or extra:
+        raise CheckpointError(
+            f"{source} does not fit the model: missing {listing(missing)}; more than the model has {listing(extra)}. "
+            "Nothing was loaded; `from_checkpoint` makes the model of the file."
+        )
+    wrong = []
+    for name, (variable, kind) in wanted.items():
+        tensor = to_keras_layout(np.asarray(head[name], "float32"), kind)
+        if tensor.shape != tuple(variable.shape):
+            wrong.append(f"{name}: {tensor.shape} in Keras' order, {tuple(variable.shape)} expected")
+        elif not np.isfinite(tensor).all():
+            wrong.append(f"{name}: values that are NaN or infinite")
+    if wrong:
+        raise CheckpointError(
+            f"{source} has {len(wrong)} tensors that do not fit: {listing(wrong)}. Nothing was loaded; bring the "
+            "checkpoint of this very model."
+        )
