@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_efficientformer.conversion.hdf5_survival import check_hdf5
 from keras_efficientformer.conversion.stated import NOTHING_STATED, STATED, Stated
 from keras_efficientformer.errors import CheckpointError, first_line, listing, require, require_installed
 from keras_efficientformer.files import finished_file
@@ -385,6 +386,7 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
             value, kind = item[()], item.attrs.get("dtype")
             tensors[name] = value.view(ml_dtypes.bfloat16) if kind == "bfloat16" else value
 
+    check_hdf5(path)
     try:
         if suffix_of(path) == ".keras":
             with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as file, h5py.File(file) as content:

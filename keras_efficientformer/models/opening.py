@@ -9,6 +9,7 @@ import keras
 
 from keras_efficientformer import conversion
 from keras_efficientformer.conversion.formats import suffix_of
+from keras_efficientformer.conversion.hdf5_survival import check_hdf5
 from keras_efficientformer.conversion.hub_config import normalization_beside
 from keras_efficientformer.conversion.stated import Stated
 from keras_efficientformer.errors import CheckpointError, first_line
@@ -174,6 +175,7 @@ def _load_keras(path: str | os.PathLike[str]) -> keras.Model:
     """The model in a .keras file."""
     with open(path, "rb"):  # an OSError names a file that is missing, a folder or not permitted
         pass
+    check_hdf5(path)
     try:
         with weights_follow():
             model = keras.saving.load_model(path, compile=False)

@@ -6,6 +6,7 @@ All files are real ones, damaged; the network is a small one, for which every te
 import contextlib
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import keras
@@ -19,7 +20,9 @@ import torch
 
 import keras_efficientformer as kef
 from keras_efficientformer import conversion
+from keras_efficientformer.conversion import hdf5_survival
 from keras_efficientformer.errors import CheckpointError
+from keras_efficientformer.models import open_model
 
 SMALL = {"depths": (1, 1, 1, 2), "widths": (8, 16, 24, 32), "num_meta3d": 1}
 NETWORK = timm_reference.small_model()
@@ -474,3 +477,31 @@ def test_table_that_contradicts_its_indices():
     other = build(input_shape=(256, 256, 3))
     with refused(other, "the state dict", TABLE):
         conversion.load_state_dict(other, TENSORS | {TABLE: TENSORS[TABLE][:, :48]})
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+def test_files_that_send_hdf5_round_in_circles(tmp_path, monkeypatch, suffix):
+    """A size in HDF5's heap of names that is 16 too small for its header: the next object is the same again."""
+    path = tmp_path / f"m{suffix}"
+    model = build(input_shape=(32, 32, 3))
+    model.save_weights(path) if suffix == ".weights.h5" else model.save(path)
+    if suffix == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        members["model.weights.h5"] = _with_endless_heap(members["model.weights.h5"])
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+    else:
+        path.write_bytes(_with_endless_heap(path.read_bytes()))
+    monkeypatch.setattr(hdf5_survival, "READER_SECONDS", 3)
+    with pytest.raises(CheckpointError, match="keeps HDF5 busy for more than 3 s: it is damaged"):
+        conversion.read_checkpoint(path)
+    if suffix == ".keras":
+        with pytest.raises(CheckpointError, match="keeps HDF5 busy"):
+            open_model(path)
+
+
+def _with_endless_heap(content):
+    place = content.index(b"GCOL") + 24
+    return content[:place] + (2**64 - 16).to_bytes(8, "little") + content[place + 8 :]
