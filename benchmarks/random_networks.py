@@ -10,14 +10,18 @@ NOISE = 0.02
 
 
 def random_network(variant: str) -> keras.Model:
-    """A published network ("l1", "v2_s0", ...) at 224x224 with 1000 classes; always the same weights.
-
-    No variable is the constant that training starts from: zero biases would be left out of the files, and at a layer
-    scale of 1e-5 int8 weights vanish and kernels refuse their scales.
-    """
+    """A published network ("l1", "v2_s0", ...) at 224x224 with 1000 classes; always the same weights."""
     keras.utils.set_random_seed(0)
+    return without_constants(getattr(keras_efficientformer, class_name(variant))(weights=None))
+
+
+def without_constants(model: keras.Model) -> keras.Model:
+    """The model with no variable that is the constant which training starts from.
+
+    Zero biases would be left out of files, and at a layer scale of 1e-5 int8 weights vanish and kernels refuse their
+    scales.
+    """
     numbers = np.random.default_rng(0)
-    model = getattr(keras_efficientformer, class_name(variant))(weights=None)
     for variable in model.trainable_variables:
         value = keras.ops.convert_to_numpy(variable)
         if np.ptp(value) == 0:
