@@ -199,7 +199,7 @@ def test_blocks_run(document, files, environment, tmp_path):
 
 def test_no_block_is_overlooked():
     found = [match for text in TEXTS.values() for match in FENCE.finditer(text)]
-    assert {match[2] for match in found} == {"python", "sh", "csv"}
+    assert {match[2] for match in found} == {"python", "sh", "csv", "swift"}
     assert 2 * len(found) == sum(text.count("```") for text in TEXTS.values())
 
 
