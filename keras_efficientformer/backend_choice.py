@@ -20,9 +20,14 @@ def choose_backend() -> None:
         os.environ["KERAS_BACKEND"] = installed[0]
 
 
+def chosen_backend() -> str:
+    """The backend that Keras takes when it is imported."""
+    return os.environ.get("KERAS_BACKEND") or _configured() or DEFAULT
+
+
 def missing_backend(error: ImportError) -> ImportError | None:
     """What to do where Keras could not import its backend, as an error; None where something else was not there."""
-    if error.name not in BACKENDS or error.name != (os.environ.get("KERAS_BACKEND") or _configured() or DEFAULT):
+    if error.name not in BACKENDS or error.name != chosen_backend():
         return None
     installed = _installed()
     if not installed:

@@ -22,6 +22,7 @@ from keras_efficientformer.cli.options import (
     worst_classes,
 )
 from keras_efficientformer.cli.options import output as console
+from keras_efficientformer.cli.quiet import import_keras_alone
 from keras_efficientformer.reporting import facts_table
 
 
@@ -48,6 +49,7 @@ def evaluate(
     """Measure a model's accuracy and speed on a folder of images."""
     check_inputs(model, folder, labels, ground_truth)
     prepare_for(model)
+    import_keras_alone()  # evaluating uses it, whatever is evaluated
     report = training.evaluate(
         model,
         folder,

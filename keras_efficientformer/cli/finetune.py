@@ -29,6 +29,7 @@ from keras_efficientformer.cli.options import (
     worst_classes,
 )
 from keras_efficientformer.cli.options import output as console
+from keras_efficientformer.cli.quiet import import_keras_alone
 from keras_efficientformer.pages.render import require_page_tools
 from keras_efficientformer.reporting import facts_table
 from keras_efficientformer.training.config import CHOICES, CONFIG_FILE, FineTuneConfig, read_run
@@ -128,6 +129,7 @@ def finetune(
     if arguments["data"] is None:
         read_run(output)  # it says what is missing
         raise ValueError(f"The run in {output} was started on a loader: go on from Python, with resume=True.")
+    import_keras_alone()
     try:
         report = training.finetune(
             arguments.pop("model"),

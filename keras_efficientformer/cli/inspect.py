@@ -19,7 +19,7 @@ from keras_efficientformer.cli.options import (
     output,
     print_facts,
 )
-from keras_efficientformer.cli.quiet import import_coremltools_alone
+from keras_efficientformer.cli.quiet import import_coremltools_alone, import_keras_alone
 from keras_efficientformer.conversion.formats import stated_in_keras, suffix_of
 from keras_efficientformer.deploy.coreml.package import load_package
 from keras_efficientformer.deploy.coreml.runtime import facts_of
@@ -59,6 +59,7 @@ def inspect(
     if gpu and file.suffix != ".tflite":
         raise typer.BadParameter(f"--gpu runs .tflite files. Received: {file.name}")
     if against is not None:
+        import_keras_alone()
         # It imports Keras, which takes seconds.
         from keras_efficientformer.deploy.layer_errors import layer_errors
 
@@ -143,6 +144,7 @@ def _findings_table(findings: "tuple[Finding, ...]") -> Table:
 
 
 def _inspect_checkpoint(file: Path) -> dict[str, Any]:
+    import_keras_alone()
     checkpoint = conversion.read_checkpoint(file)
     variant = conversion.infer_variant(checkpoint)
     info = dataclasses.asdict(variant)

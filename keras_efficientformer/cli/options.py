@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from keras_efficientformer import models
-from keras_efficientformer.cli.quiet import import_coremltools_alone
+from keras_efficientformer.cli.quiet import import_coremltools_alone, import_keras_alone
 from keras_efficientformer.conversion.formats import check_torch_for
 from keras_efficientformer.errors import require_installed
 from keras_efficientformer.files import check_target
@@ -117,13 +117,17 @@ def choice(names: Iterable[str | int], meaning: str) -> Any:
 
 def open_keras(source: str, size: tuple[int, int] | None) -> "keras.Model":
     """The model that a command's argument names, at the input size (height, width); None means its own."""
+    import_keras_alone()
     return models.open_model(source, size, progress=partial(track, description="Loading weights"))
 
 
 def prepare_for(source: str) -> None:
     """Imports what a model's file needs without what that would bring along."""
-    if Path(source).suffix == ".mlpackage":
+    suffix = Path(source).suffix
+    if suffix == ".mlpackage":
         import_coremltools_alone()
+    elif suffix != ".tflite":
+        import_keras_alone()
 
 
 def check_free(path: Path, overwrite: bool) -> None:

@@ -150,6 +150,15 @@ def test_exported_files_need_no_keras(tmp_path, exported, image):
     assert from_tflite[0]["score"] == pytest.approx(from_package[0]["score"], abs=5e-3)
 
 
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_keras_brings_nothing_to_draw_or_wrap_with(tmp_path, monkeypatch, backend):
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    code, modules, _, err = start(tmp_path, "inspect", CHECKPOINT)
+    assert (code, err) == (0, "")
+    assert {"keras", backend} <= set(modules)
+    assert not {"jax", "matplotlib", "sklearn"} & set(modules) - {backend}
+
+
 def test_libraries_are_quiet_unless_asked(tmp_path, image):
     """TensorFlow, XLA and LiteRT talk from C++, the quantizer by tqdm: nothing of it is seen but with --verbose."""
     arguments = ("export", "tflite", CHECKPOINT, "a.tflite", "--quantize", "int8", "--calibration", image.parent)

@@ -407,7 +407,7 @@ def test_command_prints_json_alone(tmp_path):
     photograph = Image.fromarray(data.chelsea())
     (tmp_path / "images").mkdir()
     photograph.save(tmp_path / "images" / "cat.png")
-    code = "from keras_efficientformer.cli import main; main()"
+    code = "import efficientformer_command; efficientformer_command.main()"
     arguments = ["export", "tflite", CHECKPOINT, tmp_path / "m.tflite", "--quantize", "int8", "--json"]
     command = [sys.executable, "-c", code, *arguments, "--calibration", tmp_path / "images"]
     result = subprocess.run(list(map(str, command)), env=dict(os.environ), capture_output=True, text=True, timeout=HANG)
