@@ -3,6 +3,9 @@
 import gc
 import os
 
+# The frameworks' imports leave close to a million objects; `pytest_collection_finish` has them looked at once.
+gc.disable()
+
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -31,6 +34,17 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 10, 10)
+    gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Does the same between files for what the last one imported: coremltools has it all looked at in each export."""
+    result = yield
+    if nextitem is not None and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+    return result
 
 
 # The files that take longest, some of few tests: begun last, one of them would keep one process busy while the others

@@ -172,8 +172,7 @@ def models():
     found = {family: keras.saving.load_model(DATA / f"before_{family}.keras") for family in FAMILIES}
     # coremltools searches all objects for garbage in every conversion, which takes most of a second if none is frozen.
     gc.freeze()
-    yield found
-    gc.unfreeze()
+    return found
 
 
 @pytest.mark.parametrize("family", FAMILIES)
