@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 import timm_reference
 import torch
-from project import HANG
+from project import HANG, NO_COLLECTOR
 
 import keras_efficientformer as kef
 
@@ -99,7 +99,7 @@ def run(request, tmp_path_factory, loud_l1, loud_state_dict):
     model.save(folder / "tensorflow.keras")
 
     environment = {**os.environ, "KERAS_BACKEND": request.param, "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", PROGRAM, folder, json.dumps(SMALL), POLICIES[request.param][0]]
+    command = [sys.executable, "-c", NO_COLLECTOR + PROGRAM, folder, json.dumps(SMALL), POLICIES[request.param][0]]
     subprocess.run(command, env=environment, check=True, timeout=HANG)
     found = {**np.load(folder / "found.npz"), **json.loads((folder / "facts.json").read_text())}
     assert found["backend"] == request.param

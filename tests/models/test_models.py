@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import timm.layers
 import timm_reference
-from project import HANG
+from project import HANG, NO_COLLECTOR
 
 import keras_efficientformer as kef
 from keras_efficientformer import conversion
@@ -368,7 +368,7 @@ def opened(loud, tmp_path_factory):
         images[name] = timm_reference.images(*models[name].input_shape[1:3])
         models[name].save(folder / f"{name}.keras")
         np.save(folder / f"{name}.npy", images[name])
-    subprocess.run([sys.executable, "-c", OPEN, folder], check=True, timeout=HANG)
+    subprocess.run([sys.executable, "-c", NO_COLLECTOR + OPEN, folder], check=True, timeout=HANG)
     found = json.loads((folder / "found.json").read_text())
     return {
         name: (models[name], images[name], list(np.load(folder / f"{name}.npz").values()), *found[name])

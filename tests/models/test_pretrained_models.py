@@ -17,7 +17,7 @@ import safetensors.numpy
 import timm_reference
 import torch
 from hub_server import Fault, HubServer
-from project import HANG
+from project import HANG, NO_COLLECTOR
 
 from keras_efficientformer.imagenet import preprocess_input
 from keras_efficientformer.images import seeded_images
@@ -72,7 +72,7 @@ class Loading:
         arguments = [json.dumps(tasks), folder / "images.npy", self.results, json.dumps(pins or {})]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / home), "NO_PROXY": "127.0.0.1", **env}
-        command = [sys.executable, "-c", DRIVER, *map(str, arguments)]
+        command = [sys.executable, "-c", NO_COLLECTOR + DRIVER, *map(str, arguments)]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 

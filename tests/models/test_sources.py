@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 import timm_reference
 from hub_server import HubServer
-from project import HANG, ROOT
+from project import HANG, NO_COLLECTOR, ROOT
 
 from keras_efficientformer import from_checkpoint
 from keras_efficientformer.models import HubModel, PublishedModel, crop_of, model_source, open_model
@@ -129,7 +129,7 @@ def test_repositories_of_the_hub(tmp_path):
         "owner/empty": {"main": {"README.md": b"no checkpoint"}},
     }
     with HubServer(files) as hub:
-        process = python(hub, tmp_path / "home", "-c", PROGRAM, "hf://owner/name")
+        process = python(hub, tmp_path / "home", "-c", NO_COLLECTOR + PROGRAM, "hf://owner/name")
         assert process.returncode == 0, process.stderr
         scores, mean = json.loads(process.stdout.splitlines()[-1])
         assert mean == [0.5, 0.4, 0.3]

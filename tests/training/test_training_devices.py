@@ -13,17 +13,18 @@ import sys
 import numpy as np
 import pytest
 import training_images
-from project import HANG
+from project import HANG, KERAS_ALONE
 
 CONFIG = {"epochs": 2, "freeze_epochs": 0, "batch_size": 8, "min_crop": 1, "flip": False, "save_every": 1}
 
 # Where PyTorch or JAX compute, TensorFlow is made as if not installed: Keras imports it wherever it can.
-BEGIN = """
+BEGIN = f"""
 import json, os, signal, sys
 
 if os.environ["KERAS_BACKEND"] != "tensorflow":
     sys.modules["tensorflow"] = None
 
+{KERAS_ALONE}
 import keras, numpy as np
 
 folder, model, output, config = *sys.argv[1:4], json.loads(sys.argv[4])

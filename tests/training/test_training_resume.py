@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import training_images
-from project import HANG, ROOT
+from project import HANG, KERAS_ALONE, NO_COLLECTOR, ROOT
 
 from keras_efficientformer.training import FineTuneConfig, finetune
 
@@ -75,7 +75,7 @@ finetune(
 
 def run(folder, output, kill, code, environment=None):
     environment = {**os.environ, "PYTHONPATH": SUPPORT, **(environment or {})}
-    command = [sys.executable, "-c", PROGRAM, folder, output, json.dumps(kill), json.dumps(CONFIG)]
+    command = [sys.executable, "-c", NO_COLLECTOR + PROGRAM, folder, output, json.dumps(kill), json.dumps(CONFIG)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG)
     assert result.returncode == code, result.stderr[-3000:]
 
@@ -168,7 +168,15 @@ def test_other_backends(backend, tmp_path):
         # So little is computed that JAX would take longer to optimize it.
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
-    command = [sys.executable, "-c", OTHER_BACKEND, folder, tmp_path / "model.keras", tmp_path, json.dumps(config)]
+    command = [
+        sys.executable,
+        "-c",
+        KERAS_ALONE + OTHER_BACKEND,
+        folder,
+        tmp_path / "model.keras",
+        tmp_path,
+        json.dumps(config),
+    ]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG)
     assert result.returncode == 0, result.stderr[-3000:]
     assert_same(tmp_path / "stopped", contents(tmp_path / "unbroken"))

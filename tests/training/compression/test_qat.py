@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from networks import SMALL
-from project import HANG
+from project import HANG, NO_COLLECTOR
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
 
@@ -433,7 +433,7 @@ print(np.abs(qat_model(images) - wanted).max(), np.abs(back - wanted).max())
 def test_in_another_backend_and_without_traces_in_the_process():
     environment = {**os.environ, "KERAS_BACKEND": "jax"}
     environment.pop("TF_USE_LEGACY_KERAS", None)
-    command = [sys.executable, "-c", CHECK]
+    command = [sys.executable, "-c", NO_COLLECTOR + CHECK]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG)
     assert result.returncode == 0, result.stderr
     quantized, back = map(float, result.stdout.split())
