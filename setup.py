@@ -27,6 +27,7 @@ EXTRAS = {
         "openvino==2026.3.1; sys_platform != 'darwin' and platform_machine in 'x86_64 AMD64'",
     ],
     "coreml": ["coremltools>=9.0", "scikit-learn", "scipy", "threadpoolctl", *PAGES],
+    "hub": ["keras-hub>=0.32"],  # which brings TensorFlow, beside any backend
     "heic": ["pillow-heif"],  # photographs as iPhones take them
     "train": [
         "tensorflow>=2.21",

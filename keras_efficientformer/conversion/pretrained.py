@@ -242,6 +242,17 @@ def download_repository(repo: str, revision: str = "main") -> Path:
     return path
 
 
+def repository_file(repo: str, filename: str, revision: str = "main") -> Path | None:
+    """Returns the local file of one in a repository of the hub, downloading it the first time; None if it is not there.
+
+    Raises:
+        DownloadError: it could not be brought, or the hub could not be asked.
+    """
+    file = HubFile(repo=repo, filename=filename, revision=revision)
+    cached = _from_cache(file)
+    return cached if cached or not _is_on_hub(file) else _from_hub(file)[0]
+
+
 def _is_on_hub(file: HubFile) -> bool:
     return _retry(lambda: _commit_on_hub(file), file) is not None
 

@@ -58,6 +58,12 @@ PUBLIC = {
         "export_tflite",
         "save_export_page",
     ],
+    "keras_efficientformer.hub": [
+        "EfficientFormerBackbone",
+        "EfficientFormerImageClassifier",
+        "EfficientFormerImageClassifierPreprocessor",
+        "EfficientFormerImageConverter",
+    ],
     "keras_efficientformer.imagenet": [
         "ImageError",
         "decode_predictions",
