@@ -63,6 +63,7 @@ LONGEST = (
     "test_images_and_labels.py",
     "test_pretrained_models.py",
     "test_training_multi_label.py",
+    "test_hub.py",
     "test_tflite_modes.py",
     "test_models.py",
     "test_backends.py",

@@ -5,6 +5,7 @@ level, and presets.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from numbers import Integral
@@ -83,7 +84,9 @@ class EfficientFormerBackbone(keras_hub.models.FeaturePyramidBackbone):
         }
 
     @classmethod
-    def from_preset(cls, preset: str, load_weights: bool = True, **kwargs: Any) -> "EfficientFormerBackbone":
+    def from_preset(
+        cls, preset: str | os.PathLike[str], load_weights: bool = True, **kwargs: Any
+    ) -> "EfficientFormerBackbone":
         """A backbone from a preset of KerasHub, or from a checkpoint by this package's converter.
 
         Args:
@@ -98,7 +101,7 @@ class EfficientFormerBackbone(keras_hub.models.FeaturePyramidBackbone):
             ValueError: it is a preset of another class, or the checkpoint is unfit.
             OSError: the preset is not there, or could not be downloaded.
         """
-        image_shape = kwargs.pop("image_shape", None)
+        preset, image_shape = os.fspath(preset), kwargs.pop("image_shape", None)
         if not is_keras_preset(preset):
             return cls.from_network(network_of(preset, load_weights, image_shape), load_weights, **kwargs)
         # KerasHub assigns weights as they are, so that the preset's own size comes first.
@@ -156,7 +159,11 @@ def _architecture(
 
 def _check_image_shape(image_shape: Any) -> None:
     """Raises ValueError for KerasHub's usual (None, None, 3), and other shapes that are not known."""
-    if len(image_shape) != 3 or not all(isinstance(side, Integral) for side in image_shape):
+    if (
+        not isinstance(image_shape, Sequence)
+        or len(image_shape) != 3
+        or not all(isinstance(side, Integral) for side in image_shape)
+    ):
         raise ValueError(
             "`image_shape` should be three integers (height, width, channels), because the attention biases belong to "
             f"one image size. Received: image_shape={image_shape}"

@@ -1,5 +1,6 @@
 """A KerasHub image classifier on the backbone. Room: hub."""
 
+import os
 from typing import Any
 
 import keras
@@ -33,7 +34,9 @@ class EfficientFormerImageClassifier(keras_hub.models.ImageClassifier):
     preprocessor_cls = EfficientFormerImageClassifierPreprocessor
 
     @classmethod
-    def from_preset(cls, preset: str, load_weights: bool = True, **kwargs: Any) -> "EfficientFormerImageClassifier":
+    def from_preset(
+        cls, preset: str | os.PathLike[str], load_weights: bool = True, **kwargs: Any
+    ) -> "EfficientFormerImageClassifier":
         """A classifier from a preset of KerasHub, or from a checkpoint by this package's converter.
 
         Args:
@@ -46,7 +49,7 @@ class EfficientFormerImageClassifier(keras_hub.models.ImageClassifier):
             ValueError: the checkpoint has no head, and `num_classes` is not given; or as of the backbone.
             OSError: as of the backbone.
         """
-        image_shape = kwargs.pop("image_shape", None)
+        preset, image_shape = os.fspath(preset), kwargs.pop("image_shape", None)
         if not is_keras_preset(preset):
             return cls._from_network(network_of(preset, load_weights, image_shape), load_weights, **kwargs)
         # KerasHub assigns weights as they are, so that the preset's own size comes first.

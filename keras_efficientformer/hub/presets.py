@@ -1,6 +1,7 @@
 """Tells presets that KerasHub has written from everything that this package opens itself. Room: hub."""
 
 import json
+from pathlib import Path
 
 import keras
 
@@ -34,9 +35,17 @@ def is_keras_preset(preset: str) -> bool:
         return False
     if isinstance(source, HubModel):
         config = repository_file(source.repo, PRESET_FILE, source.revision)
-    else:
-        config = source / PRESET_FILE
-    return config is not None and config.is_file() and PRESET_SIGN in json.loads(config.read_text(encoding="utf-8"))
+        return config is not None and _has_sign(config)
+    if source.is_dir() and not _has_sign(source / PRESET_FILE):
+        raise FileNotFoundError(
+            f"{preset} is a folder that no `save_to_preset` has written: expected a {PRESET_FILE} with an entry "
+            f'"{PRESET_SIGN}" in it. Of a checkpoint, give the path of the file.'
+        )
+    return source.is_dir()
+
+
+def _has_sign(config: Path) -> bool:
+    return config.is_file() and PRESET_SIGN in json.loads(config.read_text(encoding="utf-8"))
 
 
 def network_of(preset: str, load_weights: bool, image_shape: tuple[int, ...] | None) -> keras.Model:

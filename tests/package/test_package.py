@@ -125,6 +125,7 @@ print(json.dumps([seconds, sorted({name.partition(".")[0] for name in set(sys.mo
     print(f"import keras_efficientformer after keras: {seconds:.3f} s, brings {modules}")
     assert seconds < 0.2
     unwanted = {"torch", "jax", "huggingface_hub", "coremltools", "ai_edge_litert", "tf_keras", "typer", "safetensors"}
+    unwanted |= {"keras_hub"}
     assert not unwanted & set(modules)
 
 
@@ -156,3 +157,16 @@ except ImportError as error:
     message = run(ABSENT + program, "torch", path)
     assert str(path) in message
     assert "pip install 'keras-efficientformer[torch]', or use a .safetensors file" in message
+
+
+def test_hub_without_keras_hub():
+    """The program is imported first, so that nothing waits for Keras."""
+    program = """
+import efficientformer_command
+try:
+    import keras_efficientformer.hub
+except ImportError as error:
+    print(json.dumps(str(error)))
+"""
+    message = run(ABSENT + program, "keras_hub")
+    assert message == "keras_efficientformer.hub needs keras-hub: pip install 'keras-efficientformer[hub]'"
