@@ -57,8 +57,10 @@ def _scene(
         choice = numbers.integers(len(values))
         side = int(numbers.integers(32, 61))
         top, left = numbers.integers(0, SIDE - side + 1, 2)
-        stroke = Image.fromarray((strokes[choice] * 255 / 16).astype("uint8")).resize((side, side), Image.BICUBIC)
-        stroke = stroke.rotate(float(numbers.uniform(-15, 15)), Image.BILINEAR)
+        stroke = Image.fromarray((strokes[choice] * 255 / 16).astype("uint8")).resize(
+            (side, side), Image.Resampling.BICUBIC
+        )
+        stroke = stroke.rotate(float(numbers.uniform(-15, 15)), Image.Resampling.BILINEAR)
         opacity = np.clip((np.asarray(stroke, "float32")[..., None] - 90) / 60, 0, 1)
         place = slice(top, top + side), slice(left, left + side)
         if mask[place].any():  # none hides a part of another
@@ -72,5 +74,7 @@ def _scene(
 def _crop(numbers: np.random.Generator, photograph: np.ndarray) -> np.ndarray:
     side = int(numbers.integers(SIDE, min(photograph.shape[:2]) + 1))
     top, left = (int(numbers.integers(0, length - side + 1)) for length in photograph.shape[:2])
-    crop = Image.fromarray(photograph[top : top + side, left : left + side]).resize((SIDE, SIDE), Image.BILINEAR)
+    crop = Image.fromarray(photograph[top : top + side, left : left + side]).resize(
+        (SIDE, SIDE), Image.Resampling.BILINEAR
+    )
     return np.array(crop)

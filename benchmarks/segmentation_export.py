@@ -75,8 +75,8 @@ def write_file(kind: str, file: Path) -> dict[str, float]:
         model.export(str(file), format="litert", verbose=False)
     else:
         # Random weights: what is measured is the work.
-        settings = {"calibration": images, "max_difference": float("inf")}
-        export_tflite(model, file, quantize=OURS[kind], labels=map(str, range(CLASSES)), **settings)
+        labels = map(str, range(CLASSES))
+        export_tflite(model, file, quantize=OURS[kind], labels=labels, calibration=images, max_difference=float("inf"))
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     return {"seconds": round(seconds, 1), "peak_gigabytes": round(peak, 2)}
