@@ -91,6 +91,7 @@ EXPECTED = {
     "min_crop": POSITIVE_SHARE,
     "crop_fraction": POSITIVE_SHARE,
     "flip": SWITCH,
+    "color_jitter": SHARE,
     "rand_augment": SHARE,
     "mixup": NOT_NEGATIVE,
     "cutmix": SHARE,
@@ -123,24 +124,27 @@ class FineTuneConfig:
         ema: decay of a moving average of the trained weights, in [0, 1); 0 means none. With it the average is what
             is validated and saved as the best model.
         drop_path: rate of stochastic depth of the last block, in [0, 1).
-        class_weight: "none", or "balanced": each class counts alike, however many images it has.
+        class_weight: "none", or "balanced": each class counts alike, however many images, or pixels of masks, it has.
         multi_label: images may have several labels or none: folders are called by all of them, joined by "+", or a CSV
             file says them; binary cross-entropy, a sigmoid, and the best model by mean average precision.
         distillation: weight in [0, 1] of the teacher's labels in the loss, where there is a teacher.
         keep_head: start from the model's own classifier, which must have as many classes as the data.
-        size: side or (height, width) of the images in pixels; None means the model's own.
+        size: side or (height, width) of the images in pixels, with masks multiples of 32; None means the model's own.
         min_crop: smallest share of an image's area that a random crop keeps, in (0, 1]; 1 means the centre crop of
-            evaluation (Inception, arXiv 1409.4842, section 6).
-        crop_fraction: of the evaluation's centre crop, as in `imagenet.resize_and_crop`.
+            evaluation (Inception, arXiv 1409.4842, section 6), or, with masks, the whole image.
+        crop_fraction: of the evaluation's centre crop, as in `imagenet.resize_and_crop`; with masks there is none.
         flip: whether to mirror half of the images left to right.
+        color_jitter: strength in [0, 1] of `keras.layers.RandomColorJitter`: brightness, contrast, saturation, hue; 0
+            means none.
         rand_augment: magnitude of `keras.layers.RandAugment` in [0, 1], two operations; 0 means none. Keras draws the
-            operations once for each batch and their strengths once for each image.
+            operations once for each batch and their strengths once for each image. They shift and turn images too, so
+            masks do not go with it, and neither with the next two.
         mixup: alpha of `keras.layers.MixUp`; 0 means none. With `cutmix` too, each batch gets one of the two.
         cutmix: alpha of `keras.layers.CutMix` in [0, 1]; 0 means none.
         precision: "float32", "mixed_bfloat16" or "mixed_float16" (with dynamic loss scaling).
         validation_split: share of each class that is held out where there is no val folder, in (0, 1).
-        patience: epochs without a better validation accuracy, or mean average precision with `multi_label`, after which
-            training stops, an integer >= 0; None means never.
+        patience: epochs without a better validation accuracy, mean average precision with `multi_label` or mean IoU
+            with masks, after which training stops, an integer >= 0; None means never.
         save_every: steps between two checkpoints, an integer >= 1; the end of an epoch always has one.
         skip_bad: leave unreadable images out, instead of refusing to start.
         tensorboard: write logs for TensorBoard into the run's folder.
@@ -171,6 +175,7 @@ class FineTuneConfig:
     min_crop: float = 0.35
     crop_fraction: float = 0.95
     flip: bool = True
+    color_jitter: float = 0.0
     rand_augment: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0

@@ -16,6 +16,7 @@ from keras_efficientformer.images import count_other_files
 from keras_efficientformer.labels import Labels, class_names
 from keras_efficientformer.models.opening import open_model
 from keras_efficientformer.pages.render import require_page_tools
+from keras_efficientformer.segmentation.palette import Palette, read_palette
 from keras_efficientformer.training.config import CONFIG_FILE, FineTuneConfig, portable_arguments
 from keras_efficientformer.training.data.batches import Batches, TrainingImages, ValidationImages
 from keras_efficientformer.training.data.class_places import class_places
@@ -26,11 +27,13 @@ from keras_efficientformer.training.data.image_folder import (
     without_unreadable,
 )
 from keras_efficientformer.training.data.loaders import LoaderBatches
+from keras_efficientformer.training.data.mask_batches import TrainingMasks, ValidationMasks
+from keras_efficientformer.training.data.masks import check_masks, read_masked
 from keras_efficientformer.training.data.multi_label import read_multi_label, read_multi_label_validation
 from keras_efficientformer.training.devices import Devices, open_devices
 from keras_efficientformer.training.run import BEST_FILE, FineTuneReport, Run, RunData
 from keras_efficientformer.training.run_state import CHECKPOINT_FILE, TrainingError, remove_unfinished
-from keras_efficientformer.training.student import Network
+from keras_efficientformer.training.student import AnyNetwork, Network, SegmentationNetwork
 from keras_efficientformer.training.teachers import open_teacher
 
 __all__ = ["FineTuneReport", "TrainingError", "finetune"]
@@ -42,6 +45,8 @@ def finetune(
     output: str | os.PathLike[str],
     *,
     validation: Any = None,
+    masks: str | os.PathLike[str] | None = None,
+    palette: str | os.PathLike[str] | None = None,
     labels: Labels | None = None,
     teacher: Any = None,
     config: FineTuneConfig | None = None,
@@ -50,13 +55,13 @@ def finetune(
     verbose: int = 1,
     track: Callable[[Iterable], Iterable] = iter,
 ) -> FineTuneReport:
-    """Fine-tunes an EfficientFormer on images of your classes.
+    """Fine-tunes an EfficientFormer on images of your classes, or a segmentation model on it on images and masks.
 
     The run's folder gets `best.keras` (softmax, the classes' own head, averaged weights with `ema`), `labels.txt`,
     `config.json` (settings, versions), `history.json`, `report.json`, `report.html`, `curves.png`, `confusion.png`
     and `checkpoint.npz`, from which a run that was stopped, at whatever moment, goes on with `resume`. With
     `multi_label` the model ends in a sigmoid, each class' score by itself, and there is an `average_precision.png` in
-    the place of `confusion.png`.
+    the place of `confusion.png`. With `masks` the model is a `SemanticFPN`, and pixels are what is counted.
 
     Args:
         model: a `keras.Model` of this package, which stays as it is; the path of one or of a checkpoint; or "l1",
@@ -66,13 +71,18 @@ def finetune(
             (images, labels): raw RGB (batch, height, width, 3) in 0..255 and integers (batch,) or rows of
             probabilities (batch, classes). With `multi_label` a folder's subfolders are called by all labels of their
             images, `cat+dog`, or `none`; or it holds `train.csv` and perhaps `val.csv`; or it is a CSV file itself
-            (`data.multi_label`); and a loader gives rows (batch, classes), 1 for each label, else 0.
+            (`data.multi_label`); and a loader gives rows (batch, classes), 1 for each label, else 0. With `masks` it is
+            a folder of images, at any depth, or with `train` and perhaps `val` alone.
         output: the run's folder, which is made, outside of the images' folders; all processes must see it.
         validation: a folder, CSV file or loader to choose the best model by; None means `val` beside `train`, or else a
             share of each class held out, or, with a loader, nothing: then the last epoch's model is the best.
+        masks: a folder with a PNG file at the place of each image of `data`, `a/1.png` for `a/1.jpg`: class numbers, of
+            which 255 (65535 of 16 bits) stands for pixels that count for nothing, or the colours of `palette`.
+        palette: a text file with a line for each class, its name and its colour, `sky #87ceeb` (`segmentation.palette`).
         labels: the class names in the order of the outputs, as for `labels.class_names`: a loader needs them, and a
             folder takes that order in place of the alphabet's. With `keep_head` they are the model's own, and needed
-            where it does not know them; folders are found among them by name, index or WordNet id.
+            where it does not know them; folders are found among them by name, index or WordNet id. With masks None
+            means the palette's, or as many numbers as the masks have.
         teacher: for distillation (paper, section 5; DeiT, arXiv 2012.12877, section 4): a `keras.Model` of normalised
             images; any callable, raw RGB images (batch, height, width, 3) in 0..255 -> scores (batch, classes); or an
             array of scores (images, classes), a row for each image of the folder in the order of `list_images`; or the
@@ -101,14 +111,26 @@ def finetune(
         require("tensorflow", "Training with rand_augment, mixup or cutmix", "tensorflow")
     if config.multi_label and teacher is not None:
         raise ValueError("A teacher chooses one class for each image, which may have several here: leave it out.")
+    if masks is None and palette is not None:
+        raise ValueError("A palette is of masks: pass `masks` too, the folder that holds them.")
+    if masks is not None:
+        _check_for_masks(config, data, validation, labels, teacher, palette)
     output = Path(output)
     devices = open_devices(config.devices, config.batch_size)  # it must come before anything is computed
     _check_run_folder(output, resume)
-    _check_outside(output, data, validation)
+    _check_outside(output, data, validation, masks)
     keras.utils.set_random_seed(config.seed)
 
-    source = Network.of(model if isinstance(model, keras.Model) else open_model(model), config)
-    run_data = _open_data(data, validation, _class_order(source, labels), source, config, devices, track)
+    model_given = model if isinstance(model, keras.Model) else open_model(model)
+    source: AnyNetwork
+    if masks is None:
+        source = Network.of(model_given, config)
+        run_data = _open_data(data, validation, _class_order(source, labels), source, config, devices, track)
+    else:
+        source = SegmentationNetwork.of(model_given, config)
+        colours = None if palette is None else read_palette(palette)
+        order = _class_order(source, colours.names if colours else labels)
+        run_data = _open_masked(data, masks, colours, order, source, config, devices, track)
     run_teacher = open_teacher(teacher, len(run_data.labels), run_data.images_listed)
     run = Run(config, output, devices, run_data, source, run_teacher, callbacks, verbose)
     restored = run.restore() if resume else None
@@ -118,7 +140,14 @@ def finetune(
         write_text(output / "labels.txt", "".join(f"{label}\n" for label in run_data.labels))
         names = labels if isinstance(labels, str | os.PathLike | None) else output / "labels.txt"
         started = portable_arguments(
-            output, model=model, data=data, validation=validation, labels=names, teacher=teacher
+            output,
+            model=model,
+            data=data,
+            validation=validation,
+            masks=masks,
+            palette=palette,
+            labels=names,
+            teacher=teacher,
         )
         content = {"config": config.to_dict(), "arguments": started, "versions": _versions()}
         write_json(output / CONFIG_FILE, content)
@@ -126,7 +155,26 @@ def finetune(
     return run.report()
 
 
-def _class_order(source: Network, labels: Labels | None) -> tuple[str, ...] | None:
+def _check_for_masks(
+    config: FineTuneConfig, data: Any, validation: Any, labels: Labels | None, teacher: Any, palette: Any
+) -> None:
+    """Checks that nothing is asked for that masks do not go with."""
+    unfit = {
+        "multi_label": (config.multi_label, "a pixel has one class"),
+        "rand_augment": (config.rand_augment, "it shifts and turns images and not masks; color_jitter changes colours"),
+        "mixup": (config.mixup, "it mixes labels of whole images"),
+        "cutmix": (config.cutmix, "it mixes labels of whole images"),
+        "a teacher": (teacher is not None, "it chooses one class for each image"),
+        "`validation`": (validation is not None, "put train and val into the images' and the masks' folder"),
+        "labels beside a palette": (labels is not None and palette is not None, "the palette names the classes"),
+        "a loader": (not isinstance(data, str | Path), "a folder of images is needed"),
+    }
+    found = [f"{name} ({why})" for name, (is_asked, why) in unfit.items() if is_asked]
+    if found:
+        raise ValueError(f"Masks do not go with {', '.join(found)}. Leave it out.")
+
+
+def _class_order(source: AnyNetwork, labels: Labels | None) -> tuple[str, ...] | None:
     """The classes' names in the order of the outputs, where that is given or kept with the head."""
     given = None if labels is None else class_names(labels)
     if source.classes is None:
@@ -187,6 +235,35 @@ def _open_data(
         listed,
         from_folder_on(data, skipped) | from_folder_on(validation or data, skipped_too),
         count_other_files(data),
+    )
+
+
+def _open_masked(
+    data: str | Path,
+    masks: str | os.PathLike[str],
+    palette: Palette | None,
+    order: tuple[str, ...] | None,
+    source: SegmentationNetwork,
+    config: FineTuneConfig,
+    devices: Devices,
+    track: Callable[[Iterable], Iterable],
+) -> RunData:
+    """The images and masks of `finetune`'s arguments, checked, for images of the network's size."""
+    training, held_out, listed = read_masked(data, masks, config.validation_split, config.seed)
+    training, skipped = without_unreadable(training, (), config.skip_bad, track)
+    held_out, skipped_too = without_unreadable(held_out, (), config.skip_bad, track)
+    counts = check_masks(training, palette, len(order) if order else None, track)
+    check_masks(held_out, palette, len(counts), track)
+    names, size = order or tuple(map(str, range(len(counts)))), source.size
+    return RunData(
+        names,
+        TrainingMasks(training, palette, len(names), size, config, devices.process, devices.processes),
+        ValidationMasks(held_out, palette, len(names), size, config.batch_size),
+        counts,
+        listed,
+        from_folder_on(data, skipped | skipped_too),
+        count_other_files(data),
+        masks=True,
     )
 
 

@@ -14,6 +14,7 @@ TITLES = {
     "loss": "loss",
     "accuracy": "accuracy",
     "map": "mean average precision",
+    "miou": "mean IoU",
     "learning_rate": "learning rate",
 }
 # With more classes the names would cover each other, and the counts.
@@ -35,7 +36,7 @@ def plot_curves(history: Sequence[dict[str, float]], best_epoch: int, config: Fi
 
     Args:
         history: one row for each epoch, at least one: "epoch", "loss", "accuracy", "learning_rate" and perhaps
-            "val_loss", "val_accuracy"; or "val_map", which is then drawn in the place of accuracy.
+            "val_loss", "val_accuracy"; or "val_map" or "val_miou", which is then drawn in the place of accuracy.
         best_epoch: the epoch, from 1, that is marked as the best.
         config: of the run, which says why the training loss lies higher.
         path: the file.
@@ -56,7 +57,8 @@ def plot_curves(history: Sequence[dict[str, float]], best_epoch: int, config: Fi
 
 def curves_of(history: Sequence[dict[str, float]]) -> tuple[str, ...]:
     """What there is to draw of a run: keys of `TITLES`."""
-    return "loss", "map" if "val_map" in history[-1] else "accuracy", "learning_rate"
+    measure = next((name for name in ("miou", "map") if f"val_{name}" in history[-1]), "accuracy")
+    return "loss", measure, "learning_rate"
 
 
 def draw_curve(axes: Any, name: str, history: Sequence[dict[str, float]], best_epoch: int) -> None:
@@ -80,6 +82,7 @@ def loss_remark(config: FineTuneConfig) -> str:
     settings = {
         "random crops": config.min_crop < 1,
         "random flips": config.flip,
+        "changes of colours": config.color_jitter > 0,
         "RandAugment": config.rand_augment > 0,
         "MixUp": config.mixup > 0,
         "CutMix": config.cutmix > 0,
@@ -95,23 +98,24 @@ def loss_remark(config: FineTuneConfig) -> str:
     )
 
 
-def plot_confusion(confusion: np.ndarray, labels: Sequence[str], path: Path) -> None:
+def plot_confusion(confusion: np.ndarray, labels: Sequence[str], path: Path, counted: str = "images") -> None:
     """Draws a confusion matrix as a PNG file, in the place of an older one.
 
     Args:
         confusion: integers (classes, classes), as in `Scores`.
         labels: the class names.
         path: the file.
+        counted: what the integers are numbers of.
 
     Raises:
         OSError: the folder is missing or cannot be written to.
     """
-    figure = confusion_figure(confusion, labels)
+    figure = confusion_figure(confusion, labels, counted)
     with finished_file(path, overwrite=True) as partial:
         figure.savefig(partial, dpi=120, bbox_inches="tight")
 
 
-def confusion_figure(confusion: np.ndarray, labels: Sequence[str]) -> Any:
+def confusion_figure(confusion: np.ndarray, labels: Sequence[str], counted: str = "images") -> Any:
     """A confusion matrix as matplotlib's `Figure`; the arguments are those of `plot_confusion`.
 
     Each row's colours are shares of its class; up to 20 classes have their counts in the cells.
@@ -131,7 +135,7 @@ def confusion_figure(confusion: np.ndarray, labels: Sequence[str]) -> Any:
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=matrix / side, aspect=30)
     number = "" if are_named else ", number of the class"
     right, total = int(np.trace(confusion)), int(confusion.sum())
-    title = f"Confusion matrix: {right:,} of {total:,} images right"
+    title = f"Confusion matrix: {right:,} of {total:,} {counted} right"
     axes.set(xlabel=f"predicted{number}", ylabel=f"true{number}", title=title)
     if are_named:
         # A name may hold dollar signs, between which matplotlib expects a formula.

@@ -36,14 +36,21 @@ from keras_efficientformer.training.run_state import (
     read_state,
     write_state,
 )
-from keras_efficientformer.training.scores import AnyScores, MultiLabelScores, NotFiniteError, score
-from keras_efficientformer.training.student import Network, averaged_weights, compile_student, set_trainable
+from keras_efficientformer.training.scores import AnyScores, Look, MultiLabelScores, NotFiniteError, score, score_masks
+from keras_efficientformer.training.student import (
+    AnyNetwork,
+    averaged_weights,
+    compile_student,
+    pixel_weights,
+    set_trainable,
+)
 from keras_efficientformer.training.teachers import Teacher
-from keras_efficientformer.training.worst_images import WorstImages
+from keras_efficientformer.training.worst_images import WorstImages, WorstMasks
 
 BEST_FILE = "best.keras"
-# The best epoch is the one with the highest of this: of images with one label each, and with several.
-MONITOR, MULTI_LABEL_MONITOR = "val_accuracy", "val_map"
+# The best epoch is the one with the highest of the first of these that its history has: of masks, of images with several
+# labels, and of images with one label each.
+MONITORS = ("val_miou", "val_map", "val_accuracy")
 REMEDY = "Lower learning_rate, set clip_norm, or use float32"
 
 # A model with one head takes one array of a batch, and one with two heads a pair.
@@ -58,10 +65,11 @@ class RunData:
         labels: the class names, in the order of the model's outputs.
         training: batches to train on.
         validation: batches to choose the best model by, or None.
-        class_counts: int64 (classes,), how many training images each class has; None for a loader.
+        class_counts: int64 (classes,), how many training images, or pixels of masks, each class has; None for a loader.
         images_listed: how many images the training folder has, with those held out or left out; None for a loader.
         skipped: {path from the images' folder on: reason} of images that were left out.
         other_files: {suffix: number} of files in the training folder that are called as no image.
+        masks: whether the batches' labels are masks.
     """
 
     labels: tuple[str, ...]
@@ -71,6 +79,7 @@ class RunData:
     images_listed: int | None = None
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     other_files: dict[str, int] = dataclasses.field(default_factory=dict)
+    masks: bool = False
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -90,7 +99,8 @@ class FineTuneReport:
         best_epoch: the epoch, from 1, that it was saved after.
         scores: of it, on the validation images; None where there were none.
         history: one row for each epoch: learning_rate, loss, accuracy, val_loss, val_accuracy, val_top5, seconds; for
-            several labels val_map in the place of val_top5, and accuracy is that of each label of each image.
+            several labels val_map in the place of val_top5, and accuracy is that of each label of each image; with
+            masks val_miou, and accuracy is that of each pixel.
         skipped: {path from the images' folder on: reason} of images that were left out.
         other_files: {suffix: number} of files in the training folder that are called as no image.
     """
@@ -144,7 +154,7 @@ class Run:
         output: Path,
         devices: Devices,
         data: RunData,
-        source: Network,
+        source: AnyNetwork,
         teacher: Teacher | None,
         user_callbacks: Sequence[keras.callbacks.Callback],
         verbose: int,
@@ -194,6 +204,7 @@ class Run:
                     warmup=round(self.config.warmup_epochs * self.data.training.steps),
                     steps=(end - frozen) * self.data.training.steps if phase else None,
                     distilled=self.teacher is not None,
+                    masks=self.data.masks,
                 )
                 if values is not None:
                     variables = self._variables() if saved_phase == phase else self.student.variables
@@ -251,9 +262,12 @@ class Run:
         fixed = self.teacher.labels if self.teacher and self.teacher.fixed else None
         extend = (lambda batch: np.hstack([batch.labels, fixed(batch)])) if fixed else (lambda batch: batch.labels)
         for batch in augmented(batches, self.config, epoch, first_step, extend):
+            images = model_inputs(self.student, of_channels(batch.images, self.student.inputs[0].shape[3]))
+            if self.data.masks:
+                yield images, batch.labels, pixel_weights(batch.labels, self.class_weights)
+                continue
             labels, choices = batch.labels[:, :classes], batch.labels[:, classes:]
             weights = None if self.class_weights is None else labels @ self.class_weights
-            images = model_inputs(self.student, of_channels(batch.images, self.student.inputs[0].shape[3]))
             if self.teacher:
                 targets = (labels, choices if fixed else self.teacher.labels(batch))
                 yield images, targets, None if weights is None else (weights, weights)
@@ -307,12 +321,18 @@ class Run:
         if self.data.validation is None:
             return {}
         try:
-            scores = score(self.deployed, self.data.validation, self.progress.epoch, self.config.multi_label)
+            scores = self._score(self.deployed, self.data.validation)
         except NotFiniteError as error:
             raise self._error(
                 f"Answers to validation images are not finite after {self._last_step()}", REMEDY
             ) from error
         return scores.row
+
+    def _score(self, model: keras.Model, validation: Batches, look: Look | None = None) -> AnyScores:
+        """Scores of a model on the validation images; arguments and errors are those of `score`."""
+        if self.data.masks:
+            return score_masks(model, validation, self.progress.epoch, look)
+        return score(model, validation, self.progress.epoch, self.config.multi_label, look)
 
     def _variables(self) -> list[Any]:
         """What the checkpoint holds, the model's variables first."""
@@ -351,7 +371,7 @@ class Run:
         chosen = list(self.user_callbacks)
         if self.config.patience is not None:
             stopping = keras.callbacks.EarlyStopping(
-                MULTI_LABEL_MONITOR if self.config.multi_label else MONITOR,
+                MONITORS[0 if self.data.masks else 1 if self.config.multi_label else 2],
                 patience=self.config.patience,
                 mode="max",
                 start_from_epoch=self.config.freeze_epochs,
@@ -380,9 +400,8 @@ class Run:
         scores = images = None
         if self.data.validation is not None:
             best = open_model(self.output / BEST_FILE)
-            multi_label = self.config.multi_label
-            images = WorstImages(multi_label)
-            scores = score(best, self.data.validation, len(history), multi_label, images.look)
+            images = WorstMasks() if self.data.masks else WorstImages(self.config.multi_label)
+            scores = self._score(best, self.data.validation, images.look)
         labels = self.data.labels
         found = self.data.skipped, self.data.other_files
         report = FineTuneReport(self.output / BEST_FILE, labels, best_epoch(history), scores, tuple(history), *found)
@@ -393,25 +412,27 @@ class Run:
             if isinstance(scores, MultiLabelScores):
                 plot_average_precision(scores.average_precision, labels, self.output / "average_precision.png")
             elif scores:
-                plot_confusion(scores.confusion, labels, self.output / "confusion.png")
+                counted = "pixels" if self.data.masks else "images"
+                plot_confusion(scores.confusion, labels, self.output / "confusion.png", counted)
             write_run_page(self.output, content, self.config, scores, images, self.data.validation)
         return report
 
 
 def best_epoch(history: Sequence[dict[str, float]]) -> int:
-    """The epoch, from 1, with the highest mean average precision or validation accuracy, the first of equals; without
-    validation the last."""
-    monitor = next((name for name in (MULTI_LABEL_MONITOR, MONITOR) if name in history[-1]), None)
+    """The epoch, from 1, with the highest of `MONITORS`, the first of equals; without validation the last."""
+    monitor = next((name for name in MONITORS if name in history[-1]), None)
     return len(history) if monitor is None else 1 + int(np.argmax([row[monitor] for row in history]))
 
 
 def _class_weights(kind: str, data: RunData) -> np.ndarray | None:
-    """float32 (classes,): the weight of each class' images in the loss; None where all count alike."""
+    """float32 (classes,): the weight of each class' images or pixels in the loss; None where all count alike."""
     if kind == "none":
         return None
     if data.class_counts is None:
         raise ValueError("class_weight='balanced' needs a folder: a loader does not say how many images a class has.")
-    return (data.class_counts.sum() / (len(data.labels) * data.class_counts)).astype("float32")
+    # A class that a palette has may have no pixels, and needs no weight.
+    counts = np.maximum(data.class_counts, 1)
+    return (counts.sum() / (len(data.labels) * counts)).astype("float32")
 
 
 @contextmanager

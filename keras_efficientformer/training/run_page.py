@@ -21,8 +21,8 @@ from keras_efficientformer.training.plots import (
     loss_remark,
     precision_figure,
 )
-from keras_efficientformer.training.scores import AnyScores, MultiLabelScores
-from keras_efficientformer.training.worst_images import JudgedImage, WorstImages
+from keras_efficientformer.training.scores import AnyScores, MaskScores, MultiLabelScores
+from keras_efficientformer.training.worst_images import JudgedImage, WorstImages, WorstMasks
 
 ROWS_SHOWN = 10
 
@@ -32,7 +32,7 @@ def write_run_page(
     report: dict[str, Any],
     config: FineTuneConfig,
     scores: AnyScores | None,
-    images: WorstImages | None,
+    images: WorstImages | WorstMasks | None,
     validation: Batches | None,
 ) -> None:
     """Writes `report.html` into a run's folder, in the place of an older one.
@@ -58,6 +58,7 @@ def write_run_page(
         title=f"Fine-tuned on {len(labels)} classes",
         verdict=_verdict(report, scores),
         classes=len(labels),
+        counted=_counted(scores),
         summary=_summary(folder, report, scores),
         curves=[svg(partial(_curve, name, history, best), f"{TITLES[name]} by epoch") for name in curves_of(history)],
         remark=loss_remark(config),
@@ -66,7 +67,7 @@ def write_run_page(
         if scores is None or isinstance(scores, MultiLabelScores)
         else _mistakes(scores.confusion, labels),
         worst_classes=scores.worst(labels)[:ROWS_SHOWN] if scores else [],
-        confident=[shown(image) for image in images.confident] if images else [],
+        confident=[shown(image) for image in images.confident] if isinstance(images, WorstImages) else None,
         worst=[shown(image) for image in images.worst] if images else [],
         settings=config.to_dict(),
         skipped=report["skipped"],
@@ -77,6 +78,8 @@ def _verdict(report: dict[str, Any], scores: AnyScores | None) -> str:
     epochs = f"best epoch {report['best_epoch']} of {len(report['history'])}"
     if scores is None:
         return f"Not validated: the model is that of the last epoch, {epochs}"
+    if isinstance(scores, MaskScores):
+        return f"{scores.mean_iou:.2%} mean IoU on the validation images, {epochs}"
     if isinstance(scores, MultiLabelScores):
         return f"{scores.mean_average_precision:.2%} mean average precision on the validation images, {epochs}"
     right, total = int(np.trace(scores.confusion)), int(scores.confusion.sum())
@@ -96,6 +99,11 @@ def _summary(folder: Path, report: dict[str, Any], scores: AnyScores | None) -> 
     return rows
 
 
+def _counted(scores: AnyScores | None) -> str:
+    """What a confusion matrix counts."""
+    return "pixels" if isinstance(scores, MaskScores) else "images"
+
+
 def _curve(name: str, history: Sequence[dict[str, float]], best_epoch: int) -> Any:
     from matplotlib.figure import Figure
 
@@ -112,7 +120,9 @@ def _answers(scores: AnyScores | None, labels: Sequence[str]) -> tuple[str, Any]
         return "Average precision", svg(
             partial(precision_figure, scores.average_precision, labels), "average precision"
         )
-    return "Confusion matrix", svg(partial(confusion_figure, scores.confusion, labels), "confusion matrix")
+    return "Confusion matrix", svg(
+        partial(confusion_figure, scores.confusion, labels, _counted(scores)), "confusion matrix"
+    )
 
 
 def _mistakes(confusion: np.ndarray, labels: Sequence[str]) -> list[tuple[str, str, int]]:

@@ -1,6 +1,6 @@
-"""Computes what a classifier's answers are worth: top-1, top-5, confusion, or average precision. Room: training."""
+"""Computes what answers are worth: top-1, top-5, confusion; average precision; IoU of masks. Room: training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -163,7 +163,59 @@ class MultiLabelScores(ClassScores):
         }
 
 
-AnyScores = Scores | MultiLabelScores
+@dataclass(frozen=True)
+class MaskScores(ClassScores):
+    """Results over the pixels of a set of images; those that no mask judges are left out.
+
+    Attributes:
+        loss: mean cross-entropy of a pixel, or None where the answers are no probabilities.
+        confusion: int64 (classes, classes), numbers of pixels: row, the class that it is; column, the one answered.
+    """
+
+    loss: float | None
+    confusion: np.ndarray
+
+    measure: ClassVar[str] = "iou"
+    words: ClassVar[str] = "IoU {iou:.1%}, {pixels:,} pixels"
+
+    @property
+    def iou(self) -> np.ndarray:
+        """float64 (classes,): right pixels over those that are or were answered so; not-a-number where none is."""
+        right = np.diag(self.confusion)
+        union = self.confusion.sum(0) + self.confusion.sum(1) - right
+        return np.divide(right, union, out=np.full(len(right), np.nan), where=union > 0)
+
+    @property
+    def mean_iou(self) -> float:
+        """The mean over the classes that a pixel is or was answered, as `keras.metrics.MeanIoU` has it."""
+        return float(np.nanmean(self.iou))
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right pixels."""
+        return float(np.trace(self.confusion) / self.confusion.sum())
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """{name: share in [0, 1]} of what is said first."""
+        return {"mean IoU": self.mean_iou, "pixel accuracy": self.accuracy}
+
+    @property
+    def row(self) -> dict[str, float]:
+        """What a run's history has of them."""
+        assert self.loss is not None  # the answers of softmax are probabilities, of which there is a loss
+        return {"val_loss": self.loss, "val_accuracy": self.accuracy, "val_miou": self.mean_iou}
+
+    def to_dict(self, labels: Sequence[str]) -> dict[str, Any]:
+        """The results as plain values, ready for JSON; None for the IoU of a class of no pixels."""
+        rows = zip(labels, self.confusion.sum(1), self.iou, strict=True)
+        classes = [{"label": n, "pixels": int(k), "iou": None if np.isnan(iou) else float(iou)} for n, k, iou in rows]
+        return {"loss": self.loss, "mean_iou": self.mean_iou, "accuracy": self.accuracy, "classes": classes}
+
+
+AnyScores = Scores | MultiLabelScores | MaskScores
+# Is shown each batch with its answers.
+Look = Callable[[Batch, np.ndarray], None]
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -209,6 +261,60 @@ def _average_precision(scores: np.ndarray, has: np.ndarray) -> float:
     return float(np.sum(np.diff(found, prepend=0) * found / (ends + 1)) / found[-1])
 
 
+class MaskCounter:
+    """Counts the pixels of batches as they are answered.
+
+    Args:
+        classes: how many there are.
+        probabilities: whether the answers are probabilities; of logits there is no loss.
+    """
+
+    def __init__(self, classes: int, probabilities: bool) -> None:
+        self._confusion = np.zeros((classes, classes), "int64")
+        self._loss, self._probabilities = 0.0, probabilities
+
+    def add(self, masks: np.ndarray, answers: np.ndarray) -> None:
+        """Counts a batch.
+
+        Args:
+            masks: int32 (batch, height, width), the class of each pixel, below 0 where it is not judged.
+            answers: probabilities or logits (batch, height, width, classes), or smaller, then enlarged, bilinear.
+
+        Raises:
+            NotFiniteError: an answer is not finite.
+        """
+        _check_answers(answers)
+        answers = enlarged(answers, masks.shape[1:])
+        judged = masks >= 0
+        true, found = masks[judged], answers[judged]
+        classes = len(self._confusion)
+        pairs = np.bincount(true * classes + found.argmax(-1), minlength=classes**2)
+        self._confusion += pairs.reshape(classes, classes)
+        own = np.take_along_axis(found, true[:, None], -1)
+        if self._probabilities:
+            self._loss -= float(np.log(np.maximum(own, SMALLEST_PROBABILITY)).sum(dtype="float64"))
+
+    def scores(self) -> MaskScores:
+        """The results so far.
+
+        Raises:
+            ValueError: no pixel was judged.
+        """
+        pixels = int(self._confusion.sum())
+        if not pixels:
+            raise ValueError("The masks to validate on have no pixel of any class: all of them are left out.")
+        return MaskScores(self._loss / pixels if self._probabilities else None, self._confusion)
+
+
+def enlarged(answers: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Answers (batch, h, w, classes) at a size (height, width), bilinear, as they are where they have it."""
+    if answers.shape[1:3] == tuple(size):
+        return answers
+    return keras.ops.convert_to_numpy(
+        keras.ops.image.resize(answers, size, interpolation="bilinear", data_format="channels_last")
+    )
+
+
 def _check_answers(answers: np.ndarray) -> None:
     if not np.isfinite(answers).all():
         raise NotFiniteError("The model answers with values that are not finite: its weights or its file are damaged.")
@@ -219,7 +325,7 @@ def score(
     batches: Batches,
     epoch: int,
     multi_label: bool = False,
-    look: Callable[[Batch, np.ndarray], None] | None = None,
+    look: Look | None = None,
 ) -> AnyScores:
     """Scores of a Keras model with softmax, or with a sigmoid for `multi_label`, on an epoch's batches of raw images.
 
@@ -235,6 +341,35 @@ def score(
         NotFiniteError: the model's answers are not finite.
     """
     answers, rows = [], []
+    for batch, found in _answered(model, batches, epoch):
+        answers.append(found)
+        rows.append(batch.labels)
+        if look is not None:
+            look(batch, found)
+    if not rows:
+        raise ValueError("The validation loader gave no batches.")
+    if multi_label:
+        return count_multi_label(np.concatenate(answers), np.concatenate(rows))
+    return count(np.concatenate(answers), np.concatenate(rows).argmax(1), probabilities=True)
+
+
+def score_masks(
+    model: keras.Model,
+    batches: Batches,
+    epoch: int,
+    look: Look | None = None,
+) -> MaskScores:
+    """Scores of a Keras model that gives masks of probabilities; arguments and errors are those of `score`."""
+    counter = MaskCounter(model.outputs[0].shape[-1], probabilities=True)
+    for batch, found in _answered(model, batches, epoch):
+        counter.add(batch.labels, found)
+        if look is not None:
+            look(batch, found)
+    return counter.scores()
+
+
+def _answered(model: keras.Model, batches: Batches, epoch: int) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Each batch of an epoch, and what a Keras model answers to its images."""
     size = 0
     for batch in prefetched(batches.epoch(epoch)):
         size = max(size, len(batch.images))
@@ -243,12 +378,4 @@ def score(
         images = np.zeros((size, *taken.shape[1:]), "float32")
         images[: len(taken)] = taken
         found = keras.ops.convert_to_numpy(model.predict_on_batch(images))
-        answers.append(found[: len(batch.images)])
-        rows.append(batch.labels)
-        if look is not None:
-            look(batch, answers[-1])
-    if not rows:
-        raise ValueError("The validation loader gave no batches.")
-    if multi_label:
-        return count_multi_label(np.concatenate(answers), np.concatenate(rows))
-    return count(np.concatenate(answers), np.concatenate(rows).argmax(1), probabilities=True)
+        yield batch, found[: len(batch.images)]

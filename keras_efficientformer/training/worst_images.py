@@ -6,10 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_efficientformer.pages.pictures import thumbnail
+from keras_efficientformer.segmentation.palette import drawn_over
 from keras_efficientformer.training.data.batches import Batch
-from keras_efficientformer.training.scores import SMALLEST_PROBABILITY, THRESHOLD
+from keras_efficientformer.training.scores import SMALLEST_PROBABILITY, THRESHOLD, enlarged
 
 IMAGES_KEPT = 24
+# Of a mask.
+CLASSES_SHOWN = 3
+WRONG_COLOUR = np.array([[255, 0, 0]], "uint8")
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,44 @@ class WorstImages:
         mistakes = [image for image in judged if image.is_mistake]
         self.confident = _highest([*self.confident, *mistakes], lambda image: image.confidence)
         self.worst = _highest([*self.worst, *judged], lambda image: image.loss)
+
+
+class WorstMasks:
+    """Looks at batches and their masks as they are scored, and keeps two dozen images.
+
+    Attributes:
+        confident: nothing: a mask is right and wrong in parts.
+        worst: images of the highest loss, their wrong pixels drawn in red, with shares of pixels in the place of scores.
+    """
+
+    confident: tuple[JudgedImage, ...] = ()
+
+    def __init__(self) -> None:
+        self.worst: list[JudgedImage] = []
+        self._seen = 0
+
+    def look(self, batch: Batch, answers: np.ndarray) -> None:
+        """Takes a batch of raw images and masks in its turn, and its probabilities (batch, height, width, classes)."""
+        answers = enlarged(answers, batch.labels.shape[1:])
+        for image, mask, scores in zip(batch.images, batch.labels, answers, strict=True):
+            judged = mask >= 0
+            own = np.take_along_axis(scores, np.maximum(mask, 0)[..., None], -1)[judged]
+            loss = float(-np.log(np.maximum(own, SMALLEST_PROBABILITY)).mean()) if judged.any() else 0.0
+            found = scores.argmax(-1)
+            if len(self.worst) < IMAGES_KEPT or loss > self.worst[-1].loss:
+                wrong = np.where(judged & (found != mask), 0, -1)
+                picture = thumbnail(drawn_over(image.astype("uint8"), wrong, WRONG_COLOUR))
+                true, said = shares(mask[judged], scores.shape[-1]), shares(found, scores.shape[-1])
+                judgement = JudgedImage(self._seen, tuple(true), tuple(said), 0.0, loss, picture)
+                self.worst = _highest([*self.worst, judgement], lambda image: image.loss)
+            self._seen += 1
+
+
+def shares(mask: np.ndarray, classes: int, most: int = CLASSES_SHOWN) -> list[tuple[int, float]]:
+    """(class, its share of the pixels) of the classes that have most pixels of a mask, largest first."""
+    counts = np.bincount(mask.ravel(), minlength=classes)
+    order = np.argsort(-counts, kind="stable")[:most]
+    return [(int(place), float(counts[place] / mask.size)) for place in order if counts[place]]
 
 
 # Which classes images are of and which are said, bool (images, classes); confidence and loss, float (images,).

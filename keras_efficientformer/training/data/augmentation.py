@@ -1,10 +1,11 @@
-"""Changes training images at random: crops, RandAugment, MixUp and CutMix. Room: training/data.
+"""Changes training images at random: crops, colours, RandAugment, MixUp and CutMix. Room: training/data.
 
 Each change is a function of a seed, so that a resumed run draws what was drawn. Pillow crops single images, and Keras'
 own layers change batches.
 """
 
 import math
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -13,6 +14,11 @@ from PIL import Image
 # A crop's width to height is drawn evenly on a logarithmic scale between these (Inception, arXiv 1409.4842, section 6).
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
+# Of `color_jitter`, how much hues take part; a factor of 1 turns them by up to half a circle, which is another colour.
+HUE_SHARE = 0.25
+
+# (left, top, right, bottom) of a part of an image, in pixels.
+Box = tuple[float, float, float, float]
 
 
 def random_crop(image: np.ndarray, size: tuple[int, int], min_area: float, rng: np.random.Generator) -> np.ndarray:
@@ -27,15 +33,27 @@ def random_crop(image: np.ndarray, size: tuple[int, int], min_area: float, rng: 
     Returns:
         uint8 (*size, 3).
     """
-    height, width = image.shape[:2]
-    box = _random_box(height, width, min_area, rng)
-    return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC, box=box))
+    return scaled(image, size, random_box(image.shape[:2], min_area, rng))
 
 
-def _random_box(
-    height: int, width: int, min_area: float, rng: np.random.Generator
-) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom), in pixels, of a part of an image; the whole one where no drawn part fits into it."""
+def scaled(image: np.ndarray, size: tuple[int, int], box: Box | None = None) -> np.ndarray:
+    """A part of an image, scaled with Pillow's bicubic filter; of a mask, to the nearest pixel.
+
+    Args:
+        image: uint8 (height, width, 3), or a mask, int32 (height, width).
+        size: (height, width) of the result.
+        box: of the part; None means the whole.
+
+    Returns:
+        An array of `size` and the same dtype.
+    """
+    filter_ = Image.Resampling.BICUBIC if image.ndim == 3 else Image.Resampling.NEAREST
+    return np.array(Image.fromarray(image).resize(size[::-1], filter_, box=box))
+
+
+def random_box(image_size: Sequence[int], min_area: float, rng: np.random.Generator) -> Box:
+    """The box of a part of an image of a size, (height, width); the whole one where no drawn part fits into it."""
+    height, width = image_size
     for _ in range(CROP_ATTEMPTS):
         area = height * width * rng.uniform(min_area, 1)
         ratio = math.exp(rng.uniform(math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1])))
@@ -47,18 +65,30 @@ def _random_box(
 
 
 class BatchAugmentation:
-    """RandAugment, MixUp and CutMix on whole batches, on the CPU; with both of the last, each batch gets one of them.
+    """Colours, RandAugment, MixUp and CutMix on whole batches, on the CPU; with both of the last, each batch gets one.
 
     Args:
         rand_augment: magnitude in [0, 1]; 0 means none.
         mixup: alpha of MixUp; 0 means none.
         cutmix: alpha of CutMix in [0, 1]; 0 means none.
+        color_jitter: strength in [0, 1] of changes of brightness, contrast, saturation and hue; 0 means none.
     """
 
-    def __init__(self, rand_augment: float, mixup: float, cutmix: float) -> None:
+    def __init__(self, rand_augment: float, mixup: float, cutmix: float, color_jitter: float = 0.0) -> None:
         with keras.device("cpu"):
             options = {"seed": 0, "dtype": "float32"}
-            self._colour = keras.layers.RandAugment(factor=rand_augment, **options) if rand_augment else None
+            self._colours: list[keras.layers.Layer] = []
+            if color_jitter:
+                jitter = keras.layers.RandomColorJitter(
+                    brightness_factor=color_jitter,
+                    contrast_factor=color_jitter,
+                    saturation_factor=(0.5 - color_jitter / 4, 0.5 + color_jitter / 4),  # 0.5 changes nothing
+                    hue_factor=color_jitter * HUE_SHARE,
+                    **options,
+                )
+                self._colours.append(jitter)
+            if rand_augment:
+                self._colours.append(keras.layers.RandAugment(factor=rand_augment, **options))
             self._mixers: list[keras.layers.Layer] = []
             if mixup:
                 self._mixers.append(keras.layers.MixUp(alpha=mixup, **options))
@@ -70,7 +100,7 @@ class BatchAugmentation:
 
         Args:
             images: float32 (batch, height, width, 3) in 0..255.
-            labels: float32 (batch, classes), in 0..1.
+            labels: float32 (batch, classes), in 0..1; or, without MixUp and CutMix, whatever there is.
             seed: integers; the same ones give the same changes.
 
         Returns:
@@ -78,9 +108,9 @@ class BatchAugmentation:
         """
         rng = np.random.default_rng(seed)
         with keras.device("cpu"):
-            if self._colour:
+            for colour in self._colours:
                 # On PyTorch Keras' RandAugment goes far beyond its value range.
-                images = keras.ops.clip(_seeded(self._colour, rng)(images), 0.0, 255.0)
+                images = keras.ops.clip(_seeded(colour, rng)(images), 0.0, 255.0)
             if self._mixers:
                 mixer = self._mixers[rng.integers(len(self._mixers))]
                 mixed = _seeded(mixer, rng)({"images": images, "labels": labels})

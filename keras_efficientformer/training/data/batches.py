@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     Attributes:
         images: float32 (batch, height, width, 3), raw RGB in 0..255.
         labels: float32 (batch, classes), rows that add up to 1; or, where an image may have several labels or none,
-            values in 0..1.
+            values in 0..1; or masks, int32 (batch, height, width), the class of each pixel, -1 where it has none.
         rows: int64 (batch,), `ImageSet.rows` of the images, or None where they come from a loader.
     """
 
@@ -86,18 +86,24 @@ class TrainingImages:
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             for step in range(first_step, self.steps):
                 places = order[step * self._batch_size : (step + 1) * self._batch_size][self._part]
-                images = np.stack(list(threads.map(lambda place: self._load(epoch, place), places)))
-                labels = label_rows(self._images.targets[places], self._classes)
-                yield Batch(images.astype("float32"), labels, self._images.rows[places])
+                images, targets = zip(*threads.map(lambda place: self._load(epoch, place), places), strict=True)
+                labels = self._labels(np.stack(targets))
+                yield Batch(np.stack(images).astype("float32"), labels, self._images.rows[places])
 
-    def _load(self, epoch: int, place: int) -> np.ndarray:
+    def _load(self, epoch: int, place: int) -> tuple[np.ndarray, Any]:
+        """An image and its target."""
         rng = np.random.default_rng([self._config.seed, epoch, place])
         image = load_image(self._images.files[place])
         if self._config.min_crop < 1:
             image = random_crop(image, self._size, self._config.min_crop, rng)
         else:
             image = resize_and_crop(image, self._size, self._config.crop_fraction)
-        return image[:, ::-1] if self._config.flip and rng.random() < 0.5 else image
+        flipped = self._config.flip and rng.random() < 0.5
+        return image[:, ::-1] if flipped else image, self._images.targets[place]
+
+    def _labels(self, targets: np.ndarray) -> np.ndarray:
+        """What a batch has as its labels."""
+        return label_rows(targets, self._classes)
 
 
 class ValidationImages:
@@ -127,12 +133,18 @@ class ValidationImages:
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             for start in range(first_step * self._batch_size, len(self._images), self._batch_size):
                 places = slice(start, start + self._batch_size)
-                images = np.stack(list(threads.map(self._load, self._images.files[places])))
-                labels = label_rows(self._images.targets[places], self._classes)
-                yield Batch(images.astype("float32"), labels, self._images.rows[places])
+                found = threads.map(self._load, self._images.files[places], self._images.targets[places])
+                images, targets = zip(*found, strict=True)
+                labels = self._labels(np.stack(targets))
+                yield Batch(np.stack(images).astype("float32"), labels, self._images.rows[places])
 
-    def _load(self, file: Path) -> np.ndarray:
-        return resize_and_crop(load_image(file), self._size, self._crop_fraction)
+    def _load(self, file: Path, target: Any) -> tuple[np.ndarray, Any]:
+        """An image and its target."""
+        return resize_and_crop(load_image(file), self._size, self._crop_fraction), target
+
+    def _labels(self, targets: np.ndarray) -> np.ndarray:
+        """What a batch has as its labels."""
+        return label_rows(targets, self._classes)
 
 
 def label_rows(targets: np.ndarray, classes: int) -> np.ndarray:
@@ -158,7 +170,7 @@ def augmented(
     first_step: int,
     extend: Callable[[Batch], np.ndarray],
 ) -> Iterator[Batch]:
-    """The same batches after RandAugment, MixUp and CutMix.
+    """The same batches after changes of colours, RandAugment, MixUp and CutMix.
 
     Args:
         batches: of an epoch from `first_step` on.
@@ -166,7 +178,7 @@ def augmented(
         epoch, first_step: where they start.
         extend: Batch -> float32 labels (batch, n) that are to be mixed as the images are, and become the batch's.
     """
-    augmentation = BatchAugmentation(config.rand_augment, config.mixup, config.cutmix)
+    augmentation = BatchAugmentation(config.rand_augment, config.mixup, config.cutmix, config.color_jitter)
     for step, batch in enumerate(batches, first_step):
         images, labels = augmentation(batch.images, extend(batch), [config.seed, epoch, step, 1])
         yield Batch(images, labels, batch.rows)

@@ -27,7 +27,7 @@ class ImageSet:
     Attributes:
         files: paths.
         targets: int64 (images,), the class of each; or, where an image may have several labels or none, uint8
-            (images, classes), 1 for each label that it has.
+            (images, classes), 1 for each label that it has; or, where there are masks, the path of each image's.
         rows: int64 (images,), the place of each in the listing of its folder before any were held out or left out:
             the row of precomputed teacher logits.
     """
