@@ -21,6 +21,9 @@ LUMINANCE = np.array([0.299, 0.587, 0.114], "float32")
 # In the dictionaries that datasets give, images are called so.
 IMAGE_KEYS = ("image", "images")
 
+# (left, top, right, bottom) of a part of an image, in pixels.
+Box = tuple[float, float, float, float]
+
 
 def seeded_images(input_shape: tuple[int, int, int]) -> np.ndarray:
     """Images that are the same everywhere: coarse random fields, each with noise of another strength.
@@ -167,6 +170,21 @@ def of_channels(images: np.ndarray, channels: int) -> np.ndarray:
     if channels != 1:
         raise ValueError(f"Photographs have three channels or, in grey, one, and the model takes {channels}.")
     return np.round(images @ LUMINANCE)[..., None].astype("float32")
+
+
+def scaled(image: np.ndarray, size: tuple[int, int], box: Box | None = None) -> np.ndarray:
+    """A part of an image, scaled with Pillow's bicubic filter; of a mask, to the nearest pixel.
+
+    Args:
+        image: uint8 (height, width, 3), or a mask, int32 (height, width).
+        size: (height, width) of the result.
+        box: of the part; None means the whole.
+
+    Returns:
+        An array of `size` and the same dtype.
+    """
+    filter_ = Image.Resampling.BICUBIC if image.ndim == 3 else Image.Resampling.NEAREST
+    return np.array(Image.fromarray(image).resize(size[::-1], filter_, box=box))
 
 
 def check_raw(images: np.ndarray) -> None:

@@ -1,10 +1,11 @@
-"""Classifies images with a .tflite file or a Core ML package, without Keras. Room: classifiers."""
+"""Classifies images, or their pixels, with a .tflite file or a Core ML package, without Keras. Room: classifiers."""
 
 import numpy as np
 
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
 from keras_efficientformer.deploy.file_facts import FileFacts
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
+from keras_efficientformer.layers.names import MASKS
 
 # Exported files call the scores of the classes one of these, a sigmoid's by the first.
 INDEPENDENT_SCORES = "scores"
@@ -24,7 +25,8 @@ class FileClassifier:
         output_name: the output that is asked, as the file calls it.
 
     Raises:
-        ValueError: it does not say how images are prepared for it, or gives neither scores of classes nor an embedding.
+        ValueError: it does not say how images are prepared for it, or gives neither scores of classes, masks nor an
+            embedding.
     """
 
     def __init__(self, model: LiteRTModel | CoreMLModel, facts: FileFacts | None) -> None:
@@ -37,7 +39,7 @@ class FileClassifier:
             )
         self.facts = facts
         names = [output.name for output in model.outputs]
-        found = [name for name in (*SCORES, *EMBEDDINGS) if name in names]
+        found = [name for name in (*SCORES, MASKS, *EMBEDDINGS) if name in names]
         if not found:
             raise ValueError(
                 f"{model.path} has no output of classes: expected one of {', '.join(SCORES)}. Found: {', '.join(names)}"

@@ -5,19 +5,22 @@ import numpy as np
 
 from keras_efficientformer.deploy.network.fuse import check_whole
 from keras_efficientformer.layers.image_normalization import model_inputs
-from keras_efficientformer.layers.names import AVERAGE_POOL, HEADS, PREDICTIONS
+from keras_efficientformer.layers.names import AVERAGE_POOL, HEADS, MASKS, PREDICTIONS
 from keras_efficientformer.layers.predictions import labels_of
+from keras_efficientformer.segmentation.decoder import is_segmenter
 
 
 class KerasClassifier:
     """A Keras model; of two heads, the one that was trained on labels.
 
     Raises:
-        ValueError: it is no EfficientFormer of this package alone, so that nobody knows how its images are prepared.
+        ValueError: it is no segmentation model and no EfficientFormer of this package alone, so that nobody knows how
+            its images are prepared.
     """
 
     def __init__(self, model: keras.Model) -> None:
-        check_whole(model)
+        if not is_segmenter(model):
+            check_whole(model)
         self._model = model
         self.size: tuple[int, int] = tuple(model.inputs[0].shape[1:3])
         self.channels = int(model.inputs[0].shape[3])
@@ -27,6 +30,8 @@ class KerasClassifier:
         classifies = HEADS[0] in layers
         self.independent = classifies and layers[PREDICTIONS[0]].activation is keras.activations.sigmoid
         self.output = "scores" if classifies else "embedding" if len(shape) == 2 else "features"
+        if is_segmenter(model):
+            self.output = MASKS
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         scores = self._model.predict(model_inputs(self._model, pixels), verbose=0)

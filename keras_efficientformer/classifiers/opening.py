@@ -20,7 +20,7 @@ class Classifier(Protocol):
         size: (height, width) of the images that it takes.
         channels: of those images.
         labels: names of the classes in the order of the scores, or None where it does not know them.
-        output: "scores" of classes; or what it gives in their place, "embedding" or "features".
+        output: "scores" of classes; or what it gives in their place, "masks", "embedding" or "features".
         independent: whether each score is of its class by itself, a sigmoid's, so that an image may be of several.
     """
 
@@ -31,8 +31,8 @@ class Classifier(Protocol):
     independent: bool
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
-        """Raw images, float32 (batch, height, width, channels) in 0..255 -> float32 scores (batch, classes), or what
-        `output` says."""
+        """Raw images, float32 (batch, height, width, channels) in 0..255 -> float32 scores (batch, classes), of
+        masks (batch, h, w, classes), or what `output` says."""
 
 
 def open_classifier(source: str | os.PathLike[str], input_shape: tuple[int, ...] | None = None) -> Classifier:

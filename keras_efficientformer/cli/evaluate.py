@@ -12,7 +12,9 @@ from keras_efficientformer.cli.options import (
     Crop,
     Json,
     LabelsFile,
+    Masks,
     ModelOption,
+    PaletteFile,
     Size,
     SkipBad,
     check_inputs,
@@ -29,13 +31,15 @@ from keras_efficientformer.reporting import facts_table
 def evaluate(
     folder: Annotated[
         Path,
-        typer.Argument(help="A subfolder of images for each class; or ImageNet's val files."),
+        typer.Argument(help="A subfolder of images for each class; ImageNet's val files; with --masks any images."),
     ],
     model: ModelOption = "l1",
     labels: LabelsFile = None,
     multi_label: Annotated[
         bool, typer.Option("--multi-label", help="Images have several labels or none: see finetune --multi-label.")
     ] = False,
+    masks: Masks = None,
+    palette: PaletteFile = None,
     ground_truth: Annotated[
         Path | None,
         typer.Option(help="Classes of ImageNet's ILSVRC2012_val_*.JPEG. Default: the file beside them."),
@@ -47,7 +51,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model's accuracy and speed on a folder of images."""
-    check_inputs(model, folder, labels, ground_truth)
+    check_inputs(model, folder, labels, masks, palette, ground_truth)
     prepare_for(model)
     import_keras_alone()  # evaluating uses it, whatever is evaluated
     report = training.evaluate(
@@ -55,6 +59,8 @@ def evaluate(
         folder,
         labels=labels,
         multi_label=multi_label,
+        masks=masks,
+        palette=palette,
         ground_truth=ground_truth,
         input_shape=size,
         crop_fraction=crop,

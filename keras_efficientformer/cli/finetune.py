@@ -19,6 +19,8 @@ from keras_efficientformer.cli.options import (
     KERAS_MODEL,
     Json,
     LabelsFile,
+    Masks,
+    PaletteFile,
     check_inputs,
     choice,
     errors,
@@ -35,6 +37,8 @@ from keras_efficientformer.reporting import facts_table
 from keras_efficientformer.training.config import CHOICES, CONFIG_FILE, FineTuneConfig, read_run
 
 DEFAULT_MODEL = "l1"
+# Arguments of `finetune` that are paths where they come from the command line.
+PATHS = ("data", "validation", "masks", "palette", "labels")
 # What a run leaves for people to look at, of which some kinds of runs have other files.
 RESULTS = ("report.html", "report.json", "curves.png", "confusion.png", "average_precision.png")
 # Options that have a shorter name too.
@@ -88,7 +92,8 @@ def finetune(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            help="A subfolder of images for each class; or train and val with those; or a CSV. With --resume the run's."
+            help="A subfolder of images for each class; or train and val with those; or a CSV; or, with --masks, any. "
+            "With --resume the run's."
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="MODEL", help=f"{KERAS_MODEL} Default: {DEFAULT_MODEL}.")] = None,
@@ -99,6 +104,8 @@ def finetune(
         Path | None,
         typer.Option(help="Another folder, or CSV, of the same classes. Default: val, or a share."),
     ] = None,
+    masks: Masks = None,
+    palette: PaletteFile = None,
     labels: LabelsFile = None,
     teacher: Annotated[str | None, typer.Option(metavar="MODEL", help=f"Model to distil from: {ANY_MODEL}")] = None,
     resume: Annotated[
@@ -112,6 +119,8 @@ def finetune(
         "data": folder,
         "model": model,
         "validation": validation,
+        "masks": masks,
+        "palette": palette,
         "labels": labels,
         "teacher": teacher,
     }
@@ -170,7 +179,7 @@ def _of_run(
             f"The run in {output} cannot go on with other options: {listed}. Leave them out; --resume needs none."
         )
     # Paths, as the command line gives them; names of models stay text.
-    paths = {name: value and Path(value) for name, value in saved.items() if name in ("data", "validation", "labels")}
+    paths = {name: value and Path(value) for name, value in saved.items() if name in PATHS}
     return saved | paths, settings
 
 

@@ -97,6 +97,14 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable imag
 Page = Annotated[Path | None, typer.Option(help="Also write an HTML page of the export. It runs the file once more.")]
 FeatureMaps = Annotated[bool, typer.Option("--feature-maps", help="Also output the four stages.")]
 MaxDifference = Annotated[float | None, typer.Option(help="Write nothing beyond it. Default: the mode's.")]
+Masks = Annotated[
+    Path | None,
+    typer.Option(help="Folder of masks, PNG files of class numbers (255: ignored) or colours, called as the images."),
+]
+PaletteFile = Annotated[
+    Path | None,
+    typer.Option(help="Text file, a class' name and its colour in the masks in each line: sky #87ceeb."),
+]
 LabelsFile = Annotated[
     Path | None,
     typer.Option(help="Text file, a class name in each line. Default: the model's own names."),

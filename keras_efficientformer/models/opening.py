@@ -16,7 +16,7 @@ from keras_efficientformer.errors import CheckpointError, first_line
 from keras_efficientformer.labels import Labels
 from keras_efficientformer.layers.image_normalization import normalization_arguments
 from keras_efficientformer.layers.initialization import weights_follow
-from keras_efficientformer.layers.names import HEADS, PREDICTIONS
+from keras_efficientformer.layers.names import HEADS, MASKS, PREDICTIONS
 from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.models.assembly import POOLINGS
 from keras_efficientformer.models.efficientformer import (
@@ -194,7 +194,14 @@ def _load_keras(path: str | os.PathLike[str]) -> keras.Model:
 
 def _at_size(model: keras.Model, input_shape: tuple[int, ...]) -> keras.Model:
     """The same model for images of another size."""
-    architecture, layers = conversion.architecture_of(model), {layer.name: layer for layer in model.layers}
+    layers = {layer.name: layer for layer in model.layers}
+    if MASKS in layers:
+        own = model.inputs[0].shape[1:3]
+        raise ValueError(
+            f"{model.name} gives masks of images of {own[0]}x{own[1]} pixels and no others. Received: "
+            f"{input_shape[0]}x{input_shape[1]}; leave the size out, or fine-tune it at that size."
+        )
+    architecture = conversion.architecture_of(model)
     pooling = next((choice for choice, (_, name) in POOLINGS.items() if name in layers), None)
     top: dict[str, Any] = {"include_top": False, "pooling": pooling}
     if HEADS[0] in layers:

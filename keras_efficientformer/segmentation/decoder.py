@@ -17,8 +17,8 @@ NAME_END = "_semantic_fpn"
 
 
 def is_segmenter(model: keras.Model) -> bool:
-    """Whether a model ends in masks, as those of `SemanticFPN` do."""
-    return MASKS in {layer.name for layer in model.layers}
+    """Whether a model gives masks alone, as those of `SemanticFPN` do."""
+    return model.output_names == [MASKS] and len(model.outputs[0].shape) == 4
 
 
 def backbone_of(model: keras.Model) -> keras.Model:
@@ -32,8 +32,15 @@ def backbone_of(model: keras.Model) -> keras.Model:
 
 
 def decoder_arguments(model: keras.Model) -> dict[str, Any]:
-    """The arguments of `SemanticFPN` after its classes with which another one has the same layers."""
+    """The arguments of `SemanticFPN` after its classes with which another one has the same layers.
+
+    Raises:
+        ValueError: the model gives masks by other layers.
+    """
     layers = {layer.name: layer for layer in model.layers}
+    missing = {*STAGES, f"{FINEST}_lateral", f"{FINEST}_head1_conv", "head_dropout", LOGITS} - layers.keys()
+    if missing:
+        raise ValueError(f"{model.name} is no SemanticFPN: it lacks the layers {', '.join(sorted(missing))}.")
     norm = layers.get(f"{FINEST}_norm")
     enlarged = layers.get("logits_enlarged")
     return {

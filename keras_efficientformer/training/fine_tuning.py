@@ -16,6 +16,7 @@ from keras_efficientformer.images import count_other_files
 from keras_efficientformer.labels import Labels, class_names
 from keras_efficientformer.models.opening import open_model
 from keras_efficientformer.pages.render import require_page_tools
+from keras_efficientformer.segmentation.decoder import is_segmenter
 from keras_efficientformer.segmentation.palette import Palette, read_palette
 from keras_efficientformer.training.config import CONFIG_FILE, FineTuneConfig, portable_arguments
 from keras_efficientformer.training.data.batches import Batches, TrainingImages, ValidationImages
@@ -78,7 +79,8 @@ def finetune(
             share of each class held out, or, with a loader, nothing: then the last epoch's model is the best.
         masks: a folder with a PNG file at the place of each image of `data`, `a/1.png` for `a/1.jpg`: class numbers, of
             which 255 (65535 of 16 bits) stands for pixels that count for nothing, or the colours of `palette`.
-        palette: a text file with a line for each class, its name and its colour, `sky #87ceeb` (`segmentation.palette`).
+        palette: a text file with the name and the colour of each class in a line, `sky #87ceeb`
+            (`segmentation.palette`).
         labels: the class names in the order of the outputs, as for `labels.class_names`: a loader needs them, and a
             folder takes that order in place of the alphabet's. With `keep_head` they are the model's own, and needed
             where it does not know them; folders are found among them by name, index or WordNet id. With masks None
@@ -123,6 +125,8 @@ def finetune(
 
     model_given = model if isinstance(model, keras.Model) else open_model(model)
     source: AnyNetwork
+    if masks is None and is_segmenter(model_given):
+        raise ValueError(f"{model_given.name} gives masks: pass `masks` (--masks), or a model that gives none.")
     if masks is None:
         source = Network.of(model_given, config)
         run_data = _open_data(data, validation, _class_order(source, labels), source, config, devices, track)

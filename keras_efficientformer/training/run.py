@@ -48,8 +48,8 @@ from keras_efficientformer.training.teachers import Teacher
 from keras_efficientformer.training.worst_images import WorstImages, WorstMasks
 
 BEST_FILE = "best.keras"
-# The best epoch is the one with the highest of the first of these that its history has: of masks, of images with several
-# labels, and of images with one label each.
+# The best epoch is the one with the highest of the first of these that its history has: of masks, of several labels for
+# an image, and of one.
 MONITORS = ("val_miou", "val_map", "val_accuracy")
 REMEDY = "Lower learning_rate, set clip_norm, or use float32"
 

@@ -284,15 +284,16 @@ class MaskCounter:
             NotFiniteError: an answer is not finite.
         """
         _check_answers(answers)
-        answers = enlarged(answers, masks.shape[1:])
-        judged = masks >= 0
-        true, found = masks[judged], answers[judged]
         classes = len(self._confusion)
-        pairs = np.bincount(true * classes + found.argmax(-1), minlength=classes**2)
-        self._confusion += pairs.reshape(classes, classes)
-        own = np.take_along_axis(found, true[:, None], -1)
-        if self._probabilities:
-            self._loss -= float(np.log(np.maximum(own, SMALLEST_PROBABILITY)).sum(dtype="float64"))
+        # One image after another, because the answers to a batch may be gigabytes.
+        for mask, answer in zip(masks, answers, strict=True):
+            judged = mask >= 0
+            true, found = mask[judged], enlarged(answer[None], mask.shape)[0][judged]
+            pairs = np.bincount(true * classes + found.argmax(-1), minlength=classes**2)
+            self._confusion += pairs.reshape(classes, classes)
+            if self._probabilities:
+                own = np.take_along_axis(found, true[:, None], -1)
+                self._loss -= float(np.log(np.maximum(own, SMALLEST_PROBABILITY)).sum(dtype="float64"))
 
     def scores(self) -> MaskScores:
         """The results so far.

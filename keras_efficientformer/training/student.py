@@ -142,14 +142,12 @@ class SegmentationNetwork:
         alone = dataclasses.replace(config, keep_head=False)
         if not is_segmenter(model):
             if config.keep_head:
-                raise ValueError(
-                    "`keep_head` with masks needs a segmentation model. Received: one that gives no masks."
-                )
+                raise ValueError("`keep_head` with masks needs a model that gives masks. Received: one that does not.")
             return cls(Network.of(model, alone), {}, {}, None, None)
-        weights = decoder_weights(model)
+        arguments, weights = decoder_arguments(model), decoder_weights(model)
         classes, labels = (weights[LOGITS][0].shape[-1], labels_of(model)) if config.keep_head else (None, None)
         kept = {name: values for name, values in weights.items() if config.keep_head or name != LOGITS}
-        return cls(Network.of(backbone_of(model), alone), kept, decoder_arguments(model), classes, labels)
+        return cls(Network.of(backbone_of(model), alone), kept, arguments, classes, labels)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -87,7 +87,7 @@ class WorstMasks:
 
     Attributes:
         confident: nothing: a mask is right and wrong in parts.
-        worst: images of the highest loss, their wrong pixels drawn in red, with shares of pixels in the place of scores.
+        worst: images of the highest loss, wrong pixels drawn in red, with shares of pixels in the place of scores.
     """
 
     confident: tuple[JudgedImage, ...] = ()
@@ -98,9 +98,8 @@ class WorstMasks:
 
     def look(self, batch: Batch, answers: np.ndarray) -> None:
         """Takes a batch of raw images and masks in its turn, and its probabilities (batch, height, width, classes)."""
-        answers = enlarged(answers, batch.labels.shape[1:])
-        for image, mask, scores in zip(batch.images, batch.labels, answers, strict=True):
-            judged = mask >= 0
+        for image, mask, answer in zip(batch.images, batch.labels, answers, strict=True):
+            judged, scores = mask >= 0, enlarged(answer[None], mask.shape)[0]
             own = np.take_along_axis(scores, np.maximum(mask, 0)[..., None], -1)[judged]
             loss = float(-np.log(np.maximum(own, SMALLEST_PROBABILITY)).mean()) if judged.any() else 0.0
             found = scores.argmax(-1)

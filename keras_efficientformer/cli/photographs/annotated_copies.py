@@ -1,7 +1,7 @@
-"""Writes copies of photographs with the best class and its score written below them. Room: cli/photographs."""
+"""Writes copies of photographs with the best class below them, or their masks over them. Room: cli/photographs."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from keras_efficientformer.cli.options import check_free
 from keras_efficientformer.files import finished_file
+from keras_efficientformer.images import scaled
+from keras_efficientformer.segmentation.palette import class_colours, drawn_over
 
 # Of the longer side, in pixels: enough to look at.
 LARGEST_COPY = 1280
@@ -60,6 +62,40 @@ class AnnotatedCopies:
         path.parent.mkdir(parents=True, exist_ok=True)
         with finished_file(path, overwrite=True) as partial:
             _with_text(picture, f"{answer['label']} {answer['score']:.1%}").save(partial, quality=90)
+
+    def write_masked(
+        self, name: str, picture: Image.Image, mask: np.ndarray, answers: Sequence[dict[str, Any]], classes: int
+    ) -> None:
+        """Writes the copy of a photograph with its mask drawn over it, and a legend below.
+
+        Args:
+            name: of the photograph.
+            picture: what `copy_of` made of it.
+            mask: integers (height, width) of any size, the class of each pixel.
+            answers: the classes in the legend, with "class", "label" and "share".
+            classes: how many the model has.
+        """
+        colours = class_colours(classes)
+        drawn = drawn_over(np.asarray(picture), scaled(mask.astype("int32"), picture.size[::-1]), colours)
+        rows = [(f"{answer['label']} {answer['share']:.1%}", tuple(colours[answer["class"]])) for answer in answers]
+        path = self._paths[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with finished_file(path, overwrite=True) as partial:
+            _with_legend(Image.fromarray(drawn), rows).save(partial, quality=90)
+
+
+def _with_legend(picture: Image.Image, rows: Sequence[tuple[str, tuple[int, ...]]]) -> Image.Image:
+    """The picture with a dark bar below it that holds lines of text, each after a square of its colour."""
+    size = max(SMALLEST_TEXT, min(picture.size) // TEXT_SHARE)
+    line = 3 * size // 2
+    annotated = Image.new("RGB", (picture.width, picture.height + line * len(rows) + size // 2), "black")
+    annotated.paste(picture)
+    draw, font = ImageDraw.Draw(annotated), ImageFont.load_default(size)
+    for number, (text, colour) in enumerate(rows):
+        left, top = size // 2, picture.height + size // 2 + number * line
+        draw.rectangle((left, top, left + size, top + size), fill=colour, outline="white")
+        draw.text((left + line, top), text, "white", font)
+    return annotated
 
 
 def _stem(name: str) -> str:

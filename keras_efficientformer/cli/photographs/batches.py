@@ -10,10 +10,12 @@ from keras_efficientformer.classifiers import Classifier
 from keras_efficientformer.cli.options import say, track
 from keras_efficientformer.cli.photographs.annotated_copies import copy_of
 from keras_efficientformer.imagenet import resize_and_crop
-from keras_efficientformer.images import of_channels
+from keras_efficientformer.images import of_channels, scaled
 from keras_efficientformer.photographs import read_photograph
 
 BATCH_SIZE = 32
+# The scores of all pixels of so many photographs are gigabytes.
+MASKS_BATCH_SIZE = 4
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,11 @@ class Photograph:
 
 
 def read_batches(
-    names: Sequence[str], size: tuple[int, int], crop: float, bad: dict[str, str], with_copies: bool = False
+    names: Sequence[str], size: tuple[int, int], crop: float | None, bad: dict[str, str], with_copies: bool = False
 ) -> Iterator[list[Photograph]]:
-    """The photographs in batches; what cannot be read is put into `bad` with the reason."""
+    """The photographs in batches, whole ones where `crop` is None; what cannot be read is put into `bad` with the
+    reason."""
+    batch_size = BATCH_SIZE if crop else MASKS_BATCH_SIZE
     batch: list[Photograph] = []
     for name in track(names, "Reading"):
         try:
@@ -37,8 +41,9 @@ def read_batches(
             bad[name] = str(error)
             continue
         copy = copy_of(image) if with_copies else None
-        batch.append(Photograph(name, resize_and_crop(image, size, crop), copy))
-        if len(batch) == BATCH_SIZE:
+        pixels = resize_and_crop(image, size, crop) if crop else scaled(image, size)
+        batch.append(Photograph(name, pixels, copy))
+        if len(batch) == batch_size:
             yield batch
             batch = []
     if batch:
@@ -46,7 +51,7 @@ def read_batches(
 
 
 def answers_of(network: Classifier, batch: Sequence[Photograph], model: str) -> np.ndarray:
-    """What a network answers for photographs, (number, values).
+    """What a network answers for photographs, (number, values), or (number, h, w, classes) of masks.
 
     Raises:
         ValueError: some of it is not finite; `model` is what the message calls the network.

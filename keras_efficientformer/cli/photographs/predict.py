@@ -28,9 +28,10 @@ from keras_efficientformer.cli.photographs.annotated_copies import AnnotatedCopi
 from keras_efficientformer.cli.photographs.batches import answers_of, read_batches, tell_bad
 from keras_efficientformer.imagenet import decode_predictions, default_names, imagenet_labels
 from keras_efficientformer.labels import class_names, labels_beside
+from keras_efficientformer.layers.names import MASKS
 from keras_efficientformer.photographs import find_photographs
 
-# Of one class: its index "class", its "label", its "wordnet_id" or None, its "score".
+# Of one class: its index "class", its "label", and its "wordnet_id" or None and "score", or, in a mask, its "share".
 Answer = dict[str, Any]
 
 
@@ -45,13 +46,13 @@ def predict(
     crop: Crop = None,
     skip_bad: SkipBad = False,
     save: Annotated[
-        Path | None, typer.Option(help="Folder for copies of the images with label and score drawn on them.")
+        Path | None, typer.Option(help="Folder for copies of the images with label and score, or masks, drawn on them.")
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values, a line for each class.")] = False,
 ) -> None:
-    """Classify photographs."""
+    """Classify photographs, or their pixels."""
     if as_json and as_csv:
         raise typer.BadParameter("--json and --csv are two ways to print the same: choose one.")
     if save is not None and save.exists() and not save.is_dir():
@@ -67,22 +68,31 @@ def predict(
             f"{model} has no classifier: it gives {network.output}. With --json the embedding of each image is printed."
         )
     names = names or network.labels or _names_beside(model)
-    crop = models.crop_of(model) if crop is None else crop
+    if network.output == MASKS:
+        if crop is not None:
+            raise ValueError(f"{model} gives masks of whole images: leave --crop out.")
+    elif crop is None:
+        crop = models.crop_of(model)
     results: dict[str, Any] = {}
     bad: dict[str, str] = {}
     for batch in read_batches(photographs, network.size, crop, bad, with_copies=save is not None):
         scores = answers_of(network, batch, model)
-        rows = scores.tolist() if network.output == "embedding" else _answers(scores, top, names)
-        for photograph, row in zip(batch, rows, strict=True):
+        rows = _rows(scores, network.output, top, names)
+        for photograph, row, answer in zip(batch, rows, scores, strict=True):
             results[photograph.name] = row
-            if copies is not None and photograph.copy is not None:
+            if copies is None or photograph.copy is None:
+                continue
+            if network.output == MASKS:
+                copies.write_masked(photograph.name, photograph.copy, answer.argmax(-1), row, answer.shape[-1])
+            else:
                 copies.write(photograph.name, photograph.copy, row[0])
     if as_json:
         print(json.dumps(results, indent=2))
     elif as_csv:
         _print_csv(results)
     elif results:
-        output.print(_table(results, f"{model}, images of {network.size[0]}x{network.size[1]} pixels, crop {crop:g}"))
+        seen = f"images of {network.size[0]}x{network.size[1]} pixels" + (f", crop {crop:g}" if crop else "")
+        output.print(_table(results, f"{model}, {seen}"))
     tell_bad(bad, skip_bad)
 
 
@@ -93,6 +103,22 @@ def _names_beside(model: str) -> tuple[str, ...] | None:
         return None
     say(f"{model} does not say what its classes are called: {labels} does.")
     return class_names(labels)
+
+
+def _rows(scores: np.ndarray, kind: str, top: int, names: tuple[str, ...] | None) -> list[Any]:
+    """What is printed of each photograph; `kind` is `Classifier.output`."""
+    if kind == "embedding":
+        return scores.tolist()
+    return [_shares(answer, top, names) for answer in scores] if kind == MASKS else _answers(scores, top, names)
+
+
+def _shares(scores: np.ndarray, top: int, names: tuple[str, ...] | None) -> list[Answer]:
+    """The classes that most pixels of an image are of; `scores` are (height, width, classes)."""
+    classes = scores.shape[-1]
+    names = class_names(names or tuple(map(str, range(classes))), classes)
+    shares = np.bincount(scores.argmax(-1).ravel(), minlength=classes) / scores[..., 0].size
+    order = [int(place) for place in np.argsort(-shares, kind="stable")[:top] if shares[place]]
+    return [{"class": place, "label": names[place], "share": float(shares[place])} for place in order]
 
 
 def _answers(scores: np.ndarray, top: int, names: tuple[str, ...] | None) -> list[list[Answer]]:
@@ -115,12 +141,13 @@ def _answers(scores: np.ndarray, top: int, names: tuple[str, ...] | None) -> lis
 
 
 def _table(results: dict[str, list[Answer]], title: str) -> Table:
-    table = Table(Column("image", overflow="fold"), "class", Column("score", justify="right"), title=title)
+    number = next(key for answers in results.values() for key in ("share", "score") if key in answers[0])
+    table = Table(Column("image", overflow="fold"), "class", Column(number, justify="right"), title=title)
     table.title_justify = "left"
-    are_logits = any(not 0 <= answer["score"] <= 1 for answers in results.values() for answer in answers)
+    are_logits = any(not 0 <= answer[number] <= 1 for answers in results.values() for answer in answers)
     for name, answers in results.items():
         for index, answer in enumerate(answers):
-            shown = f"{answer['score']:.3f}" if are_logits else f"{answer['score']:.1%}"
+            shown = f"{answer[number]:.3f}" if are_logits else f"{answer[number]:.1%}"
             last = index == len(answers) - 1
             table.add_row(name if index == 0 else "", answer["label"], shown, end_section=last)
     return table
@@ -128,7 +155,9 @@ def _table(results: dict[str, list[Answer]], title: str) -> Table:
 
 def _print_csv(results: dict[str, list[Answer]]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["image", "rank", "class", "label", "wordnet_id", "score"])
+    is_masks = any("share" in answer for answers in results.values() for answer in answers)
+    columns = ["share"] if is_masks else ["wordnet_id", "score"]
+    writer.writerow(["image", "rank", "class", "label", *columns])
     for name, answers in results.items():
         for rank, answer in enumerate(answers, 1):
             writer.writerow([name, rank, *answer.values()])

@@ -9,16 +9,14 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
-from PIL import Image
+
+from keras_efficientformer.images import Box, scaled
 
 # A crop's width to height is drawn evenly on a logarithmic scale between these (Inception, arXiv 1409.4842, section 6).
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
 # Of `color_jitter`, how much hues take part; a factor of 1 turns them by up to half a circle, which is another colour.
 HUE_SHARE = 0.25
-
-# (left, top, right, bottom) of a part of an image, in pixels.
-Box = tuple[float, float, float, float]
 
 
 def random_crop(image: np.ndarray, size: tuple[int, int], min_area: float, rng: np.random.Generator) -> np.ndarray:
@@ -34,21 +32,6 @@ def random_crop(image: np.ndarray, size: tuple[int, int], min_area: float, rng: 
         uint8 (*size, 3).
     """
     return scaled(image, size, random_box(image.shape[:2], min_area, rng))
-
-
-def scaled(image: np.ndarray, size: tuple[int, int], box: Box | None = None) -> np.ndarray:
-    """A part of an image, scaled with Pillow's bicubic filter; of a mask, to the nearest pixel.
-
-    Args:
-        image: uint8 (height, width, 3), or a mask, int32 (height, width).
-        size: (height, width) of the result.
-        box: of the part; None means the whole.
-
-    Returns:
-        An array of `size` and the same dtype.
-    """
-    filter_ = Image.Resampling.BICUBIC if image.ndim == 3 else Image.Resampling.NEAREST
-    return np.array(Image.fromarray(image).resize(size[::-1], filter_, box=box))
 
 
 def random_box(image_size: Sequence[int], min_area: float, rng: np.random.Generator) -> Box:

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from keras_efficientformer.imagenet import load_image
+from keras_efficientformer.images import scaled
 from keras_efficientformer.segmentation.palette import Palette
 from keras_efficientformer.training.config import FineTuneConfig
-from keras_efficientformer.training.data.augmentation import random_box, scaled
+from keras_efficientformer.training.data.augmentation import random_box
 from keras_efficientformer.training.data.batches import TrainingImages, ValidationImages
 from keras_efficientformer.training.data.image_folder import ImageSet
 from keras_efficientformer.training.data.masks import read_mask
@@ -50,7 +51,7 @@ class TrainingMasks(TrainingImages):
 
 
 class ValidationMasks(ValidationImages):
-    """Images of a folder and their masks, in their order, all of each scaled to one size; the last batch may be smaller.
+    """Images of a folder and their masks, in their order, wholly scaled to one size; the last batch may be smaller.
 
     Args:
         images, palette: as of `TrainingMasks`.

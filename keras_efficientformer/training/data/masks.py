@@ -6,6 +6,7 @@ count for nothing; with one (`segmentation.palette`) its colours are looked up t
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,16 +62,18 @@ def list_masked(folder: str | os.PathLike[str], masks: str | os.PathLike[str]) -
 
     Raises:
         FileNotFoundError: a folder does not exist, or images have no mask; the message names them.
-        ValueError: there are no images, the masks are among them, or two images would have one mask.
+        ValueError: there are no images, the masks are among them, two images would have one mask, or the folder holds
+            the parts of a split.
     """
     folder, masks = Path(folder), Path(masks)
     for path, what in ((folder, "images"), (masks, "masks")):
         if not path.is_dir():
             raise FileNotFoundError(f"{path} is not a folder of {what}.")
     if masks.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(
-            f"The masks' folder {masks} is in the images' folder {folder}: give them folders of their own."
-        )
+        raise ValueError(f"The masks' folder {masks} is in the images' folder {folder}: give each its own.")
+    parts = [path.name for path in split_folders(folder) if path is not None]
+    if parts:
+        raise ValueError(f"{folder} holds the parts of a split: choose one, in both folders, of {', '.join(parts)}.")
     files = image_files(folder)
     if not files:
         raise ValueError(f"{folder} holds no images that Pillow reads (.jpg, .png and so on).")
@@ -82,9 +85,8 @@ def list_masked(folder: str | os.PathLike[str], masks: str | os.PathLike[str]) -
             f"{len(missing)} of {len(files)} images have no mask in {masks}: {listing(missing)}. The mask of "
             f"{missing[0]} would be {(masks / missing[0]).with_suffix('.png')}."
         )
-    twice = [
-        str(file.relative_to(folder)) for file, place in zip(files, places, strict=True) if places.count(place) > 1
-    ]
+    counts = Counter(places)
+    twice = [str(file.relative_to(folder)) for file, place in zip(files, places, strict=True) if counts[place] > 1]
     if twice:
         raise ValueError(f"Images of {folder} have one name, and so one mask: {listing(twice)}. Rename them.")
     return ImageSet(tuple(files), np.array([found[place] for place in places], object), np.arange(len(files)))
