@@ -36,3 +36,14 @@ def make_masked_folders(folder, parts=None, size=SIZE):
             Image.fromarray(image).save(folder / "images" / part / f"{index:03}.png")
             Image.fromarray(mask).save(folder / "masks" / part / f"{index:03}.png")
     return folder / "images", folder / "masks"
+
+
+def in_colours(masks, folder):
+    """The same masks in the colours of `PALETTE`, in another folder."""
+    colours = np.array([*COLOURS, (255, 255, 255)], "uint8")
+    for path in sorted(masks.rglob("*.png")):
+        numbers = np.asarray(Image.open(path))
+        target = folder / path.relative_to(masks)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(colours[np.where(numbers == 255, 3, numbers)]).save(target)
+    return folder
