@@ -4,6 +4,7 @@ import numpy as np
 
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
 from keras_efficientformer.deploy.file_facts import FileFacts
+from keras_efficientformer.deploy.report import CLASS_NUMBERS
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 from keras_efficientformer.layers.names import MASKS
 
@@ -39,16 +40,24 @@ class FileClassifier:
             )
         self.facts = facts
         names = [output.name for output in model.outputs]
-        found = [name for name in (*SCORES, MASKS, *EMBEDDINGS) if name in names]
+        found = [name for name in (*SCORES, MASKS, CLASS_NUMBERS, *EMBEDDINGS) if name in names]
         if not found:
             raise ValueError(
                 f"{model.path} has no output of classes: expected one of {', '.join(SCORES)}. Found: {', '.join(names)}"
             )
         # A Core ML classifier also names the class; files with feature maps have those first.
         self.output_name = found[0]
-        self.output = "scores" if found[0] in SCORES else found[0]
+        self.output = {**dict.fromkeys(SCORES, "scores"), CLASS_NUMBERS: MASKS}.get(found[0], found[0])
         self.independent = found[0] == INDEPENDENT_SCORES
         self.labels = getattr(model, "labels", None) or facts.labels
+        if found[0] == CLASS_NUMBERS and self.labels is None:
+            raise ValueError(
+                f"{model.path} gives numbers of classes and not how many there are: export the model with `labels`."
+            )
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
-        return self.file.predict(self.facts.inputs(pixels))[self.output_name]
+        found = self.file.predict(self.facts.inputs(pixels))[self.output_name]
+        if self.output_name == CLASS_NUMBERS:
+            return np.eye(len(self.labels or ()), dtype="float32")[found.astype("int64")]
+        is_channels_first = self.output == MASKS and isinstance(self.file, CoreMLModel)
+        return found.transpose(0, 2, 3, 1) if is_channels_first else found

@@ -19,9 +19,9 @@ from keras_efficientformer.errors import CheckpointError, listing
 from keras_efficientformer.labels import Labels
 from keras_efficientformer.layers.initialization import weights_follow
 from keras_efficientformer.layers.names import NORM, STAGES
-from keras_efficientformer.layers.normalization import batch_norm, layer_norm
 from keras_efficientformer.models.opening import build
 from keras_efficientformer.models.pyramid import LEVELS
+from keras_efficientformer.segmentation.decoder import backbone_of
 from keras_efficientformer.segmentation.semantic_fpn import PAPER_FEATURE_NORMS, SemanticFPN, doublings_of
 from keras_efficientformer.variants import Architecture, ArchitectureV2, model_name
 
@@ -33,11 +33,8 @@ LOGITS = "decode_head.conv_seg"
 COUNTER = "num_batches_tracked"
 # The backbone's norms of the stages' outputs are these, in the first family alone.
 FEATURE_NORM_NAMES = tuple(f"norm{2 * number}" for number in range(len(LEVELS)))
-# {family: (its last norm, which segmentation does without, and that norm's tensors)}.
-LAST_NORMS = {
-    Architecture: (layer_norm, ("weight", "bias")),
-    ArchitectureV2: (batch_norm, ("weight", "bias", "running_mean", "running_var")),
-}
+# {family: the tensors of its last norm, which segmentation does without}.
+LAST_NORMS = {Architecture: ("weight", "bias"), ArchitectureV2: ("weight", "bias", "running_mean", "running_var")}
 # The shapes of a classifier's indices, by whether its attention downsamples; its tables are as long as the second side.
 CLASSIFIER_INDICES = {False: (49, 49), True: (49, 196)}
 
@@ -110,8 +107,8 @@ def load_state_dict(model: keras.Model, state_dict: Mapping[str, Any]) -> None:
     backbone, head = _parts(state_dict)
     wanted = {name: (variable, kind) for name, variable, kind in _head_bindings(model)}
     _check_head(head, wanted, source)
-    base = _with_last_norm(model)
-    _, leaves = LAST_NORMS[family_of_stage(base.get_layer(STAGES[0]))]
+    base = backbone_of(model)
+    leaves = LAST_NORMS[family_of_stage(base.get_layer(STAGES[0]))]
     of_norm = {f"{NORM}.{leaf}": np.ones(base.get_layer(STAGES[-1]).dim, "float32") for leaf in leaves}
     conversion.load_state_dict(base, conversion.Checkpoint(backbone | of_norm, source))
     for name, (variable, layout) in wanted.items():
@@ -137,7 +134,7 @@ def to_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
         for name, variable, kind in _head_bindings(model)
     }
     tensors: dict[str, np.ndarray] = {}
-    for name, tensor in conversion.to_state_dict(_with_last_norm(model), "snap").items():
+    for name, tensor in conversion.to_state_dict(backbone_of(model), "snap").items():
         if name.startswith(f"{NORM}."):
             continue
         module, _, leaf = name.rpartition(".")
@@ -181,12 +178,6 @@ def _parts(state_dict: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[s
             f"Found {listing(sorted(tensors))}."
         )
     return backbone, head
-
-
-def _with_last_norm(model: keras.Model) -> keras.Model:
-    """The backbone within a segmentation model, with a last norm of its own, which conversion expects."""
-    make_norm, _ = LAST_NORMS[family_of_stage(model.get_layer(STAGES[0]))]
-    return keras.Model(model.inputs, make_norm(NORM, None)(model.get_layer(STAGES[-1]).output))
 
 
 def _head_bindings(model: keras.Model) -> Iterator[tuple[str, Any, str]]:

@@ -24,7 +24,7 @@ def is_segmenter(model: keras.Model) -> bool:
 def backbone_of(model: keras.Model) -> keras.Model:
     """The EfficientFormer that a Semantic FPN stands on, without its top; layers are shared.
 
-    Its last norm, which no mask needs and the Semantic FPN does not have, is a fresh one.
+    Its last norm, which conversion expects and a Semantic FPN does without, is a fresh one.
     """
     stage = model.get_layer(STAGES[-1])
     norm = batch_norm(NORM, None) if family_of_stage(stage) is ArchitectureV2 else layer_norm(NORM)

@@ -1,4 +1,4 @@
-"""Reads the colours that classes have in masks, makes such, draws masks over pictures. Room: segmentation.
+"""Reads the colours that classes have in masks, and draws masks over pictures. Room: segmentation.
 
 A palette is a text file with a line for each class in their order, its name and its colour:
 
@@ -11,6 +11,7 @@ A line called `ignored` is no class: pixels of its colour count for nothing.
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,17 +82,9 @@ def in_digits(colour: tuple[int, ...]) -> str:
     return f"#{bytes(colour).hex()}"
 
 
-def class_colours(classes: int) -> np.ndarray:
-    """uint8 (classes, 3): the colours of PASCAL VOC's development kit, in which the first class is black.
-
-    The bits of a class' number, three at a time from the lowest, are the bits of red, green and blue from the highest.
-    """
-    numbers = np.arange(classes)
-    colours = np.zeros((classes, 3), "uint8")
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= (((numbers >> (3 * bit + channel)) & 1) << (7 - bit)).astype("uint8")
-    return colours
+def colour_values(colours: Sequence[str]) -> np.ndarray:
+    """Colours as palettes have them, "#rrggbb", as uint8 (colours, 3)."""
+    return np.array([_colour(digits.removeprefix("#")) for digits in colours], "uint8")
 
 
 def drawn_over(picture: np.ndarray, mask: np.ndarray, colours: np.ndarray) -> np.ndarray:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_efficientformer.pages.pictures import thumbnail
-from keras_efficientformer.segmentation.palette import drawn_over
+from keras_efficientformer.segmentation.palette import colour_values, drawn_over
 from keras_efficientformer.training.data.batches import Batch
 from keras_efficientformer.training.scores import SMALLEST_PROBABILITY, THRESHOLD, enlarged
 
 IMAGES_KEPT = 24
 # Of a mask.
 CLASSES_SHOWN = 3
-WRONG_COLOUR = np.array([[255, 0, 0]], "uint8")
+WRONG_COLOUR = colour_values(["#ff0000"])
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from keras_efficientformer.classifiers import KerasClassifier
+from keras_efficientformer.classifiers import KerasClassifier, open_classifier
 from keras_efficientformer.cli.evaluate import evaluate as evaluate_command
 from keras_efficientformer.cli.finetune import finetune as finetune_command
 from keras_efficientformer.cli.photographs.predict import _print_csv as print_csv
 from keras_efficientformer.cli.photographs.predict import predict as predict_command
+from keras_efficientformer.deploy import export_coreml, export_tflite
 from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.models import open_model
 from keras_efficientformer.segmentation import SemanticFPN
@@ -272,6 +273,23 @@ def test_evaluation(finished, folders, expected):
     found = evaluate(finished[0] / "best.keras", folders[0] / "val", masks=folders[1] / "val", batch_size=4).to_dict()
     np.testing.assert_allclose([row["iou"] for row in found["classes"]], iou_of(expected[1], expected[3]), atol=1e-6)
     assert (found["images"], found["classes_from"]) == (6, "by the numbers in the masks")
+
+
+def test_exported_files(best, folders, expected, tmp_path):
+    """Files answer as the Keras model does, on the grid of the masks that they give."""
+    export_tflite(best, tmp_path / "m.tflite")
+    export_coreml(best, tmp_path / "m.mlpackage", precision="float32")
+    export_coreml(best, tmp_path / "c.mlpackage", mask_output="classes", precision="float32")
+    ious = iou_of(expected[1], expected[3])
+    for name, tolerance in (("m.tflite", 1e-3), ("m.mlpackage", 1e-3), ("c.mlpackage", 0.1)):
+        report = evaluate(tmp_path / name, folders[0] / "val", masks=folders[1] / "val")
+        assert report.labels == masked_images.NAMES
+        np.testing.assert_allclose(report.scores.iou, ious, atol=tolerance)
+    classifier = open_classifier(tmp_path / "c.mlpackage")
+    pixels = np.asarray(
+        [np.asarray(Image.open(expected[0][0]).resize(SIDES[::-1], Image.Resampling.BICUBIC))], "float32"
+    )
+    assert np.mean(classifier.predict(pixels).argmax(-1) == expected[2][:1].argmax(-1)) > 0.99
 
 
 def test_evaluation_of_something_else(finished, best, folders, tmp_path):

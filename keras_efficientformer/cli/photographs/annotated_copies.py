@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from keras_efficientformer.cli.options import check_free
 from keras_efficientformer.files import finished_file
 from keras_efficientformer.images import scaled
-from keras_efficientformer.segmentation.palette import class_colours, drawn_over
+from keras_efficientformer.labels import class_colors
+from keras_efficientformer.segmentation.palette import colour_values, drawn_over
 
 # Of the longer side, in pixels: enough to look at.
 LARGEST_COPY = 1280
@@ -75,7 +76,7 @@ class AnnotatedCopies:
             answers: the classes in the legend, with "class", "label" and "share".
             classes: how many the model has.
         """
-        colours = class_colours(classes)
+        colours = colour_values(class_colors(classes))
         drawn = drawn_over(np.asarray(picture), scaled(mask.astype("int32"), picture.size[::-1]), colours)
         rows = [(f"{answer['label']} {answer['share']:.1%}", tuple(colours[answer["class"]])) for answer in answers]
         path = self._paths[name]
