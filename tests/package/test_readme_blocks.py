@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import masked_images
 import pytest
 import timm_reference
 import torch
@@ -156,6 +157,10 @@ def files(tmp_path_factory, l1):
     for row in rows:
         photograph(row["file"])
     write_digits(folder / "digits", 300)
+    images, masks = masked_images.make_masked_folders(folder, {"train": 8, "val": 2})
+    images.rename(folder / "STREETS")
+    masked_images.in_colours(masks, folder / "MASKS")
+    (folder / "palette.txt").write_text(masked_images.PALETTE)
 
     (folder / "own").mkdir()
     model = training_images.make_model(10)

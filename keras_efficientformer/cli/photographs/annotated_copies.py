@@ -87,7 +87,7 @@ class AnnotatedCopies:
 
 def _with_legend(picture: Image.Image, rows: Sequence[tuple[str, tuple[int, ...]]]) -> Image.Image:
     """The picture with a dark bar below it that holds lines of text, each after a square of its colour."""
-    size = max(SMALLEST_TEXT, min(picture.size) // TEXT_SHARE)
+    size = _text_size(picture, [text for text, _ in rows], 3)
     line = 3 * size // 2
     annotated = Image.new("RGB", (picture.width, picture.height + line * len(rows) + size // 2), "black")
     annotated.paste(picture)
@@ -106,13 +106,23 @@ def _stem(name: str) -> str:
     return "stdin" if stem in ("", "-") else stem
 
 
+def _text_size(picture: Image.Image, texts: Sequence[str], around: int) -> int:
+    """Pixels of text as high as fits below a picture, with so many times its height beside it."""
+
+    def is_too_wide(size: int) -> bool:
+        font: Any = ImageFont.load_default(size)
+        return any(font.getlength(text) > picture.width - around * size for text in texts)
+
+    size = max(SMALLEST_TEXT, min(picture.size) // TEXT_SHARE)
+    while size > SMALLEST_TEXT and is_too_wide(size):
+        size -= 1
+    return size
+
+
 def _with_text(picture: Image.Image, text: str) -> Image.Image:
     """The picture with a dark bar below it that holds the text, as large as fits."""
-    size = max(SMALLEST_TEXT, min(picture.size) // TEXT_SHARE)
-    font: Any = ImageFont.load_default(size)
-    while size > SMALLEST_TEXT and font.getlength(text) > picture.width - size:
-        size -= 1
-        font = ImageFont.load_default(size)
+    size = _text_size(picture, [text], 1)
+    font = ImageFont.load_default(size)
     bar = 2 * size
     annotated = Image.new("RGB", (picture.width, picture.height + bar), "black")
     annotated.paste(picture)
