@@ -11,7 +11,7 @@ from keras_efficientformer.layers.normalization import batch_norm, layer_norm
 from keras_efficientformer.variants import ArchitectureV2
 
 # The layer whose weights are of the classes.
-LOGITS = "logits"
+LOGITS_LAYER = "logits"
 FINEST = "P2"
 NAME_END = "_semantic_fpn"
 
@@ -38,7 +38,7 @@ def decoder_arguments(model: keras.Model) -> dict[str, Any]:
         ValueError: the model gives masks by other layers.
     """
     layers = {layer.name: layer for layer in model.layers}
-    missing = {*STAGES, f"{FINEST}_lateral", f"{FINEST}_head1_conv", "head_dropout", LOGITS} - layers.keys()
+    missing = {*STAGES, f"{FINEST}_lateral", f"{FINEST}_head1_conv", "head_dropout", LOGITS_LAYER} - layers.keys()
     if missing:
         raise ValueError(f"{model.name} is no SemanticFPN: it lacks the layers {', '.join(sorted(missing))}.")
     norm = layers.get(f"{FINEST}_norm")

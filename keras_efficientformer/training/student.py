@@ -14,7 +14,7 @@ from keras_efficientformer.layers.names import BODY_LAYERS, HEADS
 from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.models.opening import build
 from keras_efficientformer.segmentation.decoder import (
-    LOGITS,
+    LOGITS_LAYER,
     backbone_of,
     decoder_arguments,
     decoder_weights,
@@ -145,8 +145,8 @@ class SegmentationNetwork:
                 raise ValueError("`keep_head` with masks needs a model that gives masks. Received: one that does not.")
             return cls(Network.of(model, alone), {}, {}, None, None)
         arguments, weights = decoder_arguments(model), decoder_weights(model)
-        classes, labels = (weights[LOGITS][0].shape[-1], labels_of(model)) if config.keep_head else (None, None)
-        kept = {name: values for name, values in weights.items() if config.keep_head or name != LOGITS}
+        classes, labels = (weights[LOGITS_LAYER][0].shape[-1], labels_of(model)) if config.keep_head else (None, None)
+        kept = {name: values for name, values in weights.items() if config.keep_head or name != LOGITS_LAYER}
         return cls(Network.of(backbone_of(model), alone), kept, arguments, classes, labels)
 
     @property
