@@ -71,6 +71,8 @@ def test_resume_knows_the_run_and_names_what_differs(folder, monkeypatch):
         "model": "../model.keras",
         "data": "../images",
         "validation": None,
+        "masks": None,
+        "palette": None,
         "labels": None,
         "teacher": "../teacher.keras",
     }
