@@ -152,6 +152,11 @@ def infer_from_tensors(
 ) -> CheckpointInfo:
     """What `infer_variant` returns, from what `arrays_of` returns; error messages begin with `source`."""
     dialect = find_dialect(tensors)
+    if dialect is None and any(name.startswith("decode_head.") for name in tensors):
+        raise CheckpointError(
+            f"{source} is of a segmentation model, mmsegmentation's: `keras_efficientformer.segmentation."
+            "from_checkpoint` makes the model of it, which everything takes that is saved as .keras."
+        )
     if dialect is None:
         expected = ", ".join(f"{dialect.mark} ({dialect.name}, {dialect.family.family})" for dialect in ALL_DIALECTS)
         raise CheckpointError(

@@ -97,6 +97,13 @@ PUBLIC = {
         "TalkingHeads",
         "UnifiedFFN",
     ],
+    "keras_efficientformer.segmentation": [
+        "SemanticFPN",
+        "from_checkpoint",
+        "load_state_dict",
+        "paper_semantic_fpn",
+        "to_state_dict",
+    ],
     "keras_efficientformer.training": [
         "EvaluationReport",
         "FineTuneConfig",

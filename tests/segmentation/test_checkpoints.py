@@ -105,6 +105,11 @@ def test_mutations(reference, file, images):
     np.testing.assert_array_equal(model.predict(images, verbose=0), before)
 
 
+def test_who_reads_classifiers_says_where_to_go(file):
+    with pytest.raises(CheckpointError, match=r"of a segmentation model, .*segmentation\.from_checkpoint"):
+        kef.from_checkpoint(file)
+
+
 def test_classifiers_are_refused(tmp_path):
     torch.save(timm_reference.small_model().state_dict(), tmp_path / "classifier.pth")
     with pytest.raises(CheckpointError, match="no checkpoint of snap-research's segmentation code"):
