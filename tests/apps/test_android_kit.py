@@ -1,4 +1,4 @@
-"""The Android sample: it parses, and says of its model what a real export's report says."""
+"""The Android sample: it parses, and says of its models what real exports' reports say."""
 
 import inspect
 import json
@@ -12,6 +12,7 @@ from project import ROOT
 
 from keras_efficientformer import EfficientFormerL1, imagenet
 from keras_efficientformer.deploy import export_tflite
+from keras_efficientformer.labels import class_colors
 
 KIT = ROOT / "tflite" / "android"
 APP = KIT / "app" / "src" / "main"
@@ -22,7 +23,12 @@ ANDROID = "{http://schemas.android.com/apk/res/android}"
 
 @pytest.fixture(scope="module")
 def constants():
-    return kits.constants(kits.parse(MODEL))
+    return kits.constants(kits.declaration(kits.parse(MODEL), "Model"))
+
+
+@pytest.fixture(scope="module")
+def segmentation_constants():
+    return kits.constants(kits.declaration(kits.parse(MODEL), "SegmentationModel"))
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +90,39 @@ def test_crop_is_the_package_s(constants):
     assert constants["CROP_FRACTION"] == inspect.signature(imagenet.resize_and_crop).parameters["crop_fraction"].default
 
 
-def test_facts_stand_in_model_only(constants):
+def test_segmentation_model_equals_the_report(segmentation_constants, tmp_path):
+    """The file that the README's command makes, but of a small network with random weights."""
+    facts = segmentation_constants
+    size = (facts["HEIGHT"], facts["WIDTH"], facts["CHANNELS"])
+    export_tflite(kits.segmenter(size, facts["CLASSES"]), tmp_path, quantize="float16")
+    assert {path.name for path in tmp_path.iterdir()} == {facts["ASSET"], facts["REPORT"]}
+    report = json.loads((tmp_path / facts["REPORT"]).read_text())
+    image, masks = ((facts[end], facts[f"{end}_TYPE"]) for end in ("INPUT", "OUTPUT"))
+    assert [(tensor["name"], tensor["dtype"]) for tensor in report["inputs"] + report["outputs"]] == [image, masks]
+    assert report["inputs"][0]["shape"] == [1, *size]
+    assert report["outputs"][0]["shape"] == [1, *size[:2], facts["CLASSES"]]
+    assert len(report["labels"]) == facts["CLASSES"]
+    assert report["preprocessing"]
+    assert facts["WIDTH"] % 16 == 0  # else MediaPipe pads the mask's rows
+
+
+def test_colors_are_the_package_s():
+    (array,) = ElementTree.parse(APP / "res/values/colors.xml").iter("array")
+    assert [item.text for item in array] == class_colors(256)
+    (segmenter,) = (path for path in SOURCES if path.name == "Segmenter.kt")
+    assert f"R.array.{array.get('name')}" in segmenter.read_text()
+
+
+@pytest.mark.parametrize("owner", ["Model", "SegmentationModel"])
+def test_facts_stand_in_model_only(owner):
+    constants = kits.constants(kits.declaration(kits.parse(MODEL), owner))
     facts = {value for value in constants.values() if isinstance(value, str) or value > 100}
     used = set()
     for path in APP.rglob("*.kt"):
         if path != MODEL:
             root = kits.parse(path)
             assert facts.isdisjoint(kits.literals(root)), path.name
-            used |= kits.references(root, "Model")
+            used |= kits.references(root, owner)
     assert used == constants.keys()
 
 

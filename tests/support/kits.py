@@ -4,12 +4,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import keras
 import tree_sitter_kotlin
 import tree_sitter_swift
 import typer
 from tree_sitter import Language, Node, Parser
 
-from keras_efficientformer import cli
+from keras_efficientformer import EfficientFormer, cli
+from keras_efficientformer.segmentation import SemanticFPN
 
 LANGUAGES = {
     ".kt": Language(tree_sitter_kotlin.language()),
@@ -57,6 +59,15 @@ def literals(root: Node) -> list[str | int | float]:
     return [literal(node) for node in nodes(root, *STRINGS, *NUMBERS)]
 
 
+def declaration(root: Node, name: str) -> Node:
+    """The class, enumeration or object of a name."""
+    return next(
+        node
+        for node in nodes(root, "object_declaration", "class_declaration")
+        if text(node.child_by_field_name("name")) == name
+    )
+
+
 def constants(root: Node) -> dict[str, str | int | float]:
     """{name: value} of the properties that are declared as a literal."""
     found = {}
@@ -82,11 +93,18 @@ def steps(readme: Path) -> list[str]:
 
 
 def export_arguments(readme: Path) -> dict:
-    """The arguments of the README's export command as the command line understands them."""
-    (words,) = re.findall(r"`efficientformer export (\S+) ([^`]+)`", readme.read_text())
+    """The arguments of the README's first export command as the command line understands them."""
+    words, *_ = re.findall(r"`efficientformer export (\S+) ([^`]+)`", readme.read_text())
     group = typer.main.get_group(cli.export)
     command = group.commands[words[0]]
     return command.make_context(words[0], words[1].split()).params
+
+
+def segmenter(shape: tuple[int, int, int], classes: int) -> keras.Model:
+    """A small segmentation model of random weights, under the name that one of L1 has."""
+    backbone = EfficientFormer((1, 1, 1, 2), (8, 16, 16, 32), input_shape=shape, include_top=False)
+    names = [f"class {number}" for number in range(classes)]
+    return SemanticFPN(backbone, classes, 16, 8, labels=names, name="efficientformer_l1_semantic_fpn")
 
 
 def missing_files(readme: Path, *folders: Path) -> set[str]:

@@ -3,6 +3,7 @@ package org.example.efficientformer
 import android.app.Application
 import android.graphics.Bitmap
 import android.net.Uri
+import android.text.SpannableStringBuilder
 import androidx.lifecycle.AndroidViewModel
 import androidx.lifecycle.viewModelScope
 import java.util.concurrent.Executors
@@ -13,7 +14,7 @@ import kotlinx.coroutines.flow.asStateFlow
 import kotlinx.coroutines.flow.update
 import kotlinx.coroutines.launch
 
-data class State(val photo: Bitmap? = null, val result: String = "")
+data class State(val photo: Bitmap? = null, val result: CharSequence = "")
 
 /** The photograph, the chosen engine and the result; they survive the screen's rotation. */
 class MainViewModel(application: Application) : AndroidViewModel(application) {
@@ -23,33 +24,37 @@ class MainViewModel(application: Application) : AndroidViewModel(application) {
     // One thread does all the work: what a GPU is given belongs to the thread that gave it.
     private val worker = Executors.newSingleThreadExecutor().asCoroutineDispatcher()
     private var engine = Engine.MEDIAPIPE
-    private var classifier: Classifier? = null
+    private var network: Network? = null
+    private var photo: Uri? = null
 
-    fun show(photo: Uri) = work {
-        val bitmap = readPhoto(getApplication<Application>().contentResolver, photo)
-        mutableState.value = State(bitmap)
-        classify(bitmap)
+    fun show(chosen: Uri) = work {
+        photo = chosen
+        answer()
     }
 
     fun use(chosen: Engine) = work {
         if (chosen != engine) {
-            classifier?.close()
-            classifier = null
+            network?.close()
+            network = null
             engine = chosen
-            state.value.photo?.let(::classify)
+            answer()
         }
     }
 
-    private fun classify(photo: Bitmap) {
-        val loaded = classifier ?: load().also { classifier = it }
-        val (predictions, time) = measureTimedValue { loaded.classify(photo) }
-        val lines = predictions.map { "%5.1f%%  %s".format(100 * it.probability, it.label) }
-        report((lines + "$engine: ${time.inWholeMilliseconds} ms").joinToString("\n"))
+    private fun answer() {
+        val chosen = photo ?: return
+        mutableState.value = State() // what is shown is of another photograph or engine
+        val loaded = network ?: load().also { network = it }
+        val read = loaded.read(getApplication<Application>().contentResolver, chosen)
+        mutableState.value = State(read)
+        val (answer, time) = measureTimedValue { loaded.answer(read) }
+        val lines = answer.lines + "$engine: ${time.inWholeMilliseconds} ms"
+        mutableState.value = State(answer.draw(read), lines.joinTo(SpannableStringBuilder(), "\n"))
     }
 
-    private fun load(): Classifier {
+    private fun load(): Network {
         val context = getApplication<Application>()
-        val missing = listOf(Model.ASSET, Model.REPORT) - context.assets.list("").orEmpty().toSet()
+        val missing = engine.files - context.assets.list("").orEmpty().toSet()
         check(missing.isEmpty()) { "Missing in app/src/main/assets: ${missing.joinToString()}. See README, step 2." }
         return engine.load(context)
     }
@@ -67,7 +72,7 @@ class MainViewModel(application: Application) : AndroidViewModel(application) {
     private fun report(result: String) = mutableState.update { it.copy(result = result) }
 
     override fun onCleared() {
-        worker.executor.execute { classifier?.close() }
+        worker.executor.execute { network?.close() }
         worker.close() // after what is queued
     }
 }
