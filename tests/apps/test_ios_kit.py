@@ -1,4 +1,4 @@
-"""The iOS sample: it parses, and says of its model what a real export's report says."""
+"""The iOS sample: it parses, and says of its models what real exports' reports say."""
 
 import dataclasses
 import inspect
@@ -13,6 +13,7 @@ from project import ROOT
 from keras_efficientformer import EfficientFormerL1, imagenet
 from keras_efficientformer.deploy.benchmark.apple_timing import UNITS
 from keras_efficientformer.deploy.benchmark.reports import DeviceReport, Latency
+from keras_efficientformer.labels import class_colors
 
 KIT = ROOT / "coreml" / "ios"
 SOURCES = kits.sources(KIT)
@@ -22,7 +23,7 @@ LATENCY = KIT / "SampleTests" / "LatencyTests.swift"
 
 @pytest.fixture(scope="module")
 def constants():
-    return kits.constants(kits.parse(MODEL))
+    return kits.constants(kits.declaration(kits.parse(MODEL), "Model"))
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +67,42 @@ def test_model_equals_the_report(constants, report):
     assert report["preprocessing"]
 
 
+def test_segmentation_model_equals_the_report(tmp_path):
+    """The package that the README's command makes, but of a small network with random weights."""
+    from coremltools.models import MLModel
+
+    from keras_efficientformer.deploy import export_coreml
+
+    facts = kits.constants(kits.declaration(kits.parse(MODEL), "SegmentationModel"))
+    size = (facts["height"], facts["width"])
+    export_coreml(
+        kits.segmenter((*size, 3), facts["classes"]), tmp_path, mask_output="classes", max_difference=float("inf")
+    )
+    package = tmp_path / f"{facts['name']}.mlpackage"
+    report = json.loads(package.with_name(f"{package.name}.json").read_text())
+    (image,), (classes,) = report["inputs"], report["outputs"]
+    assert (image["name"], image["dtype"], image["shape"]) == (facts["input"], "uint8", [1, 3, *size])
+    assert (classes["name"], classes["dtype"], classes["shape"]) == (facts["output"], "int32", [1, *size])
+    legend = json.loads(MLModel(str(package), skip_model_load=True).user_defined_metadata[facts["legend"]])
+    assert legend == {"labels": report["labels"], "colors": class_colors(facts["classes"])}
+    fields = kits.nodes(kits.declaration(kits.parse(KIT / "Sample" / "Segmenter.swift"), "Legend"), "pattern")
+    assert {kits.text(field) for field in fields} >= legend.keys()
+
+
 def test_crop_is_the_package_s(constants):
     assert constants["cropFraction"] == inspect.signature(imagenet.resize_and_crop).parameters["crop_fraction"].default
 
 
-def test_facts_stand_in_model_only(constants):
+@pytest.mark.parametrize("owner", ["Model", "SegmentationModel"])
+def test_facts_stand_in_model_only(owner):
+    constants = kits.constants(kits.declaration(kits.parse(MODEL), owner))
     facts = {value for value in constants.values() if isinstance(value, str) or value > 100}
     used = set()
     for path in SOURCES:
         if path != MODEL:
             root = kits.parse(path)
             assert facts.isdisjoint(kits.literals(root)), path.name
-            used |= kits.references(root, "Model")
+            used |= kits.references(root, owner)
     assert used == constants.keys()
 
 

@@ -64,7 +64,7 @@ def declaration(root: Node, name: str) -> Node:
     return next(
         node
         for node in nodes(root, "object_declaration", "class_declaration")
-        if text(node.child_by_field_name("name")) == name
+        if text(next(nodes(node, "identifier", "type_identifier"))) == name
     )
 
 

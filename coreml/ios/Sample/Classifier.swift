@@ -28,35 +28,42 @@ struct Classification: Sendable {
 }
 
 enum ModelError: LocalizedError {
-    case missing, different, unreadablePhoto
+    /// A model's name.
+    case missing(String), different(String)
+    case unreadablePhoto
 
     var errorDescription: String? {
         switch self {
-        case .missing:
-            return "This app has no \(Model.name).mlpackage. See the README, steps 2 and 3."
-        case .different:
-            return "\(Model.name).mlpackage is not what Model.swift describes. Compare it with the package's report."
+        case .missing(let name):
+            return "This app has no \(name).mlpackage. See the README, steps 2 and 3."
+        case .different(let name):
+            return "\(name).mlpackage is not what Model.swift describes. Compare it with the package's report."
         case .unreadablePhoto:
             return "The photo cannot be read. Choose another."
         }
     }
 }
 
-/// The bundled model, after a check that it is the one that `Model` describes.
-func loadModel(_ units: ComputeUnits) throws -> MLModel {
-    guard let package = Bundle.main.url(forResource: Model.name, withExtension: "mlmodelc") else {
-        throw ModelError.missing
+/// A bundled model, by its package's name.
+func openModel(_ name: String, _ units: ComputeUnits) throws -> MLModel {
+    guard let package = Bundle.main.url(forResource: name, withExtension: "mlmodelc") else {
+        throw ModelError.missing(name)
     }
     let configuration = MLModelConfiguration()
     configuration.computeUnits = units.value
-    let model = try MLModel(contentsOf: package, configuration: configuration)
+    return try MLModel(contentsOf: package, configuration: configuration)
+}
+
+/// The bundled classifier, after a check that it is the one that `Model` describes.
+func loadModel(_ units: ComputeUnits) throws -> MLModel {
+    let model = try openModel(Model.name, units)
     let description = model.modelDescription
     let image = description.inputDescriptionsByName[Model.input]?.imageConstraint
     guard image?.pixelsWide == Model.width, image?.pixelsHigh == Model.height,
           description.predictedFeatureName == Model.label,
           description.predictedProbabilitiesName == Model.probabilities,
           description.classLabels?.count == Model.classes
-    else { throw ModelError.different }
+    else { throw ModelError.different(Model.name) }
     return model
 }
 

@@ -1,6 +1,6 @@
 import CoreGraphics
 
-/// All that this app knows of its model, as the exporter's report says it.
+/// All that this app knows of its classifier, as the exporter's report says it.
 ///
 /// For a model of your own change these lines: its report, the .json file beside the package, has the values.
 enum Model {
@@ -17,4 +17,21 @@ enum Model {
 
     /// The share of a photograph's short side that the network sees, as in training.
     static let cropFraction: CGFloat = 0.95
+}
+
+/// All that this app knows of its segmenter, as the exporter's report says it; to be changed likewise.
+enum SegmentationModel {
+    static let name = "efficientformer_l1_semantic_fpn_256_float16"
+
+    /// An RGB image, as it is, of the whole photograph, stretched to this shape.
+    static let input = "image"
+    static let width = 256
+    static let height = 256
+
+    /// The number of each pixel's class, int32 (1, height, width).
+    static let output = "classes"
+    static let classes = 21
+
+    /// Where the package's own metadata holds the classes' labels and colours, for Xcode too.
+    static let legend = "com.apple.coreml.model.preview.parameters"
 }
