@@ -1,8 +1,8 @@
-"""Writes a page that classifies images in a browser: a folder for any web server, complete and offline. Room: apps.
+"""Writes a page that classifies or segments images in a browser: a folder for any web server, offline. Room: apps.
 
 The page's own files lie in `web/`. What it knows of the models stands in its models.json, taken from the files' own
-metadata as `predict` reads them, with the scores that LiteRT gives here for a picture that the page draws too: it asks
-itself on every start.
+metadata as `predict` reads them, with what LiteRT answers here for a picture that the page draws too: it asks itself on
+every start.
 """
 
 import dataclasses
@@ -22,13 +22,18 @@ from keras_efficientformer.deploy.report import TensorInfo
 from keras_efficientformer.files import bare_name, check_target, finished_file, size_of, write_json
 from keras_efficientformer.imagenet import CROP, default_names
 from keras_efficientformer.images import of_channels
-from keras_efficientformer.labels import Labels, class_names, labels_beside
+from keras_efficientformer.labels import Labels, class_colors, class_names, labels_beside
+from keras_efficientformer.layers.names import MASKS
 
-PAGE_FILES = ("index.html", "style.css", "app.js", "classifier.js", "preprocessing.js")
+PAGE_FILES = ("index.html", "style.css", "app.js", "network.js", "masks.js", "preprocessing.js")
 FACTS_FILE = "models.json"
 LITERT_FOLDER = "litert"
 # The types of a tensor that LiteRT.js has.
 BROWSER_TYPES = ("float32", "int32", "uint8")
+# {what a file gives: what the page calls it}.
+KINDS = {"scores": "classifier", MASKS: "segmenter"}
+# Masks are compared at so many points in each direction: all their values would be as much to load as the file.
+CHECKED_POINTS = 8
 
 
 @dataclass(frozen=True)
@@ -56,20 +61,22 @@ def write_web_app(
     modules: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> WebApp:
-    """Writes a page that classifies photographs, folders and what the camera sees with .tflite files.
+    """Writes a page that classifies or segments photographs, folders and what the camera sees with .tflite files.
 
     Args:
         models: one or more .tflite files, of which the page offers the choice.
         folder: is made; any web server may serve it.
         labels: names of the classes, for all files; None means the files' own, a `labels.txt` beside each, ImageNet's
             where there are 1000 classes, or numbers.
-        crop: share of the resized image's side that is kept.
+        crop: share of the resized image's side that classifiers see; segmenters see the whole image, stretched to
+            their shape.
         modules: a folder `node_modules` with LiteRT.js; None fetches it from npm.
         overwrite: whether a page that was written before may be replaced.
 
     Raises:
-        ValueError: a file is no .tflite file, does not say how images are prepared for it, has no classes, takes
-            several images at once or values that LiteRT.js does not have; or two have one name.
+        ValueError: a file is no .tflite file, does not say how images are prepared for it, gives neither scores of
+            classes nor masks, takes several images at once or values that LiteRT.js does not have; or two have one
+            name.
         OSError: a file cannot be read, the folder cannot be written or exists, or LiteRT.js cannot be fetched.
         ImportError: LiteRT is not installed.
     """
@@ -111,27 +118,30 @@ def _is_page(folder: Path) -> bool:
 
 def _facts(file: Path, labels: Labels | None, crop: float) -> dict[str, Any]:
     """An entry of models.json."""
-    classifier = open_tflite(file)
-    if classifier.output != "scores":
-        raise ValueError(f"{file} has no classifier: it gives {classifier.output}.")
-    tensors = classifier.file.inputs[0], *classifier.file.outputs
-    index = [tensor.name for tensor in classifier.file.outputs].index(classifier.output_name)
+    network = open_tflite(file)
+    if network.output not in KINDS:
+        raise ValueError(f"{file} is neither a classifier nor a segmenter: it gives {network.output}.")
+    tensors = network.file.inputs[0], *network.file.outputs
+    index = [tensor.name for tensor in network.file.outputs].index(network.output_name)
     _check_tensors(file, tensors)
-    scores = _test_scores(file, classifier)
-    names = labels or classifier.labels or labels_beside(file) or default_names(len(scores))
+    values = _test_answer(file, network)
+    classes = values.shape[-1]
+    names = labels or network.labels or labels_beside(file) or default_names(classes)
     return {
         "file": file.name,
+        "kind": KINDS[network.output],
         "bytes": file.stat().st_size,
-        "size": list(classifier.size),
-        "channels": classifier.channels,
+        "size": list(network.size),
+        "channels": network.channels,
         "crop": crop,
-        "mean": list(classifier.facts.mean),
-        "std": list(classifier.facts.std),
+        "mean": list(network.facts.mean),
+        "std": list(network.facts.std),
         "input": dataclasses.asdict(tensors[0]),
         "output": dataclasses.asdict(tensors[1 + index]) | {"index": index},
-        "scores": classifier.output_name,
-        "labels": list(class_names(names, len(scores))),
-        "check": [float(str(score)) for score in scores],
+        "scores": network.output_name,
+        "labels": list(class_names(names, classes)),
+        "colors": class_colors(classes) if network.output == MASKS else None,
+        "check": [float(str(value)) for value in _checked(values).ravel()],
     }
 
 
@@ -146,13 +156,23 @@ def _check_tensors(file: Path, tensors: Sequence[TensorInfo]) -> None:
         raise ValueError(f"{file} takes {tensors[0].shape[0]} images at once: export it with --batch-size 1.")
 
 
-def _test_scores(file: Path, classifier: FileClassifier) -> np.ndarray:
-    """The scores, float32, of the picture that `testPicture` in classifier.js draws."""
-    height, width = classifier.size
+def _test_answer(file: Path, network: FileClassifier) -> np.ndarray:
+    """Scores, float32 (classes,), or masks (height, width, classes), of the picture that `testPicture` in network.js
+    draws."""
+    height, width = network.size
     y, x = np.mgrid[:height, :width]
     colours = 255 * x // (width - 1), 255 * y // (height - 1), 255 * (x + y) // (width + height - 2)
     picture = np.stack(colours, -1)
-    (scores,) = classifier.predict(of_channels(picture[None].astype("float32"), classifier.channels))
-    if not np.isfinite(scores).all():
-        raise ValueError(f"{file} answers with scores that are not finite: its weights are damaged.")
-    return scores
+    (values,) = network.predict(of_channels(picture[None].astype("float32"), network.channels))
+    if not np.isfinite(values).all():
+        raise ValueError(f"{file} answers with {network.output} that are not finite: its weights are damaged.")
+    return values
+
+
+def _checked(values: np.ndarray) -> np.ndarray:
+    """The values that the page compares, as `atPoints` in network.js takes them of masks."""
+    if values.ndim == 1:
+        return values
+    places = 2 * np.arange(CHECKED_POINTS) + 1
+    rows, columns = (places * side // (2 * CHECKED_POINTS) for side in values.shape[:2])
+    return values[np.ix_(rows, columns)]

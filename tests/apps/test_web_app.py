@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from browser import find_browser
 from networks import make_loud
-from PIL import Image
+from PIL import Image, ImageColor
 from project import HANG, ROOT
 
 from keras_efficientformer import EfficientFormer, cli
@@ -27,14 +27,16 @@ from keras_efficientformer.apps import write_web_app
 from keras_efficientformer.classifiers import open_classifier
 from keras_efficientformer.deploy import export_tflite
 from keras_efficientformer.deploy.tflite.modes import MODES
-from keras_efficientformer.imagenet import load_image, resize_and_crop
+from keras_efficientformer.imagenet import load_image, preprocess_input, resize_and_crop
 from keras_efficientformer.images import of_channels, seeded_images
+from keras_efficientformer.labels import class_colors
+from keras_efficientformer.segmentation import SemanticFPN
 
 PAGE = ROOT / "keras_efficientformer" / "apps" / "web"
 DRIVER = ROOT / "tests" / "apps" / "web"
 LABELS = (*(f"kind {letter}" for letter in "abcdefgh"), "<b>bold</b>", 'ein "Hügel"')
 # The same kernels compute in WebAssembly, but for a mode that quantizes while it runs.
-TOLERANCE = dict.fromkeys((*MODES, "normalised", "grey", "uint8"), 2e-6) | {"dynamic": 5e-3}
+TOLERANCE = dict.fromkeys((*MODES, "normalised", "grey", "uint8", "segmenter"), 2e-6) | {"dynamic": 5e-3}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, network):
-    """{mode: file}, and files that take their pixels otherwise: normalised, grey, uint8."""
+    """{mode: file}, files that take their pixels otherwise, normalised, grey, uint8, and a segmenter."""
     folder = tmp_path_factory.mktemp("models")
     images = seeded_images((64, 64, 3))
     files = {mode: folder / f"{mode}.tflite" for mode in MODES}
@@ -57,7 +59,19 @@ def models(tmp_path_factory, network):
     raw = {"include_preprocessing": True, "mean": (0.5,), "std": (0.25,), "classifier_activation": None}
     grey = make_loud(EfficientFormer((1, 1, 1, 2), (8, 16, 16, 32), input_shape=(64, 64, 1), classes=4, **raw))
     export_tflite(grey, files["grey"])
+    export_tflite(segmenter(), files["segmenter"])
     return files
+
+
+def segmenter():
+    """A segmentation model that finds several classes in the photograph."""
+    backbone = EfficientFormer((1, 1, 1, 2), (8, 16, 16, 32), input_shape=(64, 64, 3), include_top=False)
+    model = make_loud(SemanticFPN(backbone, len(LABELS), 16, 8, labels=LABELS))
+    photograph = stretched(load_image(io.BytesIO(PICTURES["down"][0])), (64, 64))
+    probabilities = model.predict(preprocess_input(photograph[None].astype("float32")), verbose=0)
+    bias = model.get_layer("logits").bias
+    bias.assign(bias - np.log(probabilities).mean((0, 1, 2)))
+    return model
 
 
 def npm_ci(folder):
@@ -177,11 +191,16 @@ def assert_shows(result, expected):
         assert float(width.rstrip("%")) == pytest.approx(100 * score, abs=0.06)
 
 
+def stretched(image, size):
+    """The whole image as a segmenter sees it."""
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+
+
 @pytest.mark.parametrize("name", TOLERANCE)
 def test_scores_are_litert_s(name, seen, models):
     classifier = open_classifier(models[name])
     (expected,) = classifier.predict(of_channels(seeded_images((64, 64, 3))[:1], classifier.channels))
-    found = np.array(seen["scores"][f"{name}.tflite"], "float32")
+    found = np.array(seen["scores"][f"{name}.tflite"], "float32").reshape(expected.shape)
     assert np.ptp(expected) > 0.05
     assert np.abs(found - expected).max() <= TOLERANCE[name]
 
@@ -189,11 +208,12 @@ def test_scores_are_litert_s(name, seen, models):
 @pytest.mark.parametrize("name", PICTURES)
 def test_pixels_are_the_package_s(name, seen):
     content, _, size, crop = PICTURES[name]
-    expected = resize_and_crop(load_image(io.BytesIO(content)), size, crop)
-    found = np.reshape(seen["pixels"][list(PICTURES).index(name)], expected.shape)
+    image = load_image(io.BytesIO(content))
     # Decoders of JPEG may round otherwise; what comes after them is exact.
     limit = 2 if "JPEG" in name else 0
-    assert np.abs(found - expected.astype(int)).max() <= limit
+    for way, expected in (("cropped", resize_and_crop(image, size, crop)), ("stretched", stretched(image, size))):
+        found = np.reshape(seen["pixels"][way][list(PICTURES).index(name)], expected.shape)
+        assert np.abs(found - expected.astype(int)).max() <= limit, way
 
 
 def test_keyboard_alone_is_enough(seen, models):
@@ -206,6 +226,30 @@ def test_keyboard_alone_is_enough(seen, models):
     assert re.fullmatch(rf"{re.escape(expected[0][0])}, [\d.]+%, [\d.]+ ms\.", photo["status"])
     assert "float16" in seen["second"]["status"]
     assert "64x64 pixels, 10 classes, probabilities" in seen["second"]["facts"]
+
+
+def test_masks(seen, models):
+    """Over the whole photograph, in the classes' colours, with a legend of their shares."""
+    assert seen["segmenter"]["heading"] == "Image segmenter"
+    assert "64x64 pixels, 10 classes, one for each pixel" in seen["segmenter"]["facts"]
+    words = r"Checked on a test picture: the masks differ from LiteRT's by ([\d.e-]+)\."
+    assert float(re.fullmatch(words, seen["segmenter"]["check"])[1]) < 2e-6
+    image = load_image(io.BytesIO(PICTURES["down"][0]))
+    masks = open_classifier(models["segmenter"]).predict(stretched(image, (64, 64))[None].astype("float32"))
+    classes = masks[0].argmax(-1)
+    counts = np.bincount(classes.ravel(), minlength=len(LABELS))
+    assert np.sum(counts > 0) > 2
+    (result,) = seen["segmented"]["results"]
+    order = [number for number in np.argsort(-counts, kind="stable") if counts[number]]
+    assert_shows(result, [(LABELS[number], counts[number] / classes.size) for number in order])
+    assert seen["segmented"]["status"].startswith(f"{LABELS[order[0]]}, {100 * counts.max() / classes.size:.1f}%, ")
+    colors = np.array([ImageColor.getrgb(color) for color in class_colors(len(LABELS))])
+    assert seen["swatches"] == ["rgb({}, {}, {})".format(*colors[number]) for number in order]
+    drawn = np.reshape(seen["drawn"]["data"], (seen["drawn"]["height"], seen["drawn"]["width"], 4))[..., :3]
+    nearest = Image.fromarray(classes.astype("uint8")).resize(image.shape[1::-1], Image.Resampling.NEAREST)
+    expected = 0.4 * image + 0.6 * colors[np.asarray(nearest)]
+    assert drawn.shape == expected.shape
+    assert np.mean(np.abs(drawn - expected).max(-1) <= 2) > 0.99
 
 
 def test_folder(seen, models):

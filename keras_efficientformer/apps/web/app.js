@@ -1,11 +1,17 @@
-// The page: what is chosen, shown and said. What is computed stands in classifier.js and preprocessing.js.
+// The page: what is chosen, shown and said. What is computed stands in network.js, masks.js and
+// preprocessing.js.
 
-import { open, whyNoWebGPU } from "./classifier.js";
+import { bestClasses, drawMask, shares } from "./masks.js";
+import { open, whyNoWebGPU } from "./network.js";
 import { decode } from "./preprocessing.js";
 
 const TOP = 5;
-const THUMBNAIL = 160; // pixels of the longer side
-const LARGEST_DIFFERENCE = 0.05; // from LiteRT's scores on the test picture, relative to the largest of them over 1
+const LARGEST_DIFFERENCE = 0.05; // from LiteRT's values on the test picture, relative to the largest of them over 1
+// What differs between the kinds of models: words, and pixels of the longer side of a picture that is shown.
+const KINDS = {
+  classifier: { title: "Image classifier", done: "classified", what: "scores", side: 160 },
+  segmenter: { title: "Image segmenter", done: "segmented", what: "masks", side: 480 },
+};
 
 const byId = (id) => document.getElementById(id);
 const [modelChoice, backendChoice, photos, folder, camera, video, results, drop] = [
@@ -13,7 +19,7 @@ const [modelChoice, backendChoice, photos, folder, camera, video, results, drop]
 ].map(byId);
 
 let models = [];
-let classifier = null;
+let network = null;
 let files = [];
 let source = null; // the job that shows images, which is begun again where another model is chosen
 
@@ -60,8 +66,9 @@ async function openChosen() {
   const facts = models[modelChoice.selectedIndex];
   byId("error").hidden = true;
   for (const control of [photos, folder, camera]) control.disabled = true;
-  classifier?.delete();
-  classifier = null;
+  network?.delete();
+  network = null;
+  document.title = byId("title").textContent = KINDS[facts.kind].title;
   say(`Loading ${facts.file}.`);
   byId("facts").textContent = described(facts);
   byId("check").textContent = "";
@@ -78,7 +85,7 @@ async function openChosen() {
       backendChoice.value = "wasm";
     }
   }
-  if (classifier === null) note += await use(facts, content, "wasm");
+  if (network === null) note += await use(facts, content, "wasm");
   byId("check").textContent = note;
   for (const control of [photos, folder, camera]) control.disabled = false;
   say(`${facts.file} is ready.`);
@@ -87,17 +94,18 @@ async function openChosen() {
 /** Takes a file into use on one backend, checked; what the check found, in words. */
 async function use(facts, content, backend) {
   const opened = await open(facts, content, backend);
+  const { what } = KINDS[facts.kind];
   try {
     const difference = await opened.check();
     const largest = Math.max(1, ...facts.check.map(Math.abs));
     const shown = difference < 0.001 ? difference.toExponential(1) : difference.toFixed(3);
     // A comparison with NaN is false.
     if (!(difference <= LARGEST_DIFFERENCE * largest)) {
-      throw new Error(`${facts.file} gives other scores here than in LiteRT: they differ by ${shown}`);
+      throw new Error(`${facts.file} gives other ${what} here than in LiteRT: they differ by ${shown}`);
     }
-    classifier = opened;
+    network = opened;
     const shared = backend === "webgpu" && opened.needsCPU ? " The CPU computes what the GPU cannot." : "";
-    return `Checked on a test picture: the scores differ from LiteRT's by ${difference === 0 ? 0 : shown}.${shared}`;
+    return `Checked on a test picture: the ${what} differ from LiteRT's by ${difference === 0 ? 0 : shown}.${shared}`;
   } catch (error) {
     opened.delete();
     throw error;
@@ -105,20 +113,25 @@ async function use(facts, content, backend) {
 }
 
 function described({ size, labels, bytes, scores }) {
-  const kind = { probabilities: "probabilities", scores: "a score for each class by itself", logits: "logits" }[scores];
+  const kind = {
+    probabilities: "probabilities",
+    scores: "a score for each class by itself",
+    logits: "logits",
+    masks: "one for each pixel",
+  }[scores];
   return `${size[0]}x${size[1]} pixels, ${labels.length} classes, ${kind}, ${(bytes / 1e6).toFixed(1)} MB`;
 }
 
-async function classifyFiles(isLatest) {
+async function answerFiles(isLatest) {
   results.replaceChildren();
-  say("Classifying.");
+  say("Computing.");
   let [done, milliseconds] = [0, 0];
   for (const file of files) {
     if (!isLatest()) return;
     const name = file.webkitRelativePath || file.name;
     try {
       const image = await decoded(file);
-      const answer = await classifier.classify(image);
+      const answer = understood(await network.answer(image));
       if (!isLatest()) return;
       results.append(resultItem(name, image, answer));
       done += 1;
@@ -130,7 +143,7 @@ async function classifyFiles(isLatest) {
   }
   if (files.length === 1 && done === 1) return;
   const mean = done ? `, ${(milliseconds / done).toFixed(1)} ms each` : "";
-  say(`${done} of ${files.length} images classified${mean}.`);
+  say(`${done} of ${files.length} images ${KINDS[network.facts.kind].done}${mean}.`);
 }
 
 async function decoded(file) {
@@ -151,10 +164,10 @@ async function watchCamera(isLatest) {
     let seen = "";
     while (isLatest()) {
       const image = await decode(video);
-      const answer = await classifier.classify(image);
+      const answer = understood(await network.answer(image));
       results.replaceChildren(resultItem("Camera", image, answer));
       // A screen reader is told when something else is seen, not thirty times a second.
-      const [{ label }] = best(answer.scores);
+      const [{ label }] = answer.rows;
       if (label !== seen) say(`Camera: ${label}.`);
       seen = label;
       await new Promise(requestAnimationFrame);
@@ -176,19 +189,39 @@ async function cameraStream() {
   }
 }
 
+/** What is shown of an answer: {rows, milliseconds, mask}.
+ *
+ * A row is of a class, the best first: {label, words, share, color}, the share being how long its bar is, 0..1. A mask
+ * is the class of each pixel. Classifiers have neither mask nor colours.
+ */
+function understood({ values, milliseconds }) {
+  const { kind, labels, colors } = network.facts;
+  if (kind === "classifier") return { rows: best(values), milliseconds, mask: null };
+  const mask = bestClasses(values, labels.length);
+  const rows = shares(mask, labels.length).map(({ number, share }) => ({
+    label: labels[number], words: percent(share), share, color: colors[number],
+  }));
+  return { rows, milliseconds, mask };
+}
+
 /** The classes with the highest scores, equal ones in the order of the classes. */
 function best(scores) {
   const order = Array.from(scores.keys()).sort((a, b) => scores[b] - scores[a] || a - b);
-  return order.slice(0, TOP).map((index) => ({ label: classifier.facts.labels[index], score: scores[index] }));
+  return order.slice(0, TOP).map((index) => ({
+    label: network.facts.labels[index], words: inWords(scores[index]), share: barShare(scores[index], scores), color: null,
+  }));
 }
 
 function inWords(score) {
-  return classifier.facts.scores === "logits" ? score.toFixed(3) : `${(100 * score).toFixed(1)}%`;
+  return network.facts.scores === "logits" ? score.toFixed(3) : percent(score);
 }
 
-function spoken({ scores, milliseconds }) {
-  const [{ label, score }] = best(scores);
-  return `${label}, ${inWords(score)}, ${milliseconds.toFixed(1)} ms.`;
+function percent(share) {
+  return `${(100 * share).toFixed(1)}%`;
+}
+
+function spoken({ rows: [{ label, words }], milliseconds }) {
+  return `${label}, ${words}, ${milliseconds.toFixed(1)} ms.`;
 }
 
 function element(name, text = "", className = "") {
@@ -198,28 +231,39 @@ function element(name, text = "", className = "") {
   return made;
 }
 
-function resultItem(name, image, { scores, milliseconds }) {
-  const item = element("li");
+function resultItem(name, image, { rows, milliseconds, mask }) {
+  const item = element("li", "", mask ? "masked" : "");
   const text = element("div");
   const list = element("ol");
-  list.setAttribute("aria-label", "Most probable classes");
-  for (const { label, score } of best(scores)) {
-    const row = element("li");
-    const bar = element("span");
-    bar.style.width = `${100 * share(score, scores)}%`;
-    const frame = element("div", "", "bar");
-    frame.append(bar);
-    row.append(element("span", label), element("span", inWords(score), "score"), frame);
-    list.append(row);
-  }
+  list.setAttribute("aria-label", mask ? "Classes by their share of the picture" : "Most probable classes");
+  list.append(...rows.map(rowItem));
   text.append(element("h2", name), list, element("p", `${milliseconds.toFixed(1)} ms`, "quiet"));
-  item.append(thumbnail(image), text);
+  const { kind, output, colors } = network.facts;
+  const picture = thumbnail(image, KINDS[kind].side);
+  if (mask) drawMask(picture, mask, output.shape.slice(1, 3), colors);
+  item.append(picture, text);
   return item;
 }
 
+function rowItem({ label, words, share, color }) {
+  const row = element("li");
+  const name = element("span", label);
+  if (color) {
+    const swatch = element("span", "", "swatch");
+    swatch.style.backgroundColor = color;
+    name.prepend(swatch);
+  }
+  const bar = element("span");
+  bar.style.width = `${100 * share}%`;
+  const frame = element("div", "", "bar");
+  frame.append(bar);
+  row.append(name, element("span", words, "score"), frame);
+  return row;
+}
+
 /** How long a score's bar is, 0..1; logits begin at the smallest. */
-function share(score, scores) {
-  if (classifier.facts.scores !== "logits") return score;
+function barShare(score, scores) {
+  if (network.facts.scores !== "logits") return score;
   const [smallest, largest] = [Math.min(...scores), Math.max(...scores)];
   return largest > smallest ? (score - smallest) / (largest - smallest) : 1;
 }
@@ -228,11 +272,11 @@ function badItem(message) {
   return element("li", message, "bad");
 }
 
-function thumbnail(image) {
+function thumbnail(image, side) {
   const whole = document.createElement("canvas");
   [whole.width, whole.height] = [image.width, image.height];
   whole.getContext("2d").putImageData(image, 0, 0);
-  const scale = Math.min(1, THUMBNAIL / Math.max(image.width, image.height));
+  const scale = Math.min(1, side / Math.max(image.width, image.height));
   const small = document.createElement("canvas");
   small.width = Math.max(1, Math.round(image.width * scale));
   small.height = Math.max(1, Math.round(image.height * scale));
@@ -241,10 +285,10 @@ function thumbnail(image) {
   return small;
 }
 
-function classify(chosen) {
+function answerAll(chosen) {
   files = [...chosen].filter((file) => file.type.startsWith("image/") || chosen.length === 1);
   byId("error").hidden = true;
-  source = files.length ? classifyFiles : null;
+  source = files.length ? answerFiles : null;
   if (source) begin(source);
   else showError(new Error("There are no images in it."));
 }
@@ -260,7 +304,7 @@ modelChoice.addEventListener("change", openAndRepeat);
 backendChoice.addEventListener("change", openAndRepeat);
 for (const control of [photos, folder]) {
   control.addEventListener("change", () => {
-    classify(control.files);
+    answerAll(control.files);
     control.value = ""; // so that the same file can be chosen again
   });
 }
@@ -277,6 +321,6 @@ document.addEventListener("dragleave", () => drop.classList.remove("over"));
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   drop.classList.remove("over");
-  if (classifier && event.dataTransfer.files.length) classify(event.dataTransfer.files);
+  if (network && event.dataTransfer.files.length) answerAll(event.dataTransfer.files);
 });
 begin(start);

@@ -1,5 +1,5 @@
 // Prepares a picture as the package's `imagenet.resize_and_crop` does: upright, scaled by Pillow's antialiased bicubic
-// filter, the centre cut out. A canvas scales otherwise from browser to browser, which would change the scores.
+// filter, the centre cut out, or all of it. A canvas scales otherwise from browser to browser, which would change the scores.
 
 // Colour profiles are left alone and a photograph's orientation is applied, as `imagenet.load_image` does.
 const DECODING = { imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "none" };
@@ -37,6 +37,16 @@ export function resizeAndCrop(image, [height, width], crop) {
   const [scaledHeight, scaledWidth] = scaledSize([image.height, image.width], [height, width], crop);
   const left = roundToEven((scaledWidth - width) / 2);
   const top = roundToEven((scaledHeight - height) / 2);
+  return part(image, [scaledHeight, scaledWidth], [top, left], [height, width]);
+}
+
+/** A whole picture, stretched to a size, [height, width]; image and result as of `resizeAndCrop`. */
+export function resize(image, size) {
+  return part(image, size, [0, 0], size);
+}
+
+/** What lies in a rectangle of a picture that is scaled. */
+function part(image, [scaledHeight, scaledWidth], [top, left], [height, width]) {
   const columns = filters(image.width, scaledWidth, left, width);
   const rows = filters(image.height, scaledHeight, top, height);
   const [picture, shifted] = usedRows({ data: image.data, width: image.width, step: 4 }, rows);

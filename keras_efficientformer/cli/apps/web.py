@@ -1,4 +1,4 @@
-"""The command `efficientformer app web`: writes a page that classifies images in a browser. Room: cli/apps."""
+"""The command `efficientformer app web`: writes a page that runs exported files in a browser. Room: cli/apps."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ def web_command(
     folder: Annotated[Path, typer.Argument(help="Folder to make, for any web server.")],
     labels: LabelsFile = None,
     crop: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Share of the resized image's side that is kept.")
+        float, typer.Option(min=0.01, max=1.0, help="Share of the resized image's side that classifiers see.")
     ] = CROP,
     modules: Annotated[
         Path | None,
@@ -28,7 +28,7 @@ def web_command(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write a page that classifies photos, folders and the camera's pictures in a browser, offline."""
+    """Write a page that classifies or segments photos, folders and the camera's pictures in a browser, offline."""
     check_inputs(labels, modules)
     with errors.status("Writing the page"):
         app = apps.write_web_app(models, folder, labels, crop, modules, overwrite)

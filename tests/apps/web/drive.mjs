@@ -30,7 +30,7 @@ async function opened(url, settings = {}) {
 function settled(page) {
   return page.waitForFunction(() => {
     const [status, error] = ["status", "error"].map((id) => document.getElementById(id));
-    return !error.hidden || /ready|classified|ms\.$/.test(status.textContent);
+    return !error.hidden || /ready|classified|segmented|ms\.$/.test(status.textContent);
   });
 }
 
@@ -92,28 +92,53 @@ found.second = { facts: await page.locator("#facts").textContent(), status: awai
 await press(page, model, "ArrowUp");
 await settled(page);
 
-// All scores, on the pixels that Python has.
+// All scores and masks, on the pixels that Python has.
 found.scores = await page.evaluate(async ({ models, pixels }) => {
-  const { open } = await import("./classifier.js");
+  const { open } = await import("./network.js");
   const { models: facts } = await (await fetch("models.json")).json();
   const scores = {};
   for (const file of models) {
     const content = new Uint8Array(await (await fetch(file)).arrayBuffer());
     const network = await open(facts.find((entry) => entry.file === file), content, "wasm");
-    scores[file] = Array.from((await network.run(Uint8ClampedArray.from(pixels))).scores);
+    scores[file] = Array.from((await network.run(Uint8ClampedArray.from(pixels))).values);
     network.delete();
   }
   return scores;
 }, asked);
 found.pixels = await page.evaluate(async (pictures) => {
-  const { decode, resizeAndCrop } = await import("./preprocessing.js");
-  const results = [];
+  const { decode, resize, resizeAndCrop } = await import("./preprocessing.js");
+  const results = { cropped: [], stretched: [] };
   for (const { content, type, size, crop } of pictures) {
     const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
-    results.push(Array.from(resizeAndCrop(await decode(new Blob([bytes], { type })), size, crop)));
+    const picture = await decode(new Blob([bytes], { type }));
+    results.cropped.push(Array.from(resizeAndCrop(picture, size, crop)));
+    results.stretched.push(Array.from(resize(picture, size)));
   }
   return results;
 }, asked.pictures);
+
+/** Chooses a model by its name. */
+async function take(file) {
+  await model.selectOption(file);
+  await page.waitForFunction((name) => document.getElementById("status").textContent === `${name} is ready.`, file);
+}
+
+await take("segmenter.tflite");
+found.segmenter = {
+  heading: await page.getByRole("heading", { level: 1 }).textContent(),
+  facts: await page.locator("#facts").textContent(),
+  check: await page.locator("#check").textContent(),
+};
+found.segmented = await choose(page, photos, [asked.photo]);
+found.drawn = await page.locator("#results canvas").evaluate((canvas) => {
+  const { width, height, data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  return { width, height, data: Array.from(data) };
+});
+found.swatches = await page.locator("#results .swatch").evaluateAll((items) => items.map((item) => item.style.backgroundColor));
+// The photograph that is shown is answered for again.
+await model.selectOption("none.tflite");
+await page.waitForFunction(() => document.querySelector("#results h2") && !document.querySelector("#results .swatch"));
+await settled(page);
 
 // From here on there is no network.
 await context.setOffline(true);

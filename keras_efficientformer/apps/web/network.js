@@ -2,11 +2,12 @@
 // `efficientformer app web` took from the file's own metadata.
 
 import { loadAndCompile, loadLiteRt, Tensor } from "@litertjs/core";
-import { resizeAndCrop, roundToEven } from "./preprocessing.js";
+import { resize, resizeAndCrop, roundToEven } from "./preprocessing.js";
 
 const RUNTIME = "litert/core/wasm/";
 const ARRAYS = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array };
 const LIMITS = { int32: [-(2 ** 31), 2 ** 31 - 1], uint8: [0, 255] };
+const POINTS = 8; // in each direction, at which masks are compared, as the command takes them
 const LUMINANCE = [0.299, 0.587, 0.114]; // ITU-R 601, as Pillow's mode "L" has it
 
 /** Whether WebAssembly can wait (JSPI), without which LiteRT.js leaves a file to the CPU that the GPU cannot run whole. */
@@ -36,34 +37,36 @@ export async function open(facts, content, backend) {
   runtime ??= load();
   await runtime;
   try {
-    return new Classifier(facts, await loadAndCompile(content, { accelerator: backend }));
+    return new Network(facts, await loadAndCompile(content, { accelerator: backend }));
   } catch (error) {
     throw new Error(`${facts.file} cannot be used here: ${reason(error)}`, { cause: error });
   }
 }
 
-class Classifier {
-  constructor(facts, network) {
+class Network {
+  constructor(facts, compiled) {
     this.facts = facts;
-    this.network = network;
+    this.compiled = compiled;
   }
 
-  /** {scores, milliseconds}: a Float32Array, and what the network took, of a decoded picture. */
-  async classify(image) {
-    return this.run(resizeAndCrop(image, this.facts.size, this.facts.crop));
+  /** {values, milliseconds} of a decoded picture: scores of the classes, or of all classes for each pixel in its turn,
+   * Float32Array, and what the network took. A segmenter sees the whole picture, stretched to its shape. */
+  async answer(image) {
+    const { kind, size, crop } = this.facts;
+    return this.run(kind === "segmenter" ? resize(image, size) : resizeAndCrop(image, size, crop));
   }
 
-  /** The same of pixels, RGB, that are cropped already. */
+  /** The same of pixels, RGB, that have the network's size already. */
   async run(pixels) {
     const { input, output } = this.facts;
     const tensor = new Tensor(stored(pixels, this.facts), input.shape);
     const start = performance.now();
     try {
-      const results = await this.network.run([tensor]);
+      const results = await this.compiled.run([tensor]);
       const values = await results[output.index].data();
       const milliseconds = performance.now() - start;
       results.forEach((result) => result.delete());
-      return { scores: realValues(values, output), milliseconds };
+      return { values: realValues(values, output), milliseconds };
     } catch (error) {
       throw new Error(`${this.facts.file} cannot be run here: ${reason(error)}`, { cause: error });
     } finally {
@@ -71,20 +74,21 @@ class Classifier {
     }
   }
 
-  /** The largest difference from the scores that LiteRT gave for the test picture where the page was made. */
+  /** The largest difference from the values that LiteRT gave for the test picture where the page was made. */
   async check() {
-    const { scores } = await this.run(testPicture(this.facts.size));
-    const expected = this.facts.check;
-    return Math.max(...expected.map((score, index) => Math.abs(scores[index] - score)));
+    const { kind, size, output, check } = this.facts;
+    const { values } = await this.run(testPicture(size));
+    const compared = kind === "segmenter" ? atPoints(values, output.shape) : values;
+    return Math.max(...check.map((value, index) => Math.abs(compared[index] - value)));
   }
 
   /** Whether the CPU computes all or a part of a file that was opened for the GPU. */
   get needsCPU() {
-    return this.network.options.accelerator !== "webgpu" || !this.network.isFullyAccelerated;
+    return this.compiled.options.accelerator !== "webgpu" || !this.compiled.isFullyAccelerated;
   }
 
   delete() {
-    this.network.delete();
+    this.compiled.delete();
   }
 }
 
@@ -100,6 +104,14 @@ export function testPicture([height, width]) {
     }
   }
   return pixels;
+}
+
+/** The values of masks at points that are spread evenly over them, row by row. */
+function atPoints(values, [, height, width, classes]) {
+  const places = (side) => Array.from({ length: POINTS }, (_, point) => Math.floor(((2 * point + 1) * side) / (2 * POINTS)));
+  return places(height).flatMap((y) =>
+    places(width).flatMap((x) => Array.from(values.subarray((y * width + x) * classes, (y * width + x + 1) * classes))),
+  );
 }
 
 /** Raw pixels, RGB, as the file's input takes and stores them. */
