@@ -317,11 +317,15 @@ def test_facts_are_the_file_s(page, models, network):
     assert (page / "int8.tflite").read_bytes() == models["int8"].read_bytes()
     assert (entry["size"], entry["channels"], entry["crop"]) == ([64, 64], 3, 0.95)
     assert (entry["mean"], entry["std"], entry["labels"]) == ([0.0] * 3, [1.0] * 3, list(LABELS))
-    assert (entry["scores"], entry["output"]["index"], entry["bytes"]) == (
+    assert (entry["kind"], entry["scores"], entry["output"]["index"], entry["bytes"]) == (
+        "classifier",
         "probabilities",
         0,
         models["int8"].stat().st_size,
     )
+    entry = facts["segmenter.tflite"]
+    assert (entry["kind"], entry["scores"], entry["colors"]) == ("segmenter", "masks", class_colors(len(LABELS)))
+    assert (entry["output"]["shape"], len(entry["check"])) == ([1, 64, 64, 10], 64 * 10)
 
 
 def test_command(models, litert_js, tmp_path, monkeypatch, capsys):
@@ -344,6 +348,10 @@ def test_what_a_page_does_not_run(network, models, tmp_path):
         write_web_app([models["none"], models["int8"], models["none"]], tmp_path / "page")
     with pytest.raises(FileNotFoundError, match=r"none\.tflite does not exist"):
         write_web_app([tmp_path / "none.tflite"], tmp_path / "page")
+    backbone = EfficientFormer((1, 1, 1, 2), (8, 16, 16, 32), input_shape=(64, 64, 3), include_top=False)
+    export_tflite(backbone, tmp_path / "features.tflite")
+    with pytest.raises(ValueError, match="is neither a classifier nor a segmenter: it gives features"):
+        write_web_app([tmp_path / "features.tflite"], tmp_path / "page")
     export_tflite(network, tmp_path / "two.tflite", batch_size=2)
     with pytest.raises(ValueError, match="takes 2 images at once: export it with --batch-size 1"):
         write_web_app([tmp_path / "two.tflite"], tmp_path / "page")
