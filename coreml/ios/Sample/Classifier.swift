@@ -35,7 +35,7 @@ enum ModelError: LocalizedError {
     var errorDescription: String? {
         switch self {
         case .missing(let name):
-            return "This app has no \(name).mlpackage. See the README, steps 2 and 3."
+            return "This app has no \(name).mlpackage. The README says how to export it."
         case .different(let name):
             return "\(name).mlpackage is not what Model.swift describes. Compare it with the package's report."
         case .unreadablePhoto:

@@ -55,7 +55,9 @@ class MainViewModel(application: Application) : AndroidViewModel(application) {
     private fun load(): Network {
         val context = getApplication<Application>()
         val missing = engine.files - context.assets.list("").orEmpty().toSet()
-        check(missing.isEmpty()) { "Missing in app/src/main/assets: ${missing.joinToString()}. See README, step 2." }
+        check(missing.isEmpty()) {
+            "Missing in app/src/main/assets: ${missing.joinToString()}. The README says how to export them."
+        }
         return engine.load(context)
     }
 

@@ -39,8 +39,8 @@ class Segmenter(context: Context) : Network {
     override fun read(resolver: ContentResolver, photo: Uri): Bitmap = readWhole(resolver, photo)
 
     override fun answer(photo: Bitmap): Answer {
-        // The mask is as large as the image. MediaPipe pads rows to 16 bytes, and fails on masks that are padded: sides of
-        // segmenters are multiples of 32, those of photographs are not.
+        // The mask is as large as the image. MediaPipe pads rows to 16 bytes, and fails on masks that are padded: the
+        // sides of segmenters are multiples of 32, those of photographs are not.
         val image = Bitmap.createScaledBitmap(photo, SegmentationModel.WIDTH, SegmentationModel.HEIGHT, true)
         val mask = segmenter.segment(BitmapImageBuilder(image).build()).categoryMask().get()
         val numbers = ByteBufferExtractor.extract(mask)
