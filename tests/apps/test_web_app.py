@@ -28,7 +28,7 @@ from keras_efficientformer.classifiers import open_classifier
 from keras_efficientformer.deploy import export_tflite
 from keras_efficientformer.deploy.tflite.modes import MODES
 from keras_efficientformer.imagenet import load_image, preprocess_input, resize_and_crop
-from keras_efficientformer.images import of_channels, seeded_images
+from keras_efficientformer.images import of_channels, scaled, seeded_images
 from keras_efficientformer.labels import class_colors
 from keras_efficientformer.segmentation import SemanticFPN
 
@@ -67,7 +67,7 @@ def segmenter():
     """A segmentation model that finds several classes in the photograph."""
     backbone = EfficientFormer((1, 1, 1, 2), (8, 16, 16, 32), input_shape=(64, 64, 3), include_top=False)
     model = make_loud(SemanticFPN(backbone, len(LABELS), 16, 8, labels=LABELS))
-    photograph = stretched(load_image(io.BytesIO(PICTURES["down"][0])), (64, 64))
+    photograph = scaled(load_image(io.BytesIO(PICTURES["down"][0])), (64, 64))
     probabilities = model.predict(preprocess_input(photograph[None].astype("float32")), verbose=0)
     bias = model.get_layer("logits").bias
     bias.assign(bias - np.log(probabilities).mean((0, 1, 2)))
@@ -191,11 +191,6 @@ def assert_shows(result, expected):
         assert float(width.rstrip("%")) == pytest.approx(100 * score, abs=0.06)
 
 
-def stretched(image, size):
-    """The whole image as a segmenter sees it."""
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
-
-
 @pytest.mark.parametrize("name", TOLERANCE)
 def test_scores_are_litert_s(name, seen, models):
     classifier = open_classifier(models[name])
@@ -211,7 +206,7 @@ def test_pixels_are_the_package_s(name, seen):
     image = load_image(io.BytesIO(content))
     # Decoders of JPEG may round otherwise; what comes after them is exact.
     limit = 2 if "JPEG" in name else 0
-    for way, expected in (("cropped", resize_and_crop(image, size, crop)), ("stretched", stretched(image, size))):
+    for way, expected in (("cropped", resize_and_crop(image, size, crop)), ("stretched", scaled(image, size))):
         found = np.reshape(seen["pixels"][way][list(PICTURES).index(name)], expected.shape)
         assert np.abs(found - expected.astype(int)).max() <= limit, way
 
@@ -235,7 +230,7 @@ def test_masks(seen, models):
     words = r"Checked on a test picture: the masks differ from LiteRT's by ([\d.e-]+)\."
     assert float(re.fullmatch(words, seen["segmenter"]["check"])[1]) < 2e-6
     image = load_image(io.BytesIO(PICTURES["down"][0]))
-    masks = open_classifier(models["segmenter"]).predict(stretched(image, (64, 64))[None].astype("float32"))
+    masks = open_classifier(models["segmenter"]).predict(scaled(image, (64, 64))[None].astype("float32"))
     classes = masks[0].argmax(-1)
     counts = np.bincount(classes.ravel(), minlength=len(LABELS))
     assert np.sum(counts > 0) > 2

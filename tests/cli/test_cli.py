@@ -23,7 +23,6 @@ import keras_efficientformer as kef
 from keras_efficientformer import cli, conversion
 from keras_efficientformer.deploy import export_tflite
 from keras_efficientformer.imagenet import preprocess_image
-from keras_efficientformer.segmentation import SemanticFPN
 
 CHECKPOINT = ROOT / "weights" / "efficientformer_l1_cifar10.safetensors"
 LABELS = ROOT / "weights" / "cifar10_labels.txt"
@@ -361,8 +360,6 @@ def test_predict_refuses_what_gives_no_scores(command, tensors, photographs, tmp
     assert "scores that are not finite" in command(*arguments, tmp_path / "nan.keras", expect=1).err
     small_model(tensors, include_top=False).save(tmp_path / "features.keras")
     assert "has no classifier" in command(*arguments, tmp_path / "features.keras", expect=1).err
-    export_tflite(SemanticFPN(small_model(tensors, include_top=False), 2, 8, 8), tmp_path / "masks.tflite")
-    assert "has no classifier: it gives masks" in command(*arguments, tmp_path / "masks.tflite", expect=1).err
     assert "neither a file nor one of the names l1" in command(*arguments, "l9", expect=1).err
 
 

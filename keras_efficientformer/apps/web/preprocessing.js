@@ -40,7 +40,8 @@ export function resizeAndCrop(image, [height, width], crop) {
   return part(image, [scaledHeight, scaledWidth], [top, left], [height, width]);
 }
 
-/** A whole picture, stretched to a size, [height, width]; image and result as of `resizeAndCrop`. */
+/** A whole picture, stretched to a size, [height, width], as the package's `images.scaled` does; image and result as of
+ * `resizeAndCrop`. */
 export function resize(image, size) {
   return part(image, size, [0, 0], size);
 }
