@@ -2,7 +2,8 @@
 
 It answers what huggingface_hub asks to download a file: HEAD and GET on /{repo}/resolve/{revision}/{file}, redirected,
 as the real hub does for large files, to another origin that sends the bytes and understands Range. It never sends the
-X-Xet-* headers, so the client stays with plain HTTP. Troubles are made with `Fault`.
+X-Xet-* headers, so the client stays with plain HTTP. Troubles are made with `Fault`. What is uploaded, as
+`hub_uploads` has it, can be downloaded.
 
     with HubServer({"owner/name": {"main": {"model.safetensors": path_or_bytes}}}) as hub:
         run_in_subprocess(HF_ENDPOINT=hub.endpoint, HF_HOME=tmp_path)
@@ -17,10 +18,12 @@ import struct
 import threading
 import time
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
+
+from hub_uploads import MODEL, UploadHandler, Uploads
 
 RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 CHUNK = 1 << 20
@@ -45,7 +48,7 @@ class Fault:
     times: float = float("inf")
 
 
-class HubServer:
+class HubServer(Uploads):
     """Serves `files`, {repo: {revision: {filename: path or bytes}}}, while the `with` block runs.
 
     A revision of 40 hexadecimal digits is its own commit. The commit of any other one is made up from its name, unless
@@ -55,21 +58,21 @@ class HubServer:
         endpoint: what HF_ENDPOINT must be.
         requests: (method, path) of all requests for files so far; the transfers are under /cdn/{sha256}.
         faults: list of `Fault`, to be changed at will; each request takes the first that concerns it.
+        users, private, history: as of `Uploads`.
     """
 
-    def __init__(self, files, commits=(), faults=()):
+    def __init__(self, files, commits=(), faults=(), users=()):
+        super().__init__(users)
         self.commits = dict(commits)
         self.faults = list(faults)
         self.requests = []
-        self.repos = files
+        self.repos = {}
         self.blobs = {}
         self.hashes = {}
         for repo, revisions in files.items():
+            self.repos[repo] = {}
             for revision, contents in revisions.items():
-                for filename, content in contents.items():
-                    sha256 = _sha256(content)
-                    self.blobs[sha256] = content
-                    self.hashes[repo, revision, filename] = sha256
+                self.add(repo, revision, contents)
         self._lock = threading.Lock()
 
     def __enter__(self):
@@ -86,6 +89,14 @@ class HubServer:
         for server in self._servers:
             server.shutdown()
             server.server_close()
+
+    def add(self, repo, revision, contents):
+        """Serves {filename: path or bytes} as a revision of a repository."""
+        self.repos[repo][revision] = contents
+        for filename, content in contents.items():
+            sha256 = _sha256(content)
+            self.blobs[sha256] = content
+            self.hashes[repo, revision, filename] = sha256
 
     def commit(self, repo, revision):
         if re.fullmatch("[0-9a-f]{40}", revision):
@@ -116,7 +127,7 @@ def _open(content) -> tuple[BinaryIO, int]:
     return Path(content).open("rb"), Path(content).stat().st_size
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(UploadHandler):
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self):
@@ -134,6 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self):
         path = self.path.partition("?")[0]
+        if model := MODEL.fullmatch(path):
+            return self.model_info(model[1])
         asked = RESOLVE.fullmatch(path)
         if not asked and not path.startswith("/cdn/"):
             return self._empty(404)  # the client also looks for things that have to do with no file
@@ -153,7 +166,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._empty(403, {"X-Error-Code": "GatedRepo"})
             case "unavailable":
                 return self._empty(503)
-        if repo not in self.hub.repos:  # 401: the hub does not tell strangers whether a private repository exists
+        known = repo in self.hub.repos and self.hub.may_read(repo, self.headers["Authorization"])
+        if not known:  # 401: the hub does not tell strangers whether a private repository exists
             return self._empty(401, {"X-Error-Code": "RepoNotFound"})
         if revision not in self.hub.repos[repo]:
             return self._empty(404, {"X-Error-Code": "RevisionNotFound"})
