@@ -106,14 +106,20 @@ def load_state_dict(
     values, resized = _fit(tensors, wanted, dialect, source, input_size_of(state_dict))
     for name, binding in progress(list(wanted.items())):
         binding.variable.assign(values.pop(name))
-    model._checkpoint_source = getattr(state_dict, "source", None)
-    # Most models that are made of others have no file that a report would name.
-    model._checkpoint_digest = _digest(model) if model._checkpoint_source else None
+    remember_source(model, getattr(state_dict, "source", None))
     return LoadReport(info, source, len(wanted), tuple(sorted(ignored)), tuple(resized))
 
 
+def remember_source(model: keras.Model, source: str | None) -> None:
+    """Has `source_of` name the file that a model was just read from; None for a model that is made of another one."""
+    model._checkpoint_source = source
+    # Most models that are made of others have no file that a report would name.
+    model._checkpoint_digest = None if source is None else _digest(model)
+
+
 def source_of(model: keras.Model) -> str | None:
-    """Path of the checkpoint file that was last loaded into the model in this process, None where it is not known."""
+    """Path of the checkpoint or .keras file that the model was last read from in this process, None where it is not
+    known."""
     return getattr(model, "_checkpoint_source", None)
 
 

@@ -11,6 +11,7 @@ from keras_efficientformer import conversion
 from keras_efficientformer.conversion.formats import suffix_of
 from keras_efficientformer.conversion.hdf5_survival import check_hdf5
 from keras_efficientformer.conversion.hub_config import normalization_beside
+from keras_efficientformer.conversion.state_dict import remember_source
 from keras_efficientformer.conversion.stated import Stated
 from keras_efficientformer.errors import CheckpointError, first_line
 from keras_efficientformer.labels import Labels
@@ -165,6 +166,7 @@ def open_model(
     path = local_file(source)
     if suffix_of(path) == ".keras":
         model = _load_keras(path)
+        remember_source(model, os.fspath(path))
         own = tuple(model.inputs[0].shape[1:])
         shape = own if input_shape is None else (*input_shape[:2], *(input_shape[2:] or own[2:]))
         return model if shape == own else _at_size(model, shape)
