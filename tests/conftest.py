@@ -71,6 +71,7 @@ LONGEST = (
     "test_cli_training.py",
     "test_start.py",
     "test_web_app.py",
+    "test_push.py",
 )
 
 

@@ -25,6 +25,7 @@ from keras_efficientformer.cli.inspect import inspect
 from keras_efficientformer.cli.options import errors
 from keras_efficientformer.cli.photographs.embed import embed
 from keras_efficientformer.cli.photographs.predict import predict
+from keras_efficientformer.cli.push import push
 from keras_efficientformer.errors import ExportError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -36,7 +37,7 @@ benchmark.command("tflite")(benchmark_tflite_command)
 benchmark.command("coreml")(benchmark_coreml_command)
 applications = typer.Typer(help="Write an app around exported files.", no_args_is_help=True)
 applications.command("web")(web_command)
-for command in (convert, predict, embed, inspect, finetune, evaluate):
+for command in (convert, predict, embed, inspect, finetune, evaluate, push):
     app.command()(command)
 app.add_typer(export, name="export")
 app.add_typer(benchmark, name="benchmark")

@@ -1,4 +1,4 @@
-"""Fills the templates of report pages and writes them. Room: pages."""
+"""Fills the templates of report pages and model cards. Room: pages."""
 
 import os
 from typing import Any
@@ -34,16 +34,25 @@ def write_page(template: str, path: str | os.PathLike[str], overwrite: bool = Fa
     Raises:
         OSError: the folder is missing or cannot be written to, or the file exists and `overwrite` is False.
     """
+    html = _render(template, content, autoescape=True)
+    with finished_file(path, overwrite) as partial:
+        partial.write_text(html, encoding="utf-8")
+
+
+def render_text(template: str, **content: Any) -> str:
+    """A filled template that is no HTML, in which nothing is escaped; arguments are those of `write_page`."""
+    return _render(template, content, autoescape=False)
+
+
+def _render(template: str, content: dict[str, Any], autoescape: bool) -> str:
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("keras_efficientformer.pages"),
-        autoescape=True,
+        autoescape=autoescape,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     version = versions_of("keras-efficientformer").get("keras-efficientformer", "")
-    html = environment.get_template(template).render(content, version=version)
-    with finished_file(path, overwrite) as partial:
-        partial.write_text(html, encoding="utf-8")
+    return environment.get_template(template).render(content, version=version)

@@ -22,8 +22,8 @@ from keras_efficientformer.errors import first_line
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 CLASS_WEIGHTS = ("none", "balanced")
 DEVICES = ("one", "all")
-# In the run's folder: its settings, what it was started on, and versions.
-CONFIG_FILE = "config.json"
+# In the run's folder: its settings, what it was started on, and versions; its best model; what came of it.
+CONFIG_FILE, BEST_FILE, REPORT_FILE = "config.json", "best.keras", "report.json"
 # What settings may be that are words.
 CHOICES = {"class_weight": CLASS_WEIGHTS, "precision": PRECISIONS, "devices": DEVICES}
 

@@ -18,7 +18,7 @@ from keras_efficientformer.models.opening import open_model
 from keras_efficientformer.pages.render import require_page_tools
 from keras_efficientformer.segmentation.decoder import is_segmenter
 from keras_efficientformer.segmentation.palette import Palette, read_palette
-from keras_efficientformer.training.config import CONFIG_FILE, FineTuneConfig, portable_arguments
+from keras_efficientformer.training.config import BEST_FILE, CONFIG_FILE, FineTuneConfig, portable_arguments
 from keras_efficientformer.training.data.batches import Batches, TrainingImages, ValidationImages
 from keras_efficientformer.training.data.class_places import class_places
 from keras_efficientformer.training.data.image_folder import (
@@ -32,7 +32,7 @@ from keras_efficientformer.training.data.mask_batches import TrainingMasks, Vali
 from keras_efficientformer.training.data.masks import check_masks, read_masked
 from keras_efficientformer.training.data.multi_label import read_multi_label, read_multi_label_validation
 from keras_efficientformer.training.devices import Devices, open_devices
-from keras_efficientformer.training.run import BEST_FILE, FineTuneReport, Run, RunData
+from keras_efficientformer.training.run import FineTuneReport, Run, RunData
 from keras_efficientformer.training.run_state import CHECKPOINT_FILE, TrainingError, remove_unfinished
 from keras_efficientformer.training.student import AnyNetwork, Network, SegmentationNetwork
 from keras_efficientformer.training.teachers import open_teacher

@@ -22,7 +22,7 @@ from keras_efficientformer.files import Interrupts, finished_file, write_json
 from keras_efficientformer.images import of_channels
 from keras_efficientformer.layers.image_normalization import model_inputs
 from keras_efficientformer.models.opening import open_model
-from keras_efficientformer.training.config import FineTuneConfig
+from keras_efficientformer.training.config import BEST_FILE, REPORT_FILE, FineTuneConfig
 from keras_efficientformer.training.data.batches import Batches, augmented, prefetched
 from keras_efficientformer.training.devices import Devices
 from keras_efficientformer.training.plots import plot_average_precision, plot_confusion, plot_curves
@@ -47,7 +47,6 @@ from keras_efficientformer.training.student import (
 from keras_efficientformer.training.teachers import Teacher
 from keras_efficientformer.training.worst_images import WorstImages, WorstMasks
 
-BEST_FILE = "best.keras"
 # The best epoch is the one with the highest of the first of these that its history has: of masks, of several labels for
 # an image, and of one.
 MONITORS = ("val_miou", "val_map", "val_accuracy")
@@ -407,7 +406,7 @@ class Run:
         report = FineTuneReport(self.output / BEST_FILE, labels, best_epoch(history), scores, tuple(history), *found)
         if self.devices.process == 0:
             content = report.to_dict()
-            write_json(self.output / "report.json", content)
+            write_json(self.output / REPORT_FILE, content)
             plot_curves(history, report.best_epoch, self.config, self.output / "curves.png")
             if isinstance(scores, MultiLabelScores):
                 plot_average_precision(scores.average_precision, labels, self.output / "average_precision.png")

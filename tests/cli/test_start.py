@@ -96,6 +96,8 @@ def start(tmp_path, *arguments, absent=()):
         (["export", "tflite", "l1", str(CHECKPOINT)], 1),
         (["export", "coreml", "l1:imagenet-301"], 1),
         (["benchmark", "coreml", "l9"], 1),
+        (["push", "missing", "owner/name"], 1),
+        (["push", str(CHECKPOINT), "name"], 1),
         (["app", "web", "--help"], 0),
         (["app", "web", "l1", "page"], 1),
     ],

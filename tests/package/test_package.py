@@ -65,6 +65,7 @@ def test_wheel_holds_the_package_alone(wheel):
             "data/imagenet_labels.txt",
             "data/recipe_imagenet.toml",
             *(f"pages/templates/{name}.html" for name in ("base", "export", "parts", "run")),
+            "pages/templates/model_card.jinja",
             *(f"apps/web/{name}" for name in (*PAGE_FILES, "package.json", "package-lock.json")),
         )
     }

@@ -104,6 +104,7 @@ PUBLIC = {
         "paper_semantic_fpn",
         "to_state_dict",
     ],
+    "keras_efficientformer.sharing": ["Repository", "Upload", "UploadError", "push", "write_repository"],
     "keras_efficientformer.training": [
         "EvaluationReport",
         "FineTuneConfig",

@@ -179,9 +179,10 @@ def environment(l1, tmp_path_factory):
     """What a reader's programs see: no backend chosen, no settings of Keras, and the hub."""
     home = tmp_path_factory.mktemp("home")
     hub_files = {"timm/efficientformer_l1.snap_dist_in1k": {"main": {"model.safetensors": l1 / "model.safetensors"}}}
-    with HubServer(hub_files) as hub:
+    with HubServer(hub_files, users={"hf_token": "owner"}) as hub:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         changes = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": home, "KERAS_HOME": home, "PYTHONPATH": ROOT, "PATH": path}
+        changes |= {"HF_TOKEN": "hf_token", "HF_HUB_DISABLE_XET": "1"}  # of the reader, who publishes a model
         kept = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
         yield {**kept, **{name: str(value) for name, value in changes.items()}}
 

@@ -1,0 +1,8 @@
+"""Publishes models on the Hugging Face hub: files for this package, timm and transformers, and a card. Room: sharing.
+
+The names stand in `__init__.pyi`; what a name needs is imported when it is asked for.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
