@@ -148,6 +148,9 @@ class NumPyBuilder(StepHooks):
     def flatten(self, x):
         return np.moveaxis(x, 1, -1).reshape(len(x), -1)
 
+    def reshape(self, x, height, width, channels):
+        return np.moveaxis(np.moveaxis(x, 1, -1).reshape(len(x), height, width, channels), -1, 1)
+
     def output(self, x, name):
         return x
 

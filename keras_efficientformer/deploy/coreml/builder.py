@@ -150,11 +150,20 @@ class MILBuilder:
         return mb.concat(values=[x, y], axis=1)
 
     def flatten(self, x: Any) -> Any:
-        return mb.reshape(x=mb.transpose(x=x, perm=[0, 2, 3, 1]), shape=[1, int(np.prod(x.shape[1:]))])
+        return mb.reshape(x=_channels_last(x), shape=[1, int(np.prod(x.shape[1:]))])
+
+    def reshape(self, x: Any, height: int, width: int, channels: int) -> Any:
+        x = mb.reshape(x=_channels_last(x), shape=[1, height, width, channels])
+        return mb.transpose(x=x, perm=[0, 3, 1, 2])
 
     def output(self, x: Any, name: str) -> Any:
         x.set_name(name)
         return x
+
+
+def _channels_last(x: Any) -> Any:
+    """A feature map with its channels last; a vector as it is."""
+    return mb.transpose(x=x, perm=[0, 2, 3, 1]) if len(x.shape) == 4 else x
 
 
 def _per_channel(vector: np.ndarray) -> np.ndarray:

@@ -118,5 +118,8 @@ class Builder(Protocol):
     def flatten(self, x: Tensor) -> Tensor:
         """A feature map as a vector: row by row, pixel by pixel, each with its channels."""
 
+    def reshape(self, x: Tensor, height: int, width: int, channels: int) -> Tensor:
+        """A vector or a feature map as a feature map of another shape: values row by row, pixel by pixel."""
+
     def output(self, x: Tensor, name: str) -> Tensor:
         """Names an output of the network."""

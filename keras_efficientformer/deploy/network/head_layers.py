@@ -241,9 +241,15 @@ def _concatenate(call: Call) -> Value:
 
 
 def _flatten(call: Call) -> Value:
-    if len(call.given) != 1:
-        call.refuse("target_shape", call.given, "a vector")
     return call.x if len(call.taken) == 1 else call.b.flatten(call.x)
+
+
+def _reshape(call: Call) -> Value:
+    if len(call.given) == 1:
+        return _flatten(call)
+    if len(call.given) != 3:
+        call.refuse("target_shape", call.given, "a vector or a feature map")
+    return call.b.reshape(call.x, *call.given)
 
 
 _layers = keras.layers
@@ -271,5 +277,5 @@ LAYERS: dict[type, Callable[[Call], Value]] = {
     _layers.Average: _average,
     _layers.Concatenate: _concatenate,
     _layers.Flatten: _flatten,
-    _layers.Reshape: _flatten,
+    _layers.Reshape: _reshape,
 }

@@ -112,6 +112,9 @@ class KerasBuilder(StepHooks):
     def flatten(self, x: Tensor) -> Tensor:
         return ops.reshape(x, (x.shape[0], x.shape[1] * x.shape[2] * x.shape[3]))
 
+    def reshape(self, x: Tensor, height: int, width: int, channels: int) -> Tensor:
+        return ops.reshape(x, (x.shape[0], height, width, channels))
+
     def output(self, x: Tensor, name: str) -> Tensor:
         return x
 

@@ -157,6 +157,9 @@ class Recorder:
     def flatten(self, x: Value) -> Value:
         return self._record("flatten", x=x)
 
+    def reshape(self, x: Value, height: int, width: int, channels: int) -> Value:
+        return self._record("reshape", x=x, height=height, width=width, channels=channels)
+
     def output(self, x: Value, name: str) -> Value:
         return self._record("output", x=x, name=name)
 

@@ -293,6 +293,9 @@ class TFLiteBuilder:
     def flatten(self, x: GraphTensor) -> GraphTensor:
         return self._reshape(x, (self._batch, math.prod(x.shape[1:])))
 
+    def reshape(self, x: GraphTensor, height: int, width: int, channels: int) -> GraphTensor:
+        return self._reshape(x, (self._batch, height, width, channels))
+
     def output(self, x: GraphTensor, name: str) -> GraphTensor:
         self.graph.output(x)
         return x

@@ -61,9 +61,11 @@ def maps(base):
     """Enlarged by repeating pixels; probabilities of every pixel; a norm of the whole map."""
     x = layers.GroupNormalization(1, epsilon=1e-3)(base.get_layer("stage3").output)
     x = layers.UpSampling2D(3)(layers.Conv2D(6, 1)(layers.UpSampling2D(2)(x)))
-    return keras.Model(
-        base.input, [layers.Dense(4, activation="softmax", name="pixels")(x), layers.Softmax(name="s")(x)]
-    )
+    pixels, scores = layers.Dense(4, activation="softmax", name="pixels")(x), layers.Softmax(name="s")(x)
+    height, width, channels = x.shape[1:]
+    wider = layers.Reshape((height // 2, 2 * width, channels))(x)
+    grid = layers.Reshape((height, -1, 2 * channels), name="grid")(layers.Flatten()(wider))
+    return keras.Model(base.input, [pixels, scores, grid])
 
 
 def early(base):
@@ -77,7 +79,7 @@ NAMES = {
     sequential: ("values",),
     three_tasks: ("kind", "good", "mask", "flat"),
     pyramid: ("vector", "dense"),  # in the order in which Keras sorts a dictionary's keys
-    maps: ("pixels", "s"),
+    maps: ("pixels", "s", "grid"),
     early: ("stage2",),
 }
 
