@@ -264,5 +264,12 @@ def test_the_networks_use_the_whole_interface():
     networks = [fuse(small(**MODELS[name])) for name in ("both heads, softmax", "sigmoid", "maximum of features")]
     networks += [fuse(small(**MODELS["features"])), fuse(kef.EfficientFormerV2(**timm_reference_v2.SMALL))]
     used = {step.operation for network in networks for step in network.steps}
-    of_heads = {"concatenate", "flatten"}  # test_heads.py has some
+    of_heads = {
+        "concatenate",
+        "flatten",
+        "reshape",
+        "enlarge",
+        "group_norm",
+        "channel_softmax",
+    }  # test_heads.py has them
     assert used | of_heads == public_methods(Builder).keys() - {"begin", "end"}
