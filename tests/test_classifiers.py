@@ -137,19 +137,23 @@ def test_files_that_crash_litert(build, tmp_path, monkeypatch, program, words):
         open_classifier(path)
 
 
-def test_what_litert_refuses_is_not_opened_in_this_process(build, tmp_path, monkeypatch):
-    """It reads beyond an operator that lacks its inputs before it says so, which has crashed processes."""
+@pytest.mark.parametrize(
+    ("kind", "side", "words"),
+    [("SUB", "inputs", r"NumInputs\(node\) != 2"), ("BATCH_MATMUL", "outputs", "_Map_base::at")],
+)
+@pytest.mark.filterwarnings("ignore:Only 2 calibration images", "ignore:No labels")
+def test_what_litert_refuses_is_not_opened_in_this_process(build, images, tmp_path, monkeypatch, kind, side, words):
+    """It reads beyond what an operator lacks before it says so, in errors of several kinds: that crashed processes."""
     path = tmp_path / "m.tflite"
-    export_tflite(build(), path)
+    export_tflite(build(), path, quantize="int8", calibration=images, max_difference=float("inf"))
     sidecar_of(path).unlink()
 
-    def remove_inputs(file):
-        (subtraction,) = [operator for kind, operator in operators(file) if kind == "SUB"][:1]
-        subtraction.inputs = []
+    def damage(file):
+        setattr(next(operator for found, operator in operators(file) if found == kind), side, [])
 
-    edited(path, remove_inputs)
+    edited(path, damage)
     monkeypatch.setattr("ai_edge_litert.interpreter.Interpreter", lambda **arguments: pytest.fail("opened"))
-    with pytest.raises(ValueError, match=r"not a TFLite file that LiteRT can run: .*NumInputs\(node\) != 2"):
+    with pytest.raises(ValueError, match=f"not a TFLite file that LiteRT can run: .*{words}"):
         open_classifier(path)
     with pytest.raises(FileNotFoundError):
         open_classifier(tmp_path / "none.tflite")

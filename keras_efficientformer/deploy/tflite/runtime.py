@@ -26,8 +26,8 @@ try:
     for image in interpreter.get_input_details():
         interpreter.set_tensor(image["index"], np.zeros(image["shape"], image["dtype"]))
     interpreter.invoke()
-except (ValueError, RuntimeError) as error:
-    print(error)
+except Exception as error:
+    print(str(error) or type(error).__name__)
 """
 PROBE_SECONDS = 60
 
@@ -93,7 +93,7 @@ class LiteRTModel:
                     experimental_preserve_all_tensors=keep_tensors,
                 )
             self._interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, IndexError) as error:
             raise _unfit(path, error) from error
         self.inputs = tensor_infos(self._interpreter.get_input_details())
         self.outputs = tensor_infos(self._interpreter.get_output_details())
