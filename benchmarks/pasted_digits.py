@@ -36,23 +36,31 @@ def write_scenes(folder: Path, train: int = 4000, val: int = 500) -> tuple[Path,
         for path in (images / part, masks / part):
             path.mkdir(parents=True, exist_ok=True)
         for index in range(count):
-            picture, mask = _scene(numbers, photographs[part], strokes, values)
+            photograph = photographs[part][numbers.integers(len(photographs[part]))]
+            ground = _crop(numbers, photograph) if is_val else _varied(numbers, _crop(numbers, photograph))
+            picture, mask = _scene(numbers, ground, strokes, values)
             Image.fromarray(picture).save(images / part / f"{index:05}.png")
             Image.fromarray(mask).save(masks / part / f"{index:05}.png")
     return images, masks
 
 
 def _photographs() -> dict[str, list[np.ndarray]]:
+    """Those of pictures, and some of surfaces, in grey."""
     china, flower = load_sample_images().images
-    grey = np.repeat(data.camera()[..., None], 3, axis=2)
-    train = [data.astronaut(), data.coffee(), data.rocket(), data.retina(), data.hubble_deep_field(), china, grey]
+    left, _, _ = data.stereo_motorcycle()
+    surfaces = [data.brick(), data.grass(), data.gravel(), data.moon(), data.coins(), data.camera(), data.clock()]
+    train = [
+        *(data.astronaut(), data.coffee(), data.rocket(), data.retina(), data.hubble_deep_field(), china, left),
+        *(np.repeat(surface[..., None], 3, axis=2) for surface in surfaces),
+    ]
     return {"train": train, "val": [data.chelsea(), flower]}
 
 
 def _scene(
-    numbers: np.random.Generator, photographs: list[np.ndarray], strokes: np.ndarray, values: np.ndarray
+    numbers: np.random.Generator, picture: np.ndarray, strokes: np.ndarray, values: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    picture, mask = _crop(numbers, photographs[numbers.integers(len(photographs))]), np.zeros((SIDE, SIDE), "uint8")
+    """A picture with one to three digits, which it is changed to have, and its mask."""
+    mask = np.zeros((SIDE, SIDE), "uint8")
     for _ in range(numbers.integers(1, 4)):
         choice = numbers.integers(len(values))
         side = int(numbers.integers(32, 61))
@@ -69,6 +77,13 @@ def _scene(
         picture[place] = np.round(picture[place] * (1 - opacity) + color * opacity)
         mask[place][opacity[..., 0] >= 0.5] = values[choice] + 1
     return picture, mask
+
+
+def _varied(numbers: np.random.Generator, picture: np.ndarray) -> np.ndarray:
+    """A picture mirrored, turned and in other colours: the photographs of training are few."""
+    picture = np.rot90(picture, numbers.integers(4))[:, :: numbers.choice([-1, 1])]
+    picture = picture[..., numbers.permutation(3)] * numbers.uniform(0.5, 1.2, 3) + numbers.uniform(-20, 40, 3)
+    return np.clip(255 - picture if numbers.integers(4) == 0 else picture, 0, 255).astype("uint8")
 
 
 def _crop(numbers: np.random.Generator, photograph: np.ndarray) -> np.ndarray:
