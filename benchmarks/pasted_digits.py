@@ -81,7 +81,7 @@ def _scene(
 
 def _varied(numbers: np.random.Generator, picture: np.ndarray) -> np.ndarray:
     """A picture mirrored, turned and in other colours: the photographs of training are few."""
-    picture = np.rot90(picture, numbers.integers(4))[:, :: numbers.choice([-1, 1])]
+    picture = np.rot90(picture, int(numbers.integers(4)))[:, :: numbers.choice([-1, 1])]
     picture = picture[..., numbers.permutation(3)] * numbers.uniform(0.5, 1.2, 3) + numbers.uniform(-20, 40, 3)
     return np.clip(255 - picture if numbers.integers(4) == 0 else picture, 0, 255).astype("uint8")
 
