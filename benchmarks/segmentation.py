@@ -36,7 +36,7 @@ SHOWN = 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument(
         "--picture", type=Path, help="PNG file to write: held-out pictures, their masks and the model's"
