@@ -141,17 +141,17 @@ def bindings(model: keras.Model) -> list[Binding]:
 def _body(layers: Mapping[str, Any]) -> list[Binding]:
     found: list[Binding] = []
     for index, step in enumerate((layers["stem"].step1, layers["stem"].step2), start=1):
-        found += [*_conv(f"stem.conv{index}", step.conv), *_batch_norm(f"stem.norm{index}", step.norm)]
+        found += [*_conv(f"stem.conv{index}", step.conv), *batch_norm_bindings(f"stem.norm{index}", step.norm)]
     for index in range(4):
         found += _stage(f"stages.{index}", layers[f"stage{index + 1}"])
-    return found + _layer_norm("norm", layers["norm"])
+    return found + layer_norm_bindings("norm", layers["norm"])
 
 
 def _stage(name: str, stage: Stage) -> list[Binding]:
     found: list[Binding] = []
     if stage.downsample is not None:
         found += _conv(f"{name}.downsample.conv", stage.downsample.conv)
-        found += _batch_norm(f"{name}.downsample.norm", stage.downsample.norm)
+        found += batch_norm_bindings(f"{name}.downsample.norm", stage.downsample.norm)
     first_meta3d = stage.depth - stage.num_meta3d
     for index, block in enumerate(stage.blocks):
         if index < first_meta3d:
@@ -166,9 +166,9 @@ def _meta4d(name: str, block: Any) -> list[Binding]:
     return [
         *_layer_scales(name, block),
         *_conv(f"{name}.mlp.fc1", block.mlp.fc1),
-        *_batch_norm(f"{name}.mlp.norm1", block.mlp.norm1),
+        *batch_norm_bindings(f"{name}.mlp.norm1", block.mlp.norm1),
         *_conv(f"{name}.mlp.fc2", block.mlp.fc2),
-        *_batch_norm(f"{name}.mlp.norm2", block.mlp.norm2),
+        *batch_norm_bindings(f"{name}.mlp.norm2", block.mlp.norm2),
     ]
 
 
@@ -176,11 +176,11 @@ def _meta3d(name: str, block: Any) -> list[Binding]:
     attention = block.token_mixer
     return [
         *_layer_scales(name, block),
-        *_layer_norm(f"{name}.norm1", block.norm1),
+        *layer_norm_bindings(f"{name}.norm1", block.norm1),
         *_dense(f"{name}.token_mixer.qkv", attention.qkv),
         *_dense(f"{name}.token_mixer.proj", attention.proj),
         _table(f"{name}.token_mixer", attention),
-        *_layer_norm(f"{name}.norm2", block.norm2),
+        *layer_norm_bindings(f"{name}.norm2", block.norm2),
         *_dense(f"{name}.mlp.fc1", block.mlp.fc1),
         *_dense(f"{name}.mlp.fc2", block.mlp.fc2),
     ]
@@ -199,7 +199,7 @@ def _body_v2(layers: Mapping[str, Any]) -> list[Binding]:
             found += _downsample_v2(f"{name}.downsample", stage.downsample)
         for number, block in enumerate(stage.blocks):
             found += _block_v2(f"{name}.blocks.{number}", block)
-    return found + _batch_norm("norm", layers["norm"])
+    return found + batch_norm_bindings("norm", layers["norm"])
 
 
 # The keys are the classes of the families' architectures.
@@ -246,7 +246,7 @@ def _attention_v2(name: str, attention: BiasedAttention, parts: Sequence[str]) -
 
 def _conv_norm(name: str, layer: ConvNorm) -> list[Binding]:
     kind = "depthwise" if layer.depthwise else "conv"
-    return [*_conv(f"{name}.conv", layer.conv, kind), *_batch_norm(f"{name}.bn", layer.bn)]
+    return [*_conv(f"{name}.conv", layer.conv, kind), *batch_norm_bindings(f"{name}.bn", layer.bn)]
 
 
 def _table(name: str, attention: BiasedAttention) -> Binding:
@@ -273,13 +273,15 @@ def _kernel(name: str, layer: keras.layers.Layer, kind: str) -> Binding:
     return Binding(f"{name}.weight", kind, variable, lora=layer)
 
 
-def _layer_norm(name: str, layer: keras.layers.Layer) -> list[Binding]:
+def layer_norm_bindings(name: str, layer: keras.layers.Layer) -> list[Binding]:
+    """The variables of a norm of that name which keeps no statistics."""
     return [Binding(f"{name}.weight", "vector", layer.gamma), Binding(f"{name}.bias", "vector", layer.beta)]
 
 
-def _batch_norm(name: str, layer: keras.layers.Layer) -> list[Binding]:
+def batch_norm_bindings(name: str, layer: keras.layers.Layer) -> list[Binding]:
+    """The variables of a BatchNorm of that name."""
     return [
-        *_layer_norm(name, layer),
+        *layer_norm_bindings(name, layer),
         Binding(f"{name}.running_mean", "vector", layer.moving_mean),
         Binding(f"{name}.running_var", "vector", layer.moving_variance),
     ]

@@ -13,7 +13,15 @@ import keras
 import numpy as np
 
 from keras_efficientformer import conversion
-from keras_efficientformer.conversion.bindings import family_of_stage, to_keras_layout, to_torch_layout
+from keras_efficientformer.conversion.bindings import (
+    Binding,
+    batch_norm_bindings,
+    bindings,
+    family_of_stage,
+    layer_norm_bindings,
+    to_keras_layout,
+    to_torch_layout,
+)
 from keras_efficientformer.conversion.checkpoint import arrays_of, source_name
 from keras_efficientformer.errors import CheckpointError, listing
 from keras_efficientformer.labels import Labels
@@ -23,7 +31,7 @@ from keras_efficientformer.models.opening import build
 from keras_efficientformer.models.pyramid import LEVELS
 from keras_efficientformer.segmentation.decoder import backbone_of
 from keras_efficientformer.segmentation.semantic_fpn import PAPER_FEATURE_NORMS, SemanticFPN, doublings_of
-from keras_efficientformer.variants import Architecture, ArchitectureV2, model_name
+from keras_efficientformer.variants import model_name
 
 BACKBONE = "backbone."
 SEGMENTATION_SUFFIX = "_seg"
@@ -33,8 +41,6 @@ LOGITS = "decode_head.conv_seg"
 COUNTER = "num_batches_tracked"
 # The backbone's norms of the stages' outputs are these, in the first family alone.
 FEATURE_NORM_NAMES = tuple(f"norm{2 * number}" for number in range(len(LEVELS)))
-# {family: the tensors of its last norm, which segmentation does without}.
-LAST_NORMS = {Architecture: ("weight", "bias"), ArchitectureV2: ("weight", "bias", "running_mean", "running_var")}
 # The shapes of a classifier's indices, by whether its attention downsamples; its tables are as long as the second side.
 CLASSIFIER_INDICES = {False: (49, 49), True: (49, 196)}
 
@@ -105,14 +111,14 @@ def load_state_dict(model: keras.Model, state_dict: Mapping[str, Any]) -> None:
     """
     source = source_name(state_dict)
     backbone, head = _parts(state_dict)
-    wanted = {name: (variable, kind) for name, variable, kind in _head_bindings(model)}
+    wanted = {binding.name: binding for binding in _head_bindings(model)}
     _check_head(head, wanted, source)
     base = backbone_of(model)
-    leaves = LAST_NORMS[family_of_stage(base.get_layer(STAGES[0]))]
-    of_norm = {f"{NORM}.{leaf}": np.ones(base.get_layer(STAGES[-1]).dim, "float32") for leaf in leaves}
-    conversion.load_state_dict(base, conversion.Checkpoint(backbone | of_norm, source))
-    for name, (variable, layout) in wanted.items():
-        variable.assign(to_keras_layout(np.asarray(head[name], "float32"), layout))
+    # Its last norm is a fresh one, and segmentation does without.
+    last = {b.name: np.ones(b.torch_shape, "float32") for b in bindings(base) if b.name.startswith(f"{NORM}.")}
+    conversion.load_state_dict(base, conversion.Checkpoint(backbone | last, source))
+    for name, binding in wanted.items():
+        binding.variable.assign(to_keras_layout(np.asarray(head[name], "float32"), binding.kind))
 
 
 def to_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
@@ -129,10 +135,7 @@ def to_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
         ValueError: the model is no `SemanticFPN`, or has other feature norms than snap-research's: "group" in the first
             family, None in the second.
     """
-    head = {
-        name: to_torch_layout(np.asarray(keras.ops.convert_to_numpy(variable), "float32"), kind)
-        for name, variable, kind in _head_bindings(model)
-    }
+    head = {binding.name: to_torch_layout(binding.value, binding.kind) for binding in _head_bindings(model)}
     tensors: dict[str, np.ndarray] = {}
     for name, tensor in conversion.to_state_dict(backbone_of(model), "snap").items():
         if name.startswith(f"{NORM}."):
@@ -180,8 +183,8 @@ def _parts(state_dict: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[s
     return backbone, head
 
 
-def _head_bindings(model: keras.Model) -> Iterator[tuple[str, Any, str]]:
-    """(name, variable, layout as of `conversion.bindings.Binding`) of everything but the backbone.
+def _head_bindings(model: keras.Model) -> Iterator[Binding]:
+    """Every variable of everything but the backbone, under its name in snap-research's code.
 
     Raises:
         ValueError: the model is no `SemanticFPN`, or has other feature norms than snap-research's.
@@ -198,32 +201,24 @@ def _head_bindings(model: keras.Model) -> Iterator[tuple[str, Any, str]]:
         )
     for number, level in enumerate(LEVELS):
         if feature_norm:
-            yield from _norm(f"{BACKBONE}{FEATURE_NORM_NAMES[number]}", layers[f"{level}_norm"])
+            yield from layer_norm_bindings(f"{BACKBONE}{FEATURE_NORM_NAMES[number]}", layers[f"{level}_norm"])
         yield from _convolution(f"neck.lateral_convs.{number}.conv", layers[f"{level}_lateral"])
         yield from _convolution(f"neck.fpn_convs.{number}.conv", layers[f"{level}_pyramid"])
         for step in range(max(doublings_of(level), 1)):
             # Every other module of the sequence enlarges.
             module, layer = f"decode_head.scale_heads.{number}.{2 * step}", f"{level}_head{step + 1}"
             yield from _convolution(f"{module}.conv", layers[f"{layer}_conv"])
-            yield from _norm(f"{module}.bn", layers[f"{layer}_norm"])
+            yield from batch_norm_bindings(f"{module}.bn", layers[f"{layer}_norm"])
     yield from _convolution(LOGITS, layers["logits"])
 
 
-def _convolution(name: str, layer: Any) -> Iterator[tuple[str, Any, str]]:
-    yield f"{name}.weight", layer.kernel, "conv"
+def _convolution(name: str, layer: Any) -> Iterator[Binding]:
+    yield Binding(f"{name}.weight", "conv", layer.kernel)
     if layer.use_bias:
-        yield f"{name}.bias", layer.bias, "vector"
+        yield Binding(f"{name}.bias", "vector", layer.bias)
 
 
-def _norm(name: str, layer: Any) -> Iterator[tuple[str, Any, str]]:
-    yield f"{name}.weight", layer.gamma, "vector"
-    yield f"{name}.bias", layer.beta, "vector"
-    if isinstance(layer, keras.layers.BatchNormalization):
-        yield f"{name}.running_mean", layer.moving_mean, "vector"
-        yield f"{name}.running_var", layer.moving_variance, "vector"
-
-
-def _check_head(head: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[Any, str]], source: str) -> None:
+def _check_head(head: Mapping[str, np.ndarray], wanted: Mapping[str, Binding], source: str) -> None:
     missing = sorted(wanted.keys() - head.keys())
     extra = sorted(name for name in head.keys() - wanted.keys() if not name.endswith(COUNTER))
     if missing or extra:
@@ -232,10 +227,10 @@ def _check_head(head: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[Any, 
             "Nothing was loaded; `from_checkpoint` makes the model of the file."
         )
     wrong = []
-    for name, (variable, kind) in wanted.items():
-        tensor = to_keras_layout(np.asarray(head[name], "float32"), kind)
-        if tensor.shape != tuple(variable.shape):
-            wrong.append(f"{name}: {tensor.shape} in Keras' order, {tuple(variable.shape)} expected")
+    for name, binding in wanted.items():
+        tensor, expected = to_keras_layout(np.asarray(head[name], "float32"), binding.kind), binding.variable.shape
+        if tensor.shape != tuple(expected):
+            wrong.append(f"{name}: {tensor.shape} in Keras' order, {tuple(expected)} expected")
         elif not np.isfinite(tensor).all():
             wrong.append(f"{name}: values that are NaN or infinite")
     if wrong:

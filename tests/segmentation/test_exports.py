@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from coremltools.models import MLModel
+from mediapipe_tasks import vision_tasks
 from networks import make_loud, raw_images
 
 import keras_efficientformer as kef
@@ -98,25 +99,16 @@ def test_what_core_ml_refuses(tmp_path):
 @pytest.fixture(scope="module")
 def segment():
     """The masks of an image by MediaPipe's ImageSegmenter: (class of each pixel, confidences of each class), labels."""
-    mediapipe = pytest.importorskip("mediapipe", reason="needs mediapipe")
-    try:
-        from mediapipe.tasks.python import BaseOptions, vision
-
-        vision.ImageSegmenter.create_from_options(None)
-    except (OSError, ImportError) as error:
-        pytest.skip(f"MediaPipe lacks a system library, Debian's libgles2 or libegl1: {error}")
-    except AttributeError:
-        pass  # the library is there, and the options are none
+    vision, of_file, image = vision_tasks()
 
     def segment(path, pixels):
         options = vision.ImageSegmenterOptions(
-            base_options=BaseOptions(model_asset_path=str(path)),
+            **of_file(path),
             output_category_mask=True,
             output_confidence_masks=True,
         )
         with vision.ImageSegmenter.create_from_options(options) as segmenter:
-            image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
-            found = segmenter.segment(image)
+            found = segmenter.segment(image(pixels))
             confidences = np.stack([mask.numpy_view() for mask in found.confidence_masks], axis=-1)
             # The view is of memory that goes with the segmenter.
             classes = np.squeeze(found.category_mask.numpy_view()).copy()

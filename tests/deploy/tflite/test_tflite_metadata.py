@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
+from mediapipe_tasks import vision_tasks
 from project import ROOT
 from skimage import data
 from tensorflow.lite.tools import flatbuffer_utils
@@ -39,20 +40,7 @@ def schema():
 @pytest.fixture(scope="module")
 def tasks():
     """(MediaPipe's vision tasks, their options of a file, an image for them)."""
-    mediapipe = pytest.importorskip("mediapipe", reason="needs mediapipe")
-    try:
-        from mediapipe.tasks.python import BaseOptions, vision
-
-        vision.ImageClassifier.create_from_options(None)
-    except (OSError, ImportError) as error:
-        pytest.skip(f"MediaPipe lacks a system library, Debian's libgles2 or libegl1: {error}")
-    except AttributeError:
-        pass  # the library is there, and the options are none
-
-    def image(pixels):
-        return mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
-
-    return vision, lambda path: {"base_options": BaseOptions(model_asset_path=str(path))}, image
+    return vision_tasks()
 
 
 @pytest.fixture(scope="module")
