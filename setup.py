@@ -88,7 +88,15 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["keras_efficientformer", "keras_efficientformer.*"]),
     py_modules=["efficientformer_command"],
-    package_data={"keras_efficientformer": ["data/*", "pages/templates/*", "apps/web/*", "py.typed", "**/*.pyi"]},
+    package_data={
+        "keras_efficientformer": [
+            "data/*",
+            "pages/templates/*",
+            *(f"apps/{kind}/**" for kind in ("android", "ios", "web")),
+            "py.typed",
+            "**/*.pyi",
+        ]
+    },
     install_requires=[
         "keras>=3.15",
         "numpy>=2.0",

@@ -1,4 +1,4 @@
-"""Makes apps around exported files: pages for browsers. Room: apps.
+"""Makes apps around exported files: projects for Android and iOS, pages for browsers. Room: apps.
 
 The names stand in `__init__.pyi`; what a name needs is imported when it is asked for.
 """

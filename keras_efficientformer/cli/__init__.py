@@ -13,6 +13,8 @@ from rich.text import Text
 
 import keras_efficientformer
 from keras_efficientformer.backend_choice import missing_backend
+from keras_efficientformer.cli.apps.android import android_command
+from keras_efficientformer.cli.apps.ios import ios_command
 from keras_efficientformer.cli.apps.web import web_command
 from keras_efficientformer.cli.benchmark_coreml import benchmark_coreml_command
 from keras_efficientformer.cli.benchmark_tflite import benchmark_tflite_command
@@ -35,7 +37,9 @@ export.command("coreml")(export_coreml_command)
 benchmark = typer.Typer(help="Time a model here, on phones or on an emulated CPU.", no_args_is_help=True)
 benchmark.command("tflite")(benchmark_tflite_command)
 benchmark.command("coreml")(benchmark_coreml_command)
-applications = typer.Typer(help="Write an app around exported files.", no_args_is_help=True)
+applications = typer.Typer(help="Write an app around a model.", no_args_is_help=True)
+applications.command("android")(android_command)
+applications.command("ios")(ios_command)
 applications.command("web")(web_command)
 for command in (convert, predict, embed, inspect, finetune, evaluate, push):
     app.command()(command)

@@ -20,6 +20,8 @@ from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
 from keras_efficientformer.deploy.report import TensorInfo
 from keras_efficientformer.errors import first_line
 
+# Version 6 of Core ML's specification came with iOS 15, and each later one with the next.
+IOS_OF_SPECIFICATION = 9
 # A batch of as many pixels keeps matrix products busy and takes little memory.
 BATCH_PIXELS = 16 * 224 * 224
 
@@ -36,6 +38,7 @@ class CoreMLModel:
         inputs, outputs: tuples of `TensorInfo`, as the program declares them; an image is uint8, a class label str.
         facts: what the package says of itself (`FileFacts`); None where it says nothing. An image is raw pixels.
         labels: class names in the order of the probabilities, or None.
+        minimum_ios: the oldest iOS that opens it.
         path: the folder.
         program: what it holds, `coremltools.converters.mil.Program`.
 
@@ -54,6 +57,7 @@ class CoreMLModel:
 
     def _open(self, package: Package) -> None:
         self.facts = facts_of(package)
+        self.minimum_ios = package.spec.specificationVersion + IOS_OF_SPECIFICATION
         self._plan = Plan(package)
         self._order = _channel_order(package)
         description = package.spec.description

@@ -1,0 +1,3 @@
+package android.text.style
+
+open class ForegroundColorSpan(color: Int)
