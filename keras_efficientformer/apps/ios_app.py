@@ -20,8 +20,9 @@ from keras_efficientformer.apps.projects import (
     task_of,
 )
 from keras_efficientformer.classifiers.exported_files import FileClassifier
-from keras_efficientformer.classifiers.opening import open_package
+from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
 from keras_efficientformer.deploy.report import CLASS_NUMBERS
+from keras_efficientformer.deploy.report_sidecar import check_sidecar
 from keras_efficientformer.files import bare_name
 from keras_efficientformer.labels import Labels
 from keras_efficientformer.layers.names import MASKS
@@ -79,11 +80,15 @@ def write_ios_app(
     IOS.check_target(folder, overwrite)
     given = Path(model) if isinstance(model, str | os.PathLike) else model
     name, app_id = IOS.names(given.stem if isinstance(given, Path) else given.name, name, app_id)
-    if "$" in name:  # which begins a variable in Xcode's settings
-        raise ValueError(f"An iOS app's name has no $. Received: {name}")
+    if "$" in name:
+        raise ValueError(
+            f"An iOS app's name has no $, by which Xcode knows variables: choose another name. Received: {name}"
+        )
     settings: dict[str, Any] = {"labels": labels, "compress": compress, "max_difference": max_difference}
     with exported(given, ".mlpackage", _export, settings) as file:
-        network = open_package(file)
+        check_sidecar(file)
+        package = CoreMLModel(file)
+        network = FileClassifier(package, package.facts)
         task = task_of(file, network)
         _check(file, network)
         if network.labels is None:
@@ -92,14 +97,14 @@ def write_ios_app(
         facts = {
             "name = ": swift_string(file.stem),
             "task = ": f"ModelTask.{task}",
-            "input = ": swift_string(network.file.inputs[0].name),
+            "input = ": swift_string(package.inputs[0].name),
             "width = ": str(width),
             "height = ": str(height),
             "cropFraction: CGFloat = ": str(crop_for(task, crop)),
             "output = ": swift_string(network.output_name),
             "classes = ": str(len(network.labels)),
         }
-        oldest = max(OLDEST_IOS, network.file.minimum_ios)
+        oldest = max(OLDEST_IOS, package.minimum_ios)
         lines = {
             "Sample/Model.swift": {f"static let {fact}": value for fact, value in facts.items()},
             "project.yml": {

@@ -130,9 +130,7 @@ class Project:
 
 
 @contextmanager
-def exported(
-    model: Any, suffix: str, export: Callable[..., Any], settings: Mapping[str, Any]
-) -> Iterator[Path]:
+def exported(model: Any, suffix: str, export: Callable[..., Any], settings: Mapping[str, Any]) -> Iterator[Path]:
     """The exported file of an app: the one that is given, or one that is made for the block.
 
     Args:
@@ -202,9 +200,9 @@ def no_labels(file: Path) -> ValueError:
 def with_lines(text: str, changes: Mapping[str, str]) -> str:
     """A text in which lines go on otherwise: {how one begins after its indent: the rest}. Each is there once."""
     for start, rest in changes.items():
-        text, count = re.subn(
-            rf"^([ \t]*{re.escape(start)}).*$", lambda match, rest=rest: match[1] + rest, text, flags=re.MULTILINE
-        )
+        line = rf"^([ \t]*{re.escape(start)}).*$"
+        # In a pattern's replacement every backslash would have a meaning of its own.
+        text, count = re.subn(line, rf"\g<1>{rest.replace(chr(92), chr(92) * 2)}", text, flags=re.MULTILINE)
         if count != 1:
             raise RuntimeError(f"The sample has {count} lines that begin with {start!r}.")
     return text

@@ -54,7 +54,7 @@ def open_classifier(source: str | os.PathLike[str], input_shape: tuple[int, ...]
         from keras_efficientformer.models.opening import open_model
 
         return KerasClassifier(open_model(source, input_shape))
-    classifier: Classifier = open_package(path) if path.suffix == ".mlpackage" else open_tflite(path)
+    classifier: Classifier = _open_package(path) if path.suffix == ".mlpackage" else open_tflite(path)
     own = (*classifier.size, classifier.channels)
     if input_shape is not None and tuple(input_shape) != own[: len(input_shape)]:
         raise ValueError(
@@ -91,8 +91,7 @@ def open_embedder(source: str | os.PathLike[str], input_shape: tuple[int, ...] |
     return embedder
 
 
-def open_package(source: Path) -> FileClassifier:
-    """The classifier of a Core ML package; errors are those of `open_classifier`."""
+def _open_package(source: Path) -> Classifier:
     if source.exists():
         check_sidecar(source)
     package = CoreMLModel(source)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import tomllib
 import xml.etree.ElementTree as ElementTree
 
@@ -29,7 +28,7 @@ MODEL = next(path for path in SOURCES if path.name == "Model.kt")
 ANDROID = "{http://schemas.android.com/apk/res/android}"
 # As a file may be called on Linux.
 FILE = 'a "5" $x ${y} \\n 花🐈.tflite'
-NAME = "Anna's \"birds\" <&> @\\"
+NAME = 'Anna\'s "birds" <&> @\\'
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,9 @@ def test_kotlin_compiles_without_a_warning(projects, tmp_path):
     """Both projects, which differ in Model.kt alone: the segmenter's is compiled in another package."""
     (project, _), (other, _) = projects.values()
     differing = [
-        path.name for path in project.rglob("*.kt*") if path.read_bytes() != (other / path.relative_to(project)).read_bytes()
+        path.name
+        for path in project.rglob("*.kt*")
+        if path.read_bytes() != (other / path.relative_to(project)).read_bytes()
     ]
     assert sorted(differing) == ["Model.kt", "build.gradle.kts"]
     (second,) = other.rglob("Model.kt")
@@ -251,7 +252,7 @@ def test_build_files_agree():
 
 
 def test_libraries_that_the_code_names_are_direct_dependencies():
-    """Of each package that is imported the library that it is in; coroutines' and LiteRT's are called by their group."""
+    """Of each package that is imported, the library that it is in."""
     script = (KIT / "app/build.gradle.kts").read_text()
     libraries = {
         "androidx.activity": "activity",

@@ -1,43 +1,47 @@
-"""The iOS sample: it parses, and says of its models what real exports' reports say."""
+"""The iOS sample and the projects made of it: Swift that parses, and facts that are the packages'."""
 
 import dataclasses
-import inspect
 import json
 import re
 
 import kits
 import pytest
 import yaml
+from PIL import Image
 from project import ROOT
 
-from keras_efficientformer import EfficientFormerL1, imagenet
+from keras_efficientformer.apps import write_ios_app
+from keras_efficientformer.apps.ios_app import IOS as PROJECT
+from keras_efficientformer.classifiers import open_classifier
+from keras_efficientformer.deploy import export_coreml
 from keras_efficientformer.deploy.benchmark.apple_timing import UNITS
 from keras_efficientformer.deploy.benchmark.reports import DeviceReport, Latency
 from keras_efficientformer.labels import class_colors
 
-KIT = ROOT / "coreml" / "ios"
+README = ROOT / "coreml" / "ios" / "README.md"
+KIT = PROJECT.sample
 SOURCES = kits.sources(KIT)
 MODEL = KIT / "Sample" / "Model.swift"
 LATENCY = KIT / "SampleTests" / "LatencyTests.swift"
+# As a folder may be called.
+FILE = 'a "5" $x \\(y) 花🐈.mlpackage'
+NAME = 'Anna\'s "birds": #1'
 
 
 @pytest.fixture(scope="module")
-def constants():
-    return kits.constants(kits.declaration(kits.parse(MODEL), "Model"))
+def projects(tmp_path_factory):
+    """{kind: (project, what was said of it)}, of a given package for iOS 17 and of a model that is exported."""
+    folder = tmp_path_factory.mktemp("projects")
+    export_coreml(kits.classifier(kits.LABELS), folder / FILE, minimum_ios=17)
+    classifier = write_ios_app(folder / FILE, folder / "birds", name=NAME, app_id="com.example.B1-rds", crop=0.875)
+    segmenter = write_ios_app(kits.segmenter(kits.LABELS), folder / "streets", compress="int8")
+    return {"classification": (folder / "birds", classifier), "segmentation": (folder / "streets", segmenter)}
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory, constants):
-    """The report of the package that the app is made for, as the README's second step makes it, with random weights."""
-    from keras_efficientformer.deploy import export_coreml
-
-    folder = tmp_path_factory.mktemp("Sample")
-    arguments = kits.export_arguments(KIT / "README.md")
-    assert arguments["path"] == MODEL.parent.relative_to(ROOT)
-    settings = {name: arguments[name] for name in ("precision", "compress", "minimum_ios")}
-    export_coreml(EfficientFormerL1(weights=None), folder, **settings, max_difference=float("inf"))
-    assert (folder / f"{constants['name']}.mlpackage").is_dir()
-    return json.loads((folder / f"{constants['name']}.mlpackage.json").read_text())
+def unquoted(text):
+    """What a string literal of Swift without its quotes stands for."""
+    assert not re.search(r"(?<!\\)(\\\\)*\\\(", text), "an interpolation"
+    return re.sub(r"\\u\{(\w+)\}|\\(.)", lambda match: chr(int(match[1], 16)) if match[1] else match[2], text)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
@@ -54,62 +58,112 @@ def test_the_parser_finds_a_missing_brace(path):
     assert kits.mistakes(kits.parse(path, content[:last] + content[last + 1 :]))
 
 
-def test_model_equals_the_report(constants, report):
-    (image,) = report["inputs"]
-    outputs = {output["name"]: output for output in report["outputs"]}
-    assert image["name"] == constants["input"]
-    assert image["shape"] == [1, 3, constants["height"], constants["width"]]
-    assert image["dtype"] == "uint8"  # an RGB image, not an array
-    assert outputs.keys() == {constants["label"], constants["probabilities"]}
-    assert outputs[constants["label"]]["dtype"] == "str"
-    assert outputs[constants["probabilities"]]["shape"][-1] == constants["classes"]
-    assert len(report["labels"]) == constants["classes"]
-    assert report["preprocessing"]
-
-
-def test_segmentation_model_equals_the_report(tmp_path):
-    """The package that the README's command makes, but of a small network with random weights."""
+@pytest.mark.parametrize("kind", ["classification", "segmentation"])
+def test_model_equals_the_package(projects, kind):
     from coremltools.models import MLModel
 
-    from keras_efficientformer.deploy import export_coreml
+    project, said = projects[kind]
+    root = kits.parse(project / "Sample" / "Model.swift")
+    assert kits.mistakes(root) == []
+    facts = kits.constants(kits.declaration(root, "Model"))
+    package = project / PROJECT.models / said.model
+    assert unquoted(facts["name"]) == package.stem
+    description = MLModel(str(package), skip_model_load=True).get_spec().description
+    (image,) = description.input
+    assert (image.name, image.type.WhichOneof("Type")) == (facts["input"], "imageType")
+    assert (image.type.imageType.height, image.type.imageType.width) == (facts["height"], facts["width"]) == said.size
+    assert facts["output"] in [output.name for output in description.output]
+    assert (len(said.labels), list(said.labels)) == (facts["classes"], kits.LABELS)
+    assert open_classifier(package).labels == said.labels
+    assert kits.references(root, "ModelTask") == {said.task} == {kind}
+    assert facts["cropFraction"] == (0.875 if kind == "classification" else 1.0)
+    assert json.loads((project / f"{said.model}.json").read_text())["labels"] == kits.LABELS
+    if kind == "segmentation":
+        legend = json.loads(description.metadata.userDefined[facts["legend"]])
+        assert legend == {"labels": kits.LABELS, "colors": class_colors(facts["classes"])}
+        fields = kits.nodes(kits.declaration(kits.parse(KIT / "Sample" / "Segmenter.swift"), "Legend"), "pattern")
+        assert {kits.text(field) for field in fields} >= legend.keys()
+        (output,) = description.output
+        assert list(output.type.multiArrayType.shape) == [1, facts["height"], facts["width"]]
 
-    facts = kits.constants(kits.declaration(kits.parse(MODEL), "SegmentationModel"))
-    size = (facts["height"], facts["width"])
-    export_coreml(
-        kits.segmenter((*size, 3), facts["classes"]), tmp_path, mask_output="classes", max_difference=float("inf")
-    )
-    package = tmp_path / f"{facts['name']}.mlpackage"
-    report = json.loads(package.with_name(f"{package.name}.json").read_text())
-    (image,), (classes,) = report["inputs"], report["outputs"]
-    assert (image["name"], image["dtype"], image["shape"]) == (facts["input"], "uint8", [1, 3, *size])
-    assert (classes["name"], classes["dtype"], classes["shape"]) == (facts["output"], "int32", [1, *size])
-    legend = json.loads(MLModel(str(package), skip_model_load=True).user_defined_metadata[facts["legend"]])
-    assert legend == {"labels": report["labels"], "colors": class_colors(facts["classes"])}
-    fields = kits.nodes(kits.declaration(kits.parse(KIT / "Sample" / "Segmenter.swift"), "Legend"), "pattern")
-    assert {kits.text(field) for field in fields} >= legend.keys()
+
+def test_project_has_names_and_the_oldest_ios(projects):
+    (birds, said), (streets, other) = projects.values()
+    project = yaml.safe_load((birds / "project.yml").read_text(encoding="utf-8"))
+    settings = project["targets"]["Sample"]["settings"]["base"]
+    assert settings["PRODUCT_BUNDLE_IDENTIFIER"] == project["options"]["bundleIdPrefix"] == "com.example.B1-rds"
+    assert settings["INFOPLIST_KEY_CFBundleDisplayName"] == NAME
+    assert (said.model, said.name, said.app_id) == (FILE, NAME, "com.example.B1-rds")
+    assert project["options"]["deploymentTarget"] == {"iOS": "17.0"}
+    assert (other.name, other.app_id) == ("street scenes", "org.example.street-scenes")
+    assert yaml.safe_load((streets / "project.yml").read_text())["options"]["deploymentTarget"] == {"iOS": "16.0"}
+    assert other.model == "street_scenes_64x96_int8.mlpackage"
 
 
-def test_crop_is_the_package_s(constants):
-    assert constants["cropFraction"] == inspect.signature(imagenet.resize_and_crop).parameters["crop_fraction"].default
+def test_project_is_the_sample_with_a_model(projects):
+    project, said = projects["classification"]
+    package = project / PROJECT.models / said.model
+    files = {path for path in project.rglob("*") if path.is_file() and package not in path.parents}
+    found = {path.relative_to(project).as_posix() for path in files}
+    sample = {path.relative_to(KIT).as_posix() for path in KIT.rglob("*") if path.is_file()}
+    assert found == sample | {f"{said.model}.json"}
+    changed = {name for name in sample if (KIT / name).read_bytes() != (project / name).read_bytes()}
+    assert changed == {"Sample/Model.swift", "project.yml"}
 
 
-@pytest.mark.parametrize("owner", ["Model", "SegmentationModel"])
-def test_facts_stand_in_model_only(owner):
-    constants = kits.constants(kits.declaration(kits.parse(MODEL), owner))
-    facts = {value for value in constants.values() if isinstance(value, str) or value > 100}
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"app_id": "com.ex_ample"}, "two or more words of ASCII letters, digits and -.*Received: 'com.ex_ample'"),
+        ({"name": "$(HOME)"}, r"has no \$.*choose another name"),
+        ({"crop": 1.5}, r"`crop` should be in \(0, 1\]"),
+        ({"compress": "int8"}, "exported already: leave compress out"),
+        ({"labels": kits.LABELS}, "exported already: leave labels out"),
+    ],
+)
+def test_bad_arguments(projects, tmp_path, arguments, message):
+    project, said = projects["classification"]
+    with pytest.raises(ValueError, match=message):
+        write_ios_app(project / PROJECT.models / said.model, tmp_path / "app", **{"name": NAME, **arguments})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("classifier", {"image_input": False}, "takes an array in place of an image: export it with --image"),
+        ("segmenter", {}, "values of all classes for every pixel: export it with --mask-output classes"),
+    ],
+)
+def test_packages_that_the_app_cannot_run(tmp_path, kind, settings, message):
+    model = {"classifier": kits.classifier, "segmenter": kits.segmenter}[kind](kits.LABELS)
+    export_coreml(model, tmp_path / "m.mlpackage", **settings)
+    with pytest.raises(ValueError, match=message):
+        write_ios_app(tmp_path / "m.mlpackage", tmp_path / "app")
+    assert not (tmp_path / "app").exists()
+
+
+def test_icon_is_one_that_apple_takes():
+    (icon,) = KIT.rglob("*.png")
+    with Image.open(icon) as picture:
+        assert (picture.size, picture.mode) == ((1024, 1024), "RGB")  # an alpha channel is refused
+    assert json.loads(icon.with_name("Contents.json").read_text())["images"][0]["filename"] == icon.name
+
+
+def test_facts_stand_in_model_only():
+    constants = kits.constants(kits.declaration(kits.parse(MODEL), "Model"))
+    values = {value for value in constants.values() if isinstance(value, str) or value > 100}
     used = set()
     for path in SOURCES:
         if path != MODEL:
             root = kits.parse(path)
-            assert facts.isdisjoint(kits.literals(root)), path.name
-            used |= kits.references(root, owner)
-    assert used == constants.keys()
+            assert values.isdisjoint(kits.literals(root)), path.name
+            used |= kits.references(root, "Model")
+    assert used == constants.keys() | {"task"}
 
 
 def test_compute_units_are_the_benchmark_s():
-    root = kits.parse(KIT / "Sample" / "Classifier.swift")
-    units = next(kits.nodes(root, "class_declaration"))
-    assert "enum ComputeUnits" in kits.text(units)
+    units = kits.declaration(kits.parse(KIT / "Sample" / "Network.swift"), "ComputeUnits")
     (cases,) = kits.nodes(units, "enum_entry")
     assert set(kits.text(cases).removeprefix("case").replace(",", " ").split()) == UNITS.keys()
 
@@ -131,21 +185,20 @@ def _dictionaries(path):
 def test_project_names_folders_that_are_there():
     project = yaml.safe_load((KIT / "project.yml").read_text())
     app, tests = project["targets"]["Sample"], project["targets"]["SampleTests"]
-    folders = {app["sources"][0]["path"], *tests["sources"]}
-    assert {path.relative_to(KIT).parts[0] for path in SOURCES} == folders
+    assert {path.relative_to(KIT).parts[0] for path in SOURCES} == {*app["sources"], *tests["sources"]}
     assert app["scheme"]["testTargets"] == ["SampleTests"]
     assert tests["dependencies"] == [{"target": "Sample"}]
     assert "@testable import Sample\n" in LATENCY.read_text()
+    assert app["settings"]["base"]["INFOPLIST_KEY_NSCameraUsageDescription"]
+    assert project["settings"]["base"]["SWIFT_VERSION"] == "6.0"
     oldest = project["options"]["deploymentTarget"]["iOS"].removesuffix(".0")
-    assert f"iOS {oldest} or newer" in (KIT / "README.md").read_text()
+    assert f"iOS {oldest} or newer" in README.read_text()
 
 
-def test_readme_has_six_steps_and_names_files_that_are_there():
-    readme = KIT / "README.md"
-    assert len(kits.steps(readme)) == 6
-    assert kits.missing_files(readme, KIT, ROOT) == set()
+def test_readme_has_steps_and_names_files_that_are_there():
+    assert len(kits.steps(README)) == 5
+    assert kits.missing_files(README, KIT, README.parent, ROOT) == set()
 
 
 def test_readme_lists_every_source():
-    readme = (KIT / "README.md").read_text()
-    assert all(re.search(f"`{path.relative_to(KIT)}` \\|", readme) for path in SOURCES)
+    assert all(f"`{path.relative_to(KIT)}`" in README.read_text() for path in SOURCES)

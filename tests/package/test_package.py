@@ -69,6 +69,9 @@ def test_wheel_holds_the_package_alone(wheel):
             *(f"apps/web/{name}" for name in (*PAGE_FILES, "package.json", "package-lock.json")),
         )
     }
+    samples = [path for kind in ("android", "ios") for path in (package / "apps" / kind).rglob("*") if path.is_file()]
+    assert len(samples) > 30
+    data |= {f"keras_efficientformer/{path.relative_to(package)}" for path in samples}
     assert modules | data == {name for name in names if name.startswith("keras_efficientformer/")}
     assert any(name.endswith("/LICENSE") for name in names)
 

@@ -34,7 +34,10 @@ PUBLIC = {
         "preprocess_input",
     ],
     "keras_efficientformer.apps": [
+        "PhoneApp",
         "WebApp",
+        "write_android_app",
+        "write_ios_app",
         "write_web_app",
     ],
     "keras_efficientformer.conversion": [

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from keras_efficientformer import apps
-from keras_efficientformer.cli.apps.phones import PhoneModel, AppName, ProjectFolder, open_for
+from keras_efficientformer.cli.apps.phones import AppName, PhoneModel, ProjectFolder, open_for
 from keras_efficientformer.cli.options import (
     Crop,
     Json,

@@ -27,7 +27,7 @@ AppName = Annotated[str | None, typer.Option("--name", help="Of the app. Default
 def open_for(
     suffix: str, source: str, folder: Path, size: tuple[int, int] | None, overwrite: bool
 ) -> tuple["keras.Model | Path", float | None]:
-    """What an app is written of, and the share of images that its published weights were measured with, if there is one.
+    """What an app is written of, and the crop that its published weights were measured with, if there is one.
 
     Args:
         suffix: of the exported files that the app runs, which are given on as they are.
@@ -51,4 +51,3 @@ def open_for(
         return path, None
     is_file = isinstance(models.model_source(source), Path)
     return open_keras(source, size), None if is_file else models.crop_of(source)
-
