@@ -37,7 +37,7 @@ ANDROID = Project(
     id_words="of two or more words of ASCII letters, digits and _, as com.example.my_app",
     id_filler="_",
 )
-LABELS_FILE = f"{ANDROID.models}/labels.txt"
+ASSET_OF_LABELS = f"{ANDROID.models}/labels.txt"
 CODE = "app/src/main/java/org/example/efficientformer"
 # Half the size of float32, in half precision where the phone can, and no images are needed for it.
 QUANTIZE = "float16"
@@ -114,7 +114,7 @@ def write_android_app(
             "app/build.gradle.kts": {"applicationId = ": f'"{app_id}"'},
             "app/src/main/res/values/strings.xml": {'<string name="app_name">': f"{android_text(name)}</string>"},
         }
-        size = ANDROID.write(folder, overwrite, file, lines, {LABELS_FILE: "".join(f"{name}\n" for name in names)})
+        size = ANDROID.write(folder, overwrite, file, lines, {ASSET_OF_LABELS: "".join(f"{name}\n" for name in names)})
     return PhoneApp(bare_name(folder), name, app_id, file.name, task, (height, width), names, size)
 
 

@@ -1,7 +1,7 @@
 """What app projects for phones have in common: the sample's files, a model in them, names in code. Room: apps.
 
-The samples lie in `android/` and `ios/`, whole but for a model. A project is a copy of one, in which the lines that tell
-of the model and the app are written anew.
+The samples lie in `android/` and `ios/`, whole but for a model. A project is a copy of one, in which the lines that
+tell of the model and the app are written anew.
 """
 
 import re

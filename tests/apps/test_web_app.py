@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from browser import find_browser
 from networks import make_loud
+from npm import fetch_litert_js, npm_ci
 from PIL import Image, ImageColor
 from project import HANG, ROOT
 
@@ -74,24 +75,9 @@ def segmenter():
     return model
 
 
-def npm_ci(folder):
-    """Fills `node_modules` in a folder with a lock file; without npm or its registry the test is skipped."""
-    npm = shutil.which("npm")
-    if npm is None or shutil.which("node") is None:
-        pytest.skip("needs npm: Debian's packages nodejs and npm")
-    command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG)
-    if done.returncode:
-        pytest.skip(f"needs npm's registry, which is not to be had: {done.stderr[-300:]}")
-    return folder / "node_modules"
-
-
 @pytest.fixture(scope="module")
 def litert_js(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("litert_js")
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(PAGE / name, folder)
-    return npm_ci(folder)
+    return fetch_litert_js(tmp_path_factory.mktemp("litert_js"))
 
 
 @pytest.fixture(scope="module")

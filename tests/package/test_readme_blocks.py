@@ -52,6 +52,10 @@ NOT_RUN = {
     "README.md": {
         "make demo": "installs into a new environment; tests/apps/test_demo.py runs what it runs then",
         "make test": "runs this test",
+        **dict.fromkeys(
+            [f"efficientformer app {kind} digits" for kind in ("android", "ios", "web")],
+            "tests/cli/test_labels_all_the_way.py runs it of a smaller network",
+        ),
     },
     "tflite/README.md": {
         "efficientformer export tflite l1 efficientformer_l1.tflite --npu": "needs Qualcomm's compiler",
