@@ -6,7 +6,7 @@ import SwiftUI
 /// Safe to share, because all that can change is touched on the runner's queue alone.
 final class Camera: NSObject, AVCaptureVideoDataOutputSampleBufferDelegate, @unchecked Sendable {
     /// Of the frames, upright: width to height.
-    static let aspect = 3.0 / 4
+    static let aspect: CGFloat = 3.0 / 4
 
     let session = AVCaptureSession()
     private let runner: Runner
@@ -53,13 +53,14 @@ final class Camera: NSObject, AVCaptureVideoDataOutputSampleBufferDelegate, @unc
         guard let device = AVCaptureDevice.default(.builtInWideAngleCamera, for: .video, position: .back) else {
             throw AppError.noCamera
         }
+        let input = try AVCaptureDeviceInput(device: device)
         let output = AVCaptureVideoDataOutput()
         output.videoSettings = [kCVPixelBufferPixelFormatTypeKey as String: kCVPixelFormatType_32BGRA]
         output.alwaysDiscardsLateVideoFrames = true
         output.setSampleBufferDelegate(self, queue: runner.queue)
         session.beginConfiguration()
         session.sessionPreset = .vga640x480
-        session.addInput(try AVCaptureDeviceInput(device: device))
+        session.addInput(input)
         session.addOutput(output)
         session.commitConfiguration()
     }

@@ -25,9 +25,9 @@ struct ContentView: View {
                 ForEach(ComputeUnits.allCases, id: \.self) { Text($0.rawValue) }
             }
             if isLive {
-                CameraPreview(session: camera.session).aspectRatio(Camera.aspect, contentMode: .fit).overlay { mask }
+                CameraPreview(session: camera.session).aspectRatio(Camera.aspect, contentMode: .fit).overlay { drawnMask }
             } else if let photo {
-                Image(uiImage: photo).resizable().scaledToFit().overlay { mask }
+                Image(uiImage: photo).resizable().scaledToFit().overlay { drawnMask }
             }
             if isBusy {
                 ProgressView("The network is at work")
@@ -45,7 +45,7 @@ struct ContentView: View {
         .task(id: Job(item: item, isLive: isLive, units: units)) { await run() }
     }
 
-    @ViewBuilder private var mask: some View {
+    @ViewBuilder private var drawnMask: some View {
         if let mask = answer?.findings.mask?.image() {
             Image(decorative: mask, scale: 1).resizable().interpolation(.none).opacity(0.6)
         }

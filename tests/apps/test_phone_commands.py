@@ -1,0 +1,51 @@
+"""`efficientformer app android` and `app ios`: what is wrong with their arguments is told before a model is opened."""
+
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from keras_efficientformer.cli import app
+
+FORMATS = {"android": ".tflite", "ios": ".mlpackage"}
+
+
+def failure(*arguments):
+    result = CliRunner().invoke(app, ["app", *map(str, arguments)])
+    assert result.exit_code != 0
+    return result
+
+
+@pytest.fixture
+def _no_keras(monkeypatch):
+    """An import of the module that opens Keras models fails."""
+    monkeypatch.setitem(sys.modules, "keras_efficientformer.models.opening", None)
+
+
+@pytest.mark.usefixtures("_no_keras")
+@pytest.mark.parametrize("kind", FORMATS)
+def test_bad_arguments(kind, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "taken").mkdir()
+    exported = tmp_path / f"model{FORMATS[kind]}"
+    exported.touch()
+    cases = [
+        (("l11", "app"), FileNotFoundError, "Did you mean l1"),
+        ((tmp_path / "none.keras", "app"), FileNotFoundError, "is neither a file nor"),
+        ((tmp_path / "photos", tmp_path / "app"), ValueError, "holds no finished run"),
+        (("l1", tmp_path / "taken"), FileExistsError, "taken exists"),
+        (("l1", tmp_path / "none" / "app"), FileNotFoundError, "The folder .* does not exist"),
+        ((exported, tmp_path / "app", "--size", "64"), ValueError, "leave --size out"),
+        (("l1", tmp_path / "app", "--labels", tmp_path / "none.txt"), FileNotFoundError, "none.txt does not exist"),
+    ]
+    for arguments, error, message in cases:
+        result = failure(kind, *arguments)
+        assert type(result.exception) is error, (arguments, result.exception)
+        with pytest.raises(error, match=message):
+            raise result.exception
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "taken", exported.name}
+
+
+@pytest.mark.parametrize(("kind", "option"), [("android", "--quantize"), ("ios", "--compress")])
+def test_wrong_usage(kind, option):
+    assert failure(kind, "l1", "folder", option, "int3").exit_code == 2
