@@ -114,8 +114,9 @@ def segmenter(labels: list[str]) -> keras.Model:
 
 
 def missing_files(readme: Path, *folders: Path) -> set[str]:
-    """The paths in code quotes and links that none of the folders has."""
+    """The paths in code quotes and links that none of the folders has; names alone may be anywhere in the first."""
     content = readme.read_text()
     words = " ".join(re.findall(r"`([^`]+)`", content)).split() + re.findall(r"\]\(([^)]+)\)", content)
     paths = {word for word in words if re.fullmatch(r"[\w.-]*(/[\w.-]+)+|[\w-]+\.(yml|kt|swift)", word)}
-    return {path for path in paths if not any((folder / path).exists() for folder in folders)}
+    missing = {path for path in paths if not any((folder / path).exists() for folder in folders)}
+    return {path for path in missing if "/" in path or not any(folders[0].rglob(path))}
