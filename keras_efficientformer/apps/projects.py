@@ -110,7 +110,8 @@ class Project:
             OSError: the folder exists and may not be replaced, or cannot be written.
         """
         with finished_file(folder, overwrite, self.is_one) as partial:
-            shutil.copytree(self.sample, partial, ignore=LEFT_BY_TOOLS)
+            # Contents alone: an installed package may be read-only.
+            shutil.copytree(self.sample, partial, ignore=LEFT_BY_TOOLS, copy_function=shutil.copyfile)
             for file, changes in lines.items():
                 path = partial / file
                 path.write_text(with_lines(path.read_text(encoding="utf-8"), changes), encoding="utf-8")
