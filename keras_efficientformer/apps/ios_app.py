@@ -91,7 +91,7 @@ def write_ios_app(
         network = FileClassifier(package, package.facts)
         task = task_of(file, network)
         _check(file, network)
-        if network.labels is None:
+        if network.labels is None or not package.has_names:
             raise no_labels(file)
         height, width = network.size
         facts = {

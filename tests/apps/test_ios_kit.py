@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 from project import ROOT
 
+from keras_efficientformer import EfficientFormer
 from keras_efficientformer.apps import write_ios_app
 from keras_efficientformer.apps.ios_app import IOS as PROJECT
 from keras_efficientformer.classifiers import open_classifier
@@ -128,19 +129,15 @@ def test_bad_arguments(projects, tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "message"),
-    [
-        ("classifier", {"image_input": False}, "takes an array in place of an image: export it with --image"),
-        ("segmenter", {}, "values of all classes for every pixel: export it with --mask-output classes"),
-    ],
-)
-def test_packages_that_the_app_cannot_run(tmp_path, kind, settings, message):
-    model = {"classifier": kits.classifier, "segmenter": kits.segmenter}[kind](kits.LABELS)
-    export_coreml(model, tmp_path / "m.mlpackage", **settings)
-    with pytest.raises(ValueError, match=message):
-        write_ios_app(tmp_path / "m.mlpackage", tmp_path / "app")
-    assert not (tmp_path / "app").exists()
+def test_models_that_the_app_cannot_run(tmp_path):
+    package = tmp_path / "m.mlpackage"
+    export_coreml(kits.segmenter(kits.LABELS), package)
+    with pytest.raises(ValueError, match="values of all classes for every pixel: export it with --mask-output classes"):
+        write_ios_app(package, tmp_path / "app")
+    unnamed = EfficientFormer((1, 1, 1, 2), (8, 16, 16, 32), input_shape=(64, 64, 3), classes=3)
+    with pytest.warns(UserWarning, match="No labels"), pytest.raises(ValueError, match="pass labels"):
+        write_ios_app(unnamed, tmp_path / "app")
+    assert {path.name for path in tmp_path.iterdir()} == {package.name, f"{package.name}.json"}
 
 
 def test_icon_is_one_that_apple_takes():

@@ -38,6 +38,7 @@ class CoreMLModel:
         inputs, outputs: tuples of `TensorInfo`, as the program declares them; an image is uint8, a class label str.
         facts: what the package says of itself (`FileFacts`); None where it says nothing. An image is raw pixels.
         labels: class names in the order of the probabilities, or None.
+        has_names: whether its classes have names, where it is a classifier; else `labels` are their numbers.
         minimum_ios: the oldest iOS that opens it.
         path: the folder.
         program: what it holds, `coremltools.converters.mil.Program`.
@@ -61,6 +62,7 @@ class CoreMLModel:
         self._plan = Plan(package)
         self._order = _channel_order(package)
         description = package.spec.description
+        self.has_names = all(output.type.WhichOneof("Type") != "int64Type" for output in description.output)
         self.inputs = (_tensor_info(description.input[0], self._plan.input),)
         self.outputs = tuple(_tensor_info(output, self._plan.results[output.name]) for output in description.output)
         kinds = [operation.op_type for operation in self.program.functions["main"].operations]
