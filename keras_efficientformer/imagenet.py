@@ -60,7 +60,8 @@ def preprocess_input(
             integer or floating-point dtype: a NumPy array, a tensor of the backend, a symbolic `keras.KerasTensor`,
             or, on every backend, a TensorFlow tensor inside `tf.data.Dataset.map`.
         data_format: None or "channels_last". None means `keras.config.image_data_format()`.
-        mean, std: one number for each channel, of pixels scaled to 0..1; ImageNet's unless given.
+        mean: one number for each channel, of pixels scaled to 0..1; ImageNet's unless given.
+        std: likewise.
 
     Returns:
         The normalised images, about -2.1 to 2.6 with ImageNet's, in the shape of `x` and in `keras.config.floatx()`

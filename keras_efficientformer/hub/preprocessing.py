@@ -57,9 +57,8 @@ def scale_and_offset(normalization: Normalization) -> tuple[list[float], list[fl
 class EfficientFormerImageClassifierPreprocessor(keras_hub.models.ImageClassifierPreprocessor):
     """Prepares the images of a data set for `EfficientFormerImageClassifier`, and leaves labels and weights alone.
 
-    Args:
-        image_converter: an `EfficientFormerImageConverter`; `None` leaves images as they are.
-        **kwargs: as of `keras_hub.models.ImageClassifierPreprocessor`.
+    It takes the arguments of `keras_hub.models.ImageClassifierPreprocessor`. The first of them, `image_converter`, is
+    an `EfficientFormerImageConverter`; `None` leaves images as they are.
     """
 
     backbone_cls = EfficientFormerBackbone

@@ -83,8 +83,9 @@ def from_checkpoint(
             scaled so that an equal image in all channels gives what it gave.
         include_preprocessing: as for `EfficientFormer`.
         labels: as for `EfficientFormer`; None means what the file states.
-        mean, std: as for `EfficientFormer`; None means what the file states, or timm's config.json or transformers'
+        mean: as for `EfficientFormer`; None means what the file states, or timm's config.json or transformers'
             preprocessor_config.json beside it, else ImageNet's.
+        std: likewise.
         progress: wraps the iteration over the model's variables, e.g. `rich.progress.track`.
 
     Returns:

@@ -59,7 +59,9 @@ def from_checkpoint(
         path: the checkpoint, `.pth` or any other file that `conversion.read_checkpoint` takes.
         input_shape: (height, width, 3), both sides multiples of 32. The attention's biases are of 512x512; for another
             size their tables are resized, where mmsegmentation resizes what they are spread to: results then differ.
-        activation, output_stride, labels: as of `SemanticFPN`.
+        activation: as of `SemanticFPN`.
+        output_stride: as of `SemanticFPN`.
+        labels: as of `SemanticFPN`.
 
     Returns:
         A `SemanticFPN` with the checkpoint's backbone, channels, classes and feature norms.

@@ -43,9 +43,11 @@ def push(
     """Publishes a classifier on the Hugging Face hub: `from_checkpoint("hf://owner/name")` reads it back.
 
     Args:
-        source, repo_id, exports, license: as of `write_repository`. The repository is made where there is none; in one
-            that is there the files of the same names, the card too, and exports of an earlier upload are replaced, in
-            one commit.
+        source: as of `write_repository`.
+        repo_id: as of `write_repository`. The repository is made where there is none; in one that is there the files of
+            the same names, the card too, and exports of an earlier upload are replaced, in one commit.
+        exports: as of `write_repository`.
+        license: as of `write_repository`.
         private: whether only its owner may see a new repository.
         token: with the right to write; None takes the one of `hf auth login` or HF_TOKEN.
         commit_message: its first line.

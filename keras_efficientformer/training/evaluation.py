@@ -112,9 +112,10 @@ def evaluate(
             names of the subfolders, sorted, which the report says.
         multi_label: images may have several labels or none, which the folder or CSV file says as for `finetune`; the
             model's scores must be a sigmoid's.
-        masks, palette: as for `finetune`: what each pixel of the images is, for a model that gives masks. Images are
-            scaled to the model's size, not cropped, and so are the masks, to the nearest pixel; answers of a coarser
-            grid are enlarged to it.
+        masks: as for `finetune`: what each pixel of the images is, for a model that gives masks. Images are scaled to
+            the model's size, not cropped, and so are the masks, to the nearest pixel; answers of a coarser grid are
+            enlarged to it.
+        palette: as for `finetune`.
         ground_truth: for ImageNet's files in one folder: what they are (`imagenet_layout`); None means the file beside.
         input_shape: (h, w) or (h, w, channels) for a Keras model or checkpoint; None means its own.
         crop_fraction: as for `imagenet.resize_and_crop`; None means the one that published weights were measured with,
