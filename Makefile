@@ -3,6 +3,7 @@
 #   make test    linters, type checker, import rules and all tests
 #   make quick   a subset of the tests in two minutes on two cores
 #   make dist    the sdist and the wheel, checked, in dist/
+#   make docs    the documentation site, in site/: open site/index.html
 # Each makes .venv and installs there what it needs. A folder of images of your own: make demo IMAGES=folder
 
 PYTHON ?= python3
@@ -32,7 +33,7 @@ QUICK := tests/test_images.py tests/test_imagenet.py tests/layers tests/models/t
     --deselect tests/layers/test_initialization.py::test_initializers \
     --deselect tests/deploy/tflite/test_tflite_builder.py::test_heads_that_are_alike_are_two_outputs
 
-.PHONY: demo test lint unit quick format dist clean
+.PHONY: demo test lint unit quick format dist docs clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/python weights/demo.py $(if $(IMAGES),--images "$(IMAGES)")
@@ -62,6 +63,11 @@ dist: $(VENV)/.test-installed
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist
 
+# Every warning is an error: links that lead nowhere, names without a docstring, pages that no menu has. The variable
+# turns off what mkdocs-material says of itself.
+docs: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # Python's venv module alone needs ensurepip, which Debian packages apart: pip fills the empty environment instead.
 $(BIN)/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
@@ -73,6 +79,10 @@ $(VENV)/.demo-installed: $(SOURCES) | $(BIN)/python
 	$(PIP) --editable ".[tflite]" scikit-image matplotlib
 	touch $@
 
+$(VENV)/.docs-installed: $(SOURCES) | $(BIN)/python
+	$(PIP) --editable ".[docs]"
+	touch $@
+
 # torch first: whatever comes after takes the build that is there. timm, torchvision and mediapipe come without their
 # requirements, because torchvision has no CPU build on PyPI and mediapipe asks for another absl than tfmot does.
 $(VENV)/.test-installed: $(SOURCES) | $(BIN)/python
@@ -80,7 +90,7 @@ $(VENV)/.test-installed: $(SOURCES) | $(BIN)/python
 	$(PIP) --editable ".[all]"
 	$(PIP) PyYAML opencv-contrib-python-headless sounddevice
 	$(PIP) --no-deps torchvision timm mediapipe
-	touch $@ $(VENV)/.demo-installed
+	touch $@ $(VENV)/.demo-installed $(VENV)/.docs-installed
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -38,6 +38,8 @@ EXTRAS = {
         *PAGES,
         "scipy",  # ImageNet's meta.mat
     ],
+    # The documentation site. ruff, for the signatures in its reference.
+    "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0", "nbconvert>=7.16", "ruff"],
     "test": [
         "pytest",
         "pytest-xdist",
@@ -55,6 +57,8 @@ EXTRAS = {
         "PyYAML",
         "jsonschema",
         "scikit-learn",
+        "nbclient",
+        "ipykernel",
     ],
 }
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})

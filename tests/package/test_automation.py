@@ -9,6 +9,7 @@ from packaging.specifiers import SpecifierSet
 from project import HANG, ROOT
 
 GITHUB = ROOT / ".github"
+INSTALLED = ("--old-file=.venv/.test-installed", "--old-file=.venv/.docs-installed")
 YAML = sorted(path for path in GITHUB.rglob("*.y*ml"))
 
 
@@ -18,7 +19,7 @@ def read(path):
 
 def commands(target):
     """What `make` would run for a target where everything is installed."""
-    command = ["make", "--dry-run", "--no-print-directory", "--old-file=.venv/.test-installed", "VENV=.venv", target]
+    command = ["make", "--dry-run", "--no-print-directory", *INSTALLED, "VENV=.venv", target]
     # An outer make passes its own options and variables in this one.
     environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKEOVERRIDES")}
     return subprocess.check_output(command, cwd=ROOT, env=environment, text=True, timeout=HANG).splitlines()
@@ -52,6 +53,10 @@ def test_make_dist_checks_what_it_builds():
     ]
 
 
+def test_make_docs_takes_warnings_for_errors():
+    assert commands("docs") == ["NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict"]
+
+
 def test_github_has_yaml():
     assert {path.parent.name for path in YAML} == {"workflows", "ISSUE_TEMPLATE"}
 
@@ -80,6 +85,7 @@ def test_workflow(metadata):
     assert runs["all"][-1] == ".ci/run"
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     assert runs["quick"] == ["make quick"]
+    assert runs["docs"] == ["make docs"]
     matrix = jobs["quick"]["strategy"]["matrix"]
     assert matrix["backend"] == ["tensorflow", "jax", "torch"]
     assert jobs["quick"]["env"] == {"KERAS_BACKEND": "${{ matrix.backend }}"}

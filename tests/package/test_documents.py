@@ -48,9 +48,9 @@ def test_contributing_names_files_that_exist():
 
 
 def test_contributing_names_functions_that_exist():
-    """Of each recipe: every `Name` or `function` in it is defined somewhere in the package or in the tests' support."""
+    """Of each recipe: every `Name` or `function` in it is defined in the package, in tests or for the site."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    sources = [*(ROOT / "keras_efficientformer").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    sources = [path for folder in ("keras_efficientformer", "tests", "docs") for path in (ROOT / folder).rglob("*.py")]
     defined = set().union(*map(names_in, sources))
     recipes = text[text.index("One place for each idea") :]
     spans = re.findall(r"`([A-Za-z_][\w.]*)`", recipes)

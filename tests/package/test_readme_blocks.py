@@ -1,4 +1,4 @@
-"""Every command and block of code of every README runs as it stands, against local files and a local hub.
+"""Every command and block of code of every README and page of docs/ runs as it stands, on local files and a local hub.
 
 The blocks of a document run in their order, in a folder that holds what the document names: commands by bash, line by
 line, and Python in one process, as a reader pastes it.
@@ -32,7 +32,7 @@ from keras_efficientformer.deploy import export_tflite
 sys.path.append(str(ROOT / "benchmarks"))
 from digits import write_digits
 
-PATHS = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*README*.md"))
+PATHS = sorted(path.relative_to(ROOT) for path in (*ROOT.rglob("*README*.md"), *(ROOT / "docs").rglob("*.md")))
 # Not those of environments and caches.
 TEXTS = {
     str(path): (ROOT / path).read_text()
@@ -123,6 +123,8 @@ def steps(document):
 
 
 STEPS = {document: found for document in TEXTS if (found := list(steps(document)))}
+# This page goes on where the README ends, in whose process the libraries are imported already.
+STEPS["README.md"] += STEPS.pop("docs/migration.md")
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +211,8 @@ def test_blocks_run(document, files, environment, tmp_path):
 
 def test_no_block_is_overlooked():
     found = [match for text in TEXTS.values() for match in FENCE.finditer(text)]
-    assert {match[2] for match in found} == {"python", "sh", "csv", "swift"}
+    # "py" is code of other packages, on the page about those.
+    assert {match[2] for match in found} == {"python", "sh", "csv", "swift", "py"}
     assert 2 * len(found) == sum(text.count("```") for text in TEXTS.values())
 
 
@@ -226,7 +229,7 @@ def test_extras_exist(monkeypatch):
     named = {extra for text in TEXTS.values() for group in EXTRA.findall(text) for extra in group.split(",")}
     assert {"tflite", "coreml", "train"} <= named <= extras.keys()
     table = re.findall(r"^\| `([a-z]+(?:-[a-z]+)*)` \|", TEXTS["README.md"], re.MULTILINE)
-    assert sorted([*table, "test"]) == sorted(extras)
+    assert sorted([*table, "docs", "test"]) == sorted(extras)
 
 
 def test_commands_in_sentences_exist():
