@@ -15,5 +15,6 @@ def command_reference() -> str:
     command = typer.main.get_command(cli.app)
     context = typer.Context(command, info_name="efficientformer")
     text = get_docs_for_click(obj=command, ctx=context, name="efficientformer")
-    # The page's title stands above.
-    return re.sub(r"^# .*\n", "", text).replace("```console\n$ ", "```sh\n")
+    # The page's title stands above, and its table of contents lists the commands.
+    text = re.sub(r"^# .*\n|\*\*Commands\*\*:\n\n(?:\* .*\n)+", "", text, flags=re.MULTILINE)
+    return text.replace("```console\n$ ", "```sh\n")
