@@ -79,7 +79,7 @@ def test_wheel_holds_the_package_alone(wheel):
 def test_wheel_says_what_it_needs(metadata):
     assert metadata["Requires-Python"] == ">=3.11"
     extras = set(metadata.get_all("Provides-Extra"))
-    jobs = {"litert", "tflite", "npu-intel", "coreml", "hub", "heic", "train", "test", "all"}
+    jobs = {"litert", "tflite", "npu-intel", "coreml", "hub", "heic", "train", "docs", "test", "all"}
     assert extras == {"tensorflow", "jax", "torch"} | jobs
     needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert not any(name in line for line in needed for name in ("tensorflow", "torch", "jax", "coremltools"))

@@ -20,12 +20,11 @@ import pytest
 import timm_reference
 import torch
 import training_images
-import typer
+from commands import command_options
 from hub_server import HubServer
 from PIL import Image
 from project import HANG, ROOT
 
-from keras_efficientformer import cli
 from keras_efficientformer.conversion import write_checkpoint
 from keras_efficientformer.deploy import export_tflite
 
@@ -248,12 +247,3 @@ def test_commands_in_sentences_exist():
             ours = re.search(r"^    main\((.+)\)$", source, re.MULTILINE)
             named = command_options(re.findall(r'"(\w+)"', ours[1])) if ours else set(re.findall(r"--[\w-]+", source))
             assert options <= named, words
-
-
-def command_options(words):
-    """The options of the command that these words begin with."""
-    command = typer.main.get_command(cli.app)
-    for word in words:
-        command = getattr(command, "commands", {}).get(word, command)
-    assert not hasattr(command, "commands"), f"no command: {words}"
-    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import zlib
@@ -11,6 +12,7 @@ import zlib
 import nbformat
 import pytest
 import typer
+from commands import command_options
 from project import HANG, ROOT
 from test_public_names import PUBLIC
 
@@ -125,6 +127,15 @@ def test_messages_are_quoted_as_they_are():
     pieces = [piece.strip(" .:,'") for quotation in quotations for piece in quotation.split("…")]
     assert len(quotations) > 30
     assert [piece for piece in pieces if piece not in sources] == []
+
+
+def test_the_tutorial_names_commands_that_exist():
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    texts = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    found = [shlex.split(line) for line in re.findall(r"^efficientformer (.+)$", texts, re.MULTILINE)]
+    assert len(found) >= 10
+    for words in found:
+        assert {word for word in words if word.startswith("--")} <= command_options(words), words
 
 
 def test_the_tutorial_runs(tmp_path):
