@@ -15,7 +15,9 @@ from repository import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
 # Long lists within a row: the file itself has them.
-LEFT_OUT = ("kinds", "kernels", "left", "versions", "cpu_seconds", "faults", "made_by", "refused")
+LEFT_OUT = ("kinds", "kernels", "left", "versions", "faults", "made_by", "refused")
+# These are plain values in some files, and long lists in others.
+LEFT_OUT_IF_LONG = ("operations", "cpu_seconds")
 # Rows with a name more than they need become one row, with a column for each of those names and these values in it.
 IN_ONE_ROW = {
     "old_runtimes": ("from_keras", "same_top1_as_keras"),
@@ -73,8 +75,7 @@ def _is_size(key: str) -> bool:
 
 def _name(key: str) -> str:
     """What a key of JSON is called in a table."""
-    words = WORDS.get(key) or " ".join(WORDS.get(word, word) for word in key.split("_"))
-    return words or "none"
+    return WORDS.get(key) or " ".join(WORDS.get(word, word) for word in key.split("_"))
 
 
 def _section(path: Path) -> str:
@@ -97,14 +98,16 @@ def _facts(results: Mapping[str, Any], path: Path) -> Iterator[str]:
     facts = {_name(key): in_words(key, value) for key, value in results.items() if not isinstance(value, dict)}
     for key, value in results.items():
         if isinstance(value, dict) and all(not isinstance(item, dict) for item in value.values()):
-            facts[_name(key)] = ", ".join(f"{_name(name)} {in_words(name, item)}" for name, item in value.items())
+            facts[_name(key)] = ", ".join(f"{name} {in_words(name, item)}" for name, item in value.items())
     lines = [f"- {name}: {words}" for name, words in facts.items()]
     yield "\n".join([*lines, f"- all of it: [{path.name}](benchmarks/results/{path.name})"])
 
 
 def _tables(results: Mapping[str, Any], name: str) -> Iterator[str]:
     groups: dict[tuple[str, int], list[Row]] = {}
-    for names, row in _rows(results, ()):
+    # Where the file is one table, its rows have no name in common.
+    one_table = all(isinstance(value, dict) for value in results.values())
+    for names, row in _rows({"": results} if one_table else results, ()):
         groups.setdefault((names[0], len(names)), []).append((names[1:], row))
     # A group of one row is a fact, which stands above.
     for (group, depth), rows in groups.items():
@@ -121,7 +124,7 @@ def _rows(values: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[Row]:
     if plain and names:
         yield names, plain
     for key, value in values.items():
-        if isinstance(value, dict) and key not in LEFT_OUT and not (key == "operations" and plain):
+        if isinstance(value, dict) and key not in LEFT_OUT and not (key in LEFT_OUT_IF_LONG and plain):
             yield from _rows(value, (*names, key))
 
 
@@ -138,13 +141,14 @@ def _table(title: str, rows: list[Row]) -> str:
     depth = len(rows[0][0])
     same = [index for index in range(depth) if len(rows) > 1 and len({names[index] for names, _ in rows}) == 1]
     columns = list(dict.fromkeys(key for _, row in rows for key in row))
-    title = ", ".join([title, *(_name(rows[0][0][index]) for index in same)])
+    title = ", ".join(filter(None, [title, *(_name(rows[0][0][index]) for index in same)]))
     shown = [index for index in range(depth) if index not in same]
-    lines = [f"**{title}**", "", _line([*("" for _ in shown), *map(_name, columns)])]
+    lines = [f"**{title}**\n"] if title else []
+    lines.append(_line([*("" for _ in shown), *map(_name, columns)]))
     lines.append("|" + "---|" * len(shown) + "---:|" * len(columns))
     for names, row in rows:
         cells = [in_words(key, row[key]) if key in row else "" for key in columns]
-        lines.append(_line([*(_name(names[index]) for index in shown), *cells]))
+        lines.append(_line([*(names[index] or "none" for index in shown), *cells]))
     return "\n".join(lines)
 
 
