@@ -70,8 +70,9 @@ def write_android_app(
         app_id: the application id; None means one made of the model's name, in `org.example`.
         labels: names of the classes; None means the model's own or, of a file, a `labels.txt` beside it.
         crop: share of a photograph's short side that a classifier sees, in (0, 1]; None means 0.95. Segmenters see all.
-        quantize, calibration, max_difference: as of `export_tflite`, for a Keras model; None means "float16", no
-            images and the mode's limit.
+        quantize: as of `export_tflite`, for a Keras model; None means "float16".
+        calibration: as of `export_tflite`, for a Keras model; None means no images.
+        max_difference: as of `export_tflite`, for a Keras model; None means the mode's limit.
         overwrite: whether a project that was written before may be replaced.
 
     Raises:

@@ -66,7 +66,8 @@ def write_ios_app(
         app_id: the bundle identifier; None means one made of the model's name, in `org.example`.
         labels: names of the classes, for a Keras model; None means its own. A package has them inside.
         crop: share of a photograph's short side that a classifier sees, in (0, 1]; None means 0.95. Segmenters see all.
-        compress, max_difference: as of `export_coreml`, for a Keras model; None means "none" and the mode's limit.
+        compress: as of `export_coreml`, for a Keras model; None means "none".
+        max_difference: as of `export_coreml`, for a Keras model; None means the mode's limit.
         overwrite: whether a project that was written before may be replaced.
 
     Raises:
