@@ -16,8 +16,8 @@ from keras_efficientformer.backend_choice import missing_backend
 from keras_efficientformer.cli.apps.android import android_command
 from keras_efficientformer.cli.apps.ios import ios_command
 from keras_efficientformer.cli.apps.web import web_command
-from keras_efficientformer.cli.benchmark_coreml import benchmark_coreml_command
-from keras_efficientformer.cli.benchmark_tflite import benchmark_tflite_command
+from keras_efficientformer.cli.measurements.benchmark_coreml import benchmark_coreml_command
+from keras_efficientformer.cli.measurements.benchmark_tflite import benchmark_tflite_command
 from keras_efficientformer.cli.convert import convert
 from keras_efficientformer.cli.evaluate import evaluate
 from keras_efficientformer.cli.export_coreml import export_coreml_command

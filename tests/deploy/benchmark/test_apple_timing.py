@@ -15,7 +15,7 @@ from coremltools.converters.mil import Builder as mb
 from project import ROOT
 from typer.testing import CliRunner
 
-from keras_efficientformer.cli.benchmark_coreml import benchmark_coreml_command
+from keras_efficientformer.cli.measurements.benchmark_coreml import benchmark_coreml_command
 from keras_efficientformer.deploy.benchmark.apple_device import connected_iphone, this_mac
 from keras_efficientformer.deploy.benchmark.apple_timing import UNITS, benchmark_coreml, export_twin, logits_model
 from keras_efficientformer.deploy.benchmark.mobilenet_reference import mobilenet_v2_package

@@ -14,7 +14,7 @@ import typer
 from ai_edge_litert.interpreter import Interpreter
 from typer.testing import CliRunner
 
-from keras_efficientformer.cli.benchmark_tflite import benchmark_tflite_command
+from keras_efficientformer.cli.measurements.benchmark_tflite import benchmark_tflite_command
 from keras_efficientformer.deploy import export_tflite
 from keras_efficientformer.deploy.benchmark.arm_emulator import LIBRARY, ArmEmulator, default_folder, function_symbols
 from keras_efficientformer.deploy.benchmark.reports import DeviceReport

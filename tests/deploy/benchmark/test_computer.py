@@ -15,7 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from keras_efficientformer.cli.benchmark_tflite import benchmark_tflite_command
+from keras_efficientformer.cli.measurements.benchmark_tflite import benchmark_tflite_command
 from keras_efficientformer.deploy import export_tflite
 from keras_efficientformer.deploy.benchmark.android_phone import AndroidPhone, benchmark_on_phone
 from keras_efficientformer.deploy.benchmark.computer import benchmark_tflite, input_batch, profile_tflite

@@ -1,4 +1,4 @@
-"""The command `efficientformer benchmark coreml`: times a model on a connected iPhone or this Mac. Room: cli."""
+"""The command `efficientformer benchmark coreml`, on an iPhone or this Mac. Room: cli/measurements."""
 
 import shlex
 import tempfile

@@ -1,4 +1,4 @@
-"""The command `efficientformer benchmark tflite`: times files on a computer, phone or emulated CPU. Room: cli."""
+"""The command `efficientformer benchmark tflite`, on a computer, phone or emulated CPU. Room: cli/measurements."""
 
 import csv
 import dataclasses

@@ -1,0 +1,1 @@
+"""The commands that measure models and files: `benchmark` and `compare`. Room: cli/measurements."""
