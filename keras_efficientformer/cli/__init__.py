@@ -16,14 +16,14 @@ from keras_efficientformer.backend_choice import missing_backend
 from keras_efficientformer.cli.apps.android import android_command
 from keras_efficientformer.cli.apps.ios import ios_command
 from keras_efficientformer.cli.apps.web import web_command
-from keras_efficientformer.cli.measurements.benchmark_coreml import benchmark_coreml_command
-from keras_efficientformer.cli.measurements.benchmark_tflite import benchmark_tflite_command
 from keras_efficientformer.cli.convert import convert
 from keras_efficientformer.cli.evaluate import evaluate
 from keras_efficientformer.cli.export_coreml import export_coreml_command
 from keras_efficientformer.cli.export_tflite import export_tflite_command
 from keras_efficientformer.cli.finetune import finetune
 from keras_efficientformer.cli.inspect import inspect
+from keras_efficientformer.cli.measurements.benchmark_coreml import benchmark_coreml_command
+from keras_efficientformer.cli.measurements.benchmark_tflite import benchmark_tflite_command
 from keras_efficientformer.cli.options import errors
 from keras_efficientformer.cli.photographs.embed import embed
 from keras_efficientformer.cli.photographs.predict import predict

@@ -15,6 +15,8 @@ import numpy as np
 from keras_efficientformer.classifiers import Classifier, KerasClassifier, open_classifier
 from keras_efficientformer.errors import listing
 from keras_efficientformer.files import bare_name
+from keras_efficientformer.image_folders.class_places import class_places
+from keras_efficientformer.image_folders.image_folder import ImageSet, from_folder_on, list_images, without_unreadable
 from keras_efficientformer.imagenet import CROP, imagenet_labels
 from keras_efficientformer.images import count_other_files, of_channels
 from keras_efficientformer.labels import Labels, class_names, labels_beside
@@ -22,8 +24,6 @@ from keras_efficientformer.layers.names import MASKS
 from keras_efficientformer.models.sources import crop_of
 from keras_efficientformer.segmentation.palette import read_palette
 from keras_efficientformer.training.data.batches import Batch, ValidationImages, prefetched
-from keras_efficientformer.training.data.class_places import class_places
-from keras_efficientformer.training.data.image_folder import ImageSet, from_folder_on, list_images, without_unreadable
 from keras_efficientformer.training.data.imagenet_layout import is_flat, read_flat
 from keras_efficientformer.training.data.mask_batches import ValidationMasks
 from keras_efficientformer.training.data.masks import check_masks, list_masked

@@ -11,6 +11,13 @@ import keras
 
 from keras_efficientformer.errors import require
 from keras_efficientformer.files import write_json, write_text
+from keras_efficientformer.image_folders.class_places import class_places
+from keras_efficientformer.image_folders.image_folder import (
+    from_folder_on,
+    read_folder,
+    read_validation,
+    without_unreadable,
+)
 from keras_efficientformer.imagenet import imagenet_labels
 from keras_efficientformer.images import count_other_files
 from keras_efficientformer.labels import Labels, class_names
@@ -20,13 +27,6 @@ from keras_efficientformer.segmentation.decoder import is_segmenter
 from keras_efficientformer.segmentation.palette import Palette, read_palette
 from keras_efficientformer.training.config import BEST_FILE, CONFIG_FILE, FineTuneConfig, portable_arguments
 from keras_efficientformer.training.data.batches import Batches, TrainingImages, ValidationImages
-from keras_efficientformer.training.data.class_places import class_places
-from keras_efficientformer.training.data.image_folder import (
-    from_folder_on,
-    read_folder,
-    read_validation,
-    without_unreadable,
-)
 from keras_efficientformer.training.data.loaders import LoaderBatches
 from keras_efficientformer.training.data.mask_batches import TrainingMasks, ValidationMasks
 from keras_efficientformer.training.data.masks import check_masks, read_masked

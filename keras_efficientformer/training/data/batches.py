@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from keras_efficientformer.image_folders.image_folder import ImageSet
 from keras_efficientformer.imagenet import load_image, resize_and_crop
 from keras_efficientformer.training.config import FineTuneConfig
 from keras_efficientformer.training.data.augmentation import BatchAugmentation, random_crop
-from keras_efficientformer.training.data.image_folder import ImageSet
 
 Item = TypeVar("Item")
 

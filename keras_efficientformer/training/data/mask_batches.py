@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_efficientformer.image_folders.image_folder import ImageSet
 from keras_efficientformer.imagenet import load_image
 from keras_efficientformer.images import scaled
 from keras_efficientformer.segmentation.palette import Palette
 from keras_efficientformer.training.config import FineTuneConfig
 from keras_efficientformer.training.data.augmentation import random_box
 from keras_efficientformer.training.data.batches import TrainingImages, ValidationImages
-from keras_efficientformer.training.data.image_folder import ImageSet
 from keras_efficientformer.training.data.masks import read_mask
 
 

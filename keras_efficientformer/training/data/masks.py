@@ -15,10 +15,10 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from keras_efficientformer.errors import first_line, listing
+from keras_efficientformer.image_folders.image_folder import FILES_SHOWN, ImageSet, split_folders
 from keras_efficientformer.imagenet import ImageError, register_heif
 from keras_efficientformer.images import image_files
 from keras_efficientformer.segmentation.palette import Palette, in_digits
-from keras_efficientformer.training.data.image_folder import FILES_SHOWN, ImageSet, split_folders
 
 # In masks as they are read, pixels that count for nothing.
 IGNORED = -1

@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_efficientformer.errors import listing
-from keras_efficientformer.labels import class_names
-from keras_efficientformer.training.data.image_folder import (
+from keras_efficientformer.image_folders.image_folder import (
     TRAINING_NAMES,
     VALIDATION_NAMES,
     ImageSet,
@@ -28,6 +27,7 @@ from keras_efficientformer.training.data.image_folder import (
     list_images,
     split_folders,
 )
+from keras_efficientformer.labels import class_names
 
 FILE_COLUMN, LABELS_COLUMN = "file", "labels"
 # What stands between the labels in the name of a folder, and in a CSV's column of labels.

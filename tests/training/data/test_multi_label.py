@@ -5,9 +5,9 @@ import pytest
 import training_images
 from PIL import Image
 
+from keras_efficientformer.image_folders.image_folder import ImageSet, hold_out, list_images
 from keras_efficientformer.training import FineTuneConfig
 from keras_efficientformer.training.data.batches import TrainingImages
-from keras_efficientformer.training.data.image_folder import ImageSet, hold_out, list_images
 from keras_efficientformer.training.data.loaders import LoaderBatches
 from keras_efficientformer.training.data.multi_label import (
     list_multi_label,

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import training_images
 
+from keras_efficientformer.image_folders.image_folder import read_folder, read_validation
 from keras_efficientformer.imagenet import load_image, preprocess_input, resize_and_crop
 from keras_efficientformer.training import FineTuneConfig, list_images
 from keras_efficientformer.training.data.augmentation import BatchAugmentation, random_crop
@@ -15,7 +16,6 @@ from keras_efficientformer.training.data.batches import (
     one_hot,
     prefetched,
 )
-from keras_efficientformer.training.data.image_folder import read_folder, read_validation
 from keras_efficientformer.training.data.loaders import LoaderBatches
 
 SIZE = (32, 32)

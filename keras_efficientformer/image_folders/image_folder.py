@@ -1,4 +1,4 @@
-"""Lists a folder's images by class, holds some out for validation, finds unreadable ones. Room: training/data."""
+"""Lists a folder's images by class, holds some out for validation, finds unreadable ones. Room: image_folders."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence

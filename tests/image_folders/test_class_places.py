@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from keras_efficientformer.image_folders.class_places import IN_THEIR_ORDER, class_places
 from keras_efficientformer.imagenet import imagenet_labels
-from keras_efficientformer.training.data.class_places import IN_THEIR_ORDER, class_places
 
 FOLDER = Path("images")
 IMAGENET = imagenet_labels()

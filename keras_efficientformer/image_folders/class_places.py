@@ -1,4 +1,4 @@
-"""Finds which of a model's classes each folder of images is of. Room: training/data."""
+"""Finds which of a model's classes each folder of images is of. Room: image_folders."""
 
 from collections.abc import Sequence
 from pathlib import Path
