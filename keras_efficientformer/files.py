@@ -126,6 +126,12 @@ class Interrupts:
             raise KeyboardInterrupt from error
 
 
+def remove_unfinished(folder: str | os.PathLike[str]) -> None:
+    """Takes away what a killed process had half written into a folder."""
+    for partial in Path(folder).glob(".partial-*"):
+        shutil.rmtree(partial)
+
+
 def bare_name(path: str | os.PathLike[str]) -> str:
     """The name of a file or folder without the folders above it: reports go to others, whom those do not concern."""
     return Path(os.path.abspath(path)).name

@@ -24,6 +24,7 @@ from keras_efficientformer.cli.finetune import finetune
 from keras_efficientformer.cli.inspect import inspect
 from keras_efficientformer.cli.measurements.benchmark_coreml import benchmark_coreml_command
 from keras_efficientformer.cli.measurements.benchmark_tflite import benchmark_tflite_command
+from keras_efficientformer.cli.measurements.compare import compare
 from keras_efficientformer.cli.options import errors
 from keras_efficientformer.cli.photographs.embed import embed
 from keras_efficientformer.cli.photographs.predict import predict
@@ -41,7 +42,7 @@ applications = typer.Typer(help="Write an app around a model.", no_args_is_help=
 applications.command("android")(android_command)
 applications.command("ios")(ios_command)
 applications.command("web")(web_command)
-for command in (convert, predict, embed, inspect, finetune, evaluate, push):
+for command in (convert, predict, embed, inspect, finetune, evaluate, compare, push):
     app.command()(command)
 app.add_typer(export, name="export")
 app.add_typer(benchmark, name="benchmark")

@@ -111,8 +111,8 @@ LabelsFile = Annotated[
 ]
 
 
-def choice(names: Iterable[str | int], meaning: str) -> Any:
-    """An option whose value is one of these."""
+def choice(names: Iterable[str | int], meaning: str, *flags: str) -> Any:
+    """An option whose value is one of these; `flags` are its names where they are not the parameter's."""
     values = {str(name): name for name in names}
 
     def parse(text: str | int) -> str | int:
@@ -120,7 +120,7 @@ def choice(names: Iterable[str | int], meaning: str) -> Any:
             raise typer.BadParameter(f"{text!r} is not one of {', '.join(values)}.")
         return values[str(text)]
 
-    return typer.Option(parser=parse, metavar="<choice>", help=f"{meaning} One of {', '.join(values)}.")
+    return typer.Option(*flags, parser=parse, metavar="<choice>", help=f"{meaning} One of {', '.join(values)}.")
 
 
 def open_keras(source: str, size: tuple[int, int] | None) -> "keras.Model":

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from keras_efficientformer.errors import require
-from keras_efficientformer.files import write_json, write_text
+from keras_efficientformer.files import remove_unfinished, write_json, write_text
 from keras_efficientformer.image_folders.class_places import class_places
 from keras_efficientformer.image_folders.image_folder import (
     from_folder_on,
@@ -33,7 +33,7 @@ from keras_efficientformer.training.data.masks import check_masks, read_masked
 from keras_efficientformer.training.data.multi_label import read_multi_label, read_multi_label_validation
 from keras_efficientformer.training.devices import Devices, open_devices
 from keras_efficientformer.training.run import FineTuneReport, Run, RunData
-from keras_efficientformer.training.run_state import CHECKPOINT_FILE, TrainingError, remove_unfinished
+from keras_efficientformer.training.run_state import CHECKPOINT_FILE, TrainingError
 from keras_efficientformer.training.student import AnyNetwork, Network, SegmentationNetwork
 from keras_efficientformer.training.teachers import open_teacher
 

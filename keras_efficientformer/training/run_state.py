@@ -5,7 +5,6 @@ The file gets its name when all of it is on the disk, so whatever stops a run, t
 
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -102,9 +101,3 @@ def assign(variables: list[Any], values: list[np.ndarray], path: Path) -> None:
         )
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Takes away what a killed run had half written."""
-    for partial in folder.glob(".partial-*"):
-        shutil.rmtree(partial)

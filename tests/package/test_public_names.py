@@ -55,10 +55,13 @@ PUBLIC = {
         "write_checkpoint",
     ],
     "keras_efficientformer.deploy": [
+        "ComparisonReport",
         "ExportError",
         "ExportReport",
+        "compare_modes",
         "export_coreml",
         "export_tflite",
+        "plot_comparison",
         "save_export_page",
     ],
     "keras_efficientformer.hub": [

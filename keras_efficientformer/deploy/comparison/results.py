@@ -1,0 +1,231 @@
+"""What a comparison of modes has found: a row for each mode, as JSON and as a table. Room: deploy/comparison."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.console import Group
+from rich.table import Column, Table
+from rich.text import Text
+
+from keras_efficientformer.deploy.report import short
+from keras_efficientformer.reporting import finite_only
+
+
+@dataclass(frozen=True)
+class ModeScores:
+    """How a mode answers, beside the Keras model, on the same images.
+
+    Attributes:
+        top1: share of the images whose class it finds, in [0, 1]; None where the classes are not known.
+        agreement: share of the images on which its largest score is Keras'.
+        drop: how much less than Keras it finds, in [-1, 1], negative where it finds more; without classes the share of
+            the images on which the two differ.
+        error: standard error of the drop, from what each image adds to it.
+        largest_difference: of all scores.
+    """
+
+    top1: float | None
+    agreement: float
+    drop: float
+    error: float
+    largest_difference: float
+
+    @classmethod
+    def of(cls, expected: np.ndarray, found: np.ndarray, targets: np.ndarray | None) -> "ModeScores":
+        """Those of scores, both float arrays (images, classes), Keras' first."""
+        keras_best, best = expected.argmax(-1), found.argmax(-1)
+        if targets is None:
+            lost = (keras_best != best).astype(float)
+        else:
+            lost = (keras_best == targets).astype(float) - (best == targets)
+        return cls(
+            top1=None if targets is None else float(np.mean(best == targets)),
+            agreement=float(np.mean(keras_best == best)),
+            drop=float(lost.mean()),
+            error=float(lost.std() / np.sqrt(len(lost))),
+            largest_difference=float(np.abs(found - expected).max()),
+        )
+
+    def keeps_within(self, points: float) -> bool:
+        """Whether the drop, its standard error included, is at most so many points: images are a sample, and on few of
+        them a mode may do well by chance."""
+        return 100 * (self.drop + self.error) <= points
+
+    @property
+    def drop_in_words(self) -> str:
+        """ "0.12 ± 0.20"."""
+        return f"{100 * self.drop:.2f} ± {100 * self.error:.2f}"
+
+
+@dataclass(frozen=True)
+class ModeResult:
+    """What was found of one mode.
+
+    Attributes:
+        mode: its name, "tflite:int8".
+        failure: why there is no file, where the export was refused; then all else is None.
+        file: its name.
+        size: bytes.
+        scores: how it answers.
+        operations: of the file; of a package those that are no constants.
+        partitions: how many parts of a .tflite file XNNPACK computes.
+        instructions: millions of instructions of one inference on an emulated Arm CPU; None where it is not set up.
+        gpu: what LiteRT's GPU engine makes of a .tflite file, `GpuCheck.found` and `GpuCheck.verdict`; None where there
+            is no driver.
+        npu: the verdict of LiteRT's compiler for Intel's NPUs; None where it is not installed.
+        neural_engine: {rule: how many operations of a package it found} that may leave the Neural Engine.
+        milliseconds: median of one inference of a .tflite file on one thread of this computer.
+    """
+
+    mode: str
+    failure: str | None = None
+    file: str | None = None
+    size: int | None = None
+    scores: ModeScores | None = None
+    operations: int | None = None
+    partitions: int | None = None
+    instructions: float | None = None
+    gpu: tuple[str, str] | None = None
+    npu: str | None = None
+    neural_engine: dict[str, int] | None = None
+    milliseconds: float | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ModeResult":
+        """The result of what `dataclasses.asdict` made of one."""
+        scores, gpu = values["scores"], values["gpu"]
+        return cls(**values | {"scores": scores and ModeScores(**scores), "gpu": gpu and tuple(gpu)})
+
+    @property
+    def rules(self) -> str:
+        """What is known of other hardware than the CPU, in words."""
+        if self.neural_engine is not None:
+            found = ", ".join(f"{number} {rule}" for rule, number in self.neural_engine.items())
+            return f"Neural Engine: {found or 'nothing found'}"
+        words = [f"GPU {self.gpu[0]}"] if self.gpu else []
+        return ", ".join([*words, *([f"NPU {self.npu}"] if self.npu else [])]) or "-"
+
+
+# What a mode costs, by the attribute of `ModeResult`.
+CostOf = Callable[[ModeResult], float | None]
+
+
+def front(results: Sequence[ModeResult], cost: CostOf) -> list[ModeResult]:
+    """The modes that no other beats in both accuracy and cost, the cheapest first, of those whose cost is known."""
+    known = [(cost(result), result.scores.drop, result) for result in results if result.scores]
+    found: list[ModeResult] = []
+    least = math.inf
+    for _, drop, result in sorted((row for row in known if row[0] is not None), key=lambda row: row[:2]):
+        if drop < least:
+            found.append(result)
+            least = drop
+    return found
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """Modes of one model, measured on the same images.
+
+    Attributes:
+        model: its name.
+        folder: of the images, without those above it.
+        images: how many were scored.
+        of: how many there were.
+        calibrated_on: on what ranges were measured, in words.
+        classes_from: how it is known of which class an image is; None where it is not, and the modes' answers were
+            compared with Keras' alone.
+        keras_top1: share of the images whose class the Keras model finds; None where the classes are not known.
+        results: a row for each mode.
+        missing: {mode: what is not installed} of those that could not be made here.
+        notes: what else was not measured, and why.
+        recommendations: {target: the mode and the reason in a sentence}; the mode is None where none is fit.
+        max_drop: points that a recommended mode's top-1 may drop by.
+        device: this computer.
+        date: of the comparison.
+        versions: of the packages that were used.
+        kept: where the files are; None where they were removed.
+    """
+
+    model: str
+    folder: str
+    images: int
+    of: int
+    calibrated_on: str
+    classes_from: str | None
+    keras_top1: float | None
+    results: tuple[ModeResult, ...]
+    missing: dict[str, str]
+    notes: tuple[str, ...]
+    recommendations: dict[str, tuple[str | None, str]]
+    max_drop: float
+    device: str
+    date: str
+    versions: dict[str, str] = field(default_factory=dict)
+    kept: str | None = None
+
+    @property
+    def failed(self) -> tuple[ModeResult, ...]:
+        """The modes whose export was refused."""
+        return tuple(result for result in self.results if result.failure)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values."""
+        values = dataclasses.asdict(self)
+        for result in values["results"]:
+            result["gpu"] = result["gpu"] and dict(zip(("found", "verdict"), result["gpu"], strict=True))
+        advice = {
+            target: {"mode": mode, "sentence": sentence} for target, (mode, sentence) in self.recommendations.items()
+        }
+        return finite_only(values | {"recommendations": advice})
+
+    def to_json(self) -> str:
+        """The report as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @property
+    def measured_on(self) -> str:
+        """What the modes were measured on, in words."""
+        some = f"{self.images:,} of {self.of:,}" if self.images < self.of else f"all {self.images:,}"
+        classes = f"classes {self.classes_from}" if self.classes_from else "without classes"
+        return f"{some} images of {self.folder}, {classes}; calibrated on {self.calibrated_on}"
+
+    def __rich__(self) -> Group:
+        keras = "" if self.keras_top1 is None else f"; Keras: {self.keras_top1:.2%}"
+        lines = [Text(self.measured_on + keras)]
+        lines += [Text(f"{result.mode}: {result.failure}") for result in self.failed]
+        lines += [Text(f"{mode} was left out: {reason}") for mode, reason in self.missing.items()]
+        lines += [Text(note) for note in self.notes]
+        lines += [Text(sentence, style="bold") for _, sentence in self.recommendations.values()]
+        return Group(self._table(), *lines)
+
+    def _table(self) -> Table:
+        score = "same top-1" if self.classes_from is None else "top-1"
+        right = ("MB", score, "drop", "difference", "ms here", "M instr.", "operations")
+        table = Table(
+            Column("mode", no_wrap=True), *(Column(name, justify="right") for name in right), "other hardware"
+        )
+        table.title, table.title_justify = Text(self.model), "left"
+        for result in self.results:
+            table.add_row(result.mode, *_cells(result, self.classes_from is None))
+        return table
+
+
+def _cells(result: ModeResult, agreement: bool) -> list[str]:
+    if result.scores is None or result.size is None:
+        return ["-"] * 7 + ["not written"]
+    share = result.scores.agreement if agreement else result.scores.top1
+    return [
+        f"{result.size / 1e6:.1f}",
+        f"{share:.2%}",
+        result.scores.drop_in_words,
+        short(result.scores.largest_difference),
+        "-" if result.milliseconds is None else f"{result.milliseconds:.1f}",
+        "-" if result.instructions is None else f"{result.instructions:,.1f}",
+        f"{result.operations}" + (f" in {result.partitions}" if result.partitions is not None else ""),
+        result.rules,
+    ]

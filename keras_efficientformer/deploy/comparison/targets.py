@@ -1,0 +1,145 @@
+"""Which modes are meant for which devices, and which of them to take: the rules of recommendations.
+
+What runs where is what the tables in tflite/README.md ("Where each mode runs") and coreml/README.md of the source tree
+say; what can be measured here is measured. Room: deploy/comparison.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from keras_efficientformer.deploy.comparison.modes import COREML, TFLITE
+from keras_efficientformer.deploy.comparison.results import CostOf, ModeResult
+from keras_efficientformer.deploy.coreml.modes import COMPRESSIONS
+from keras_efficientformer.deploy.tflite.modes import MODES
+
+# CPUs have slow reference kernels for "int16x8", and GPUs none.
+TFLITE_MODES = tuple(f"{TFLITE}:{name}" for name in MODES if name != "int16x8")
+# GPUs compute quantized values in float, so these lose nothing there by being larger.
+TFLITE_FLOATS = (f"{TFLITE}:none", f"{TFLITE}:float16")
+# Neural Engines multiply int8 by int8 faster since A17 Pro and M4; older ones unpack such activations at run time.
+INT8_ACTIVATIONS = (f"{COREML}:w8a8",)
+# Neural Engines compute in float16, whatever way weights are stored.
+COREML_FLOAT16 = (
+    f"{COREML}:float16",
+    *(f"{COREML}:{name}" for name in COMPRESSIONS if name != "none" and f"{COREML}:{name}" not in INT8_ACTIVATIONS),
+)
+
+# By default: more would take too long, and fewer would not tell modes apart that differ by half a point.
+IMAGES_SCORED = 1000
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is least of the mode that is taken.
+
+    Attributes:
+        of: the number.
+        words: the number in words, for `str.format`.
+        least: what the least of it is called.
+        caveat: what has to be said of it besides.
+    """
+
+    of: CostOf
+    words: str
+    least: str
+    caveat: str = ""
+
+
+SIZE = Measure(lambda result: result.size and result.size / 1e6, "{:.1f} MB", "the smallest")
+INSTRUCTIONS = Measure(lambda result: result.instructions, "{:,.1f} million Arm instructions an image", "the fewest")
+MILLISECONDS = Measure(
+    lambda result: result.milliseconds,
+    "{:.1f} ms an image on this computer",
+    "the fastest",
+    "; phones may order modes otherwise: tflite/arm/setup.sh sets up an emulator that counts Arm instructions",
+)
+
+
+@dataclass(frozen=True)
+class TargetRules:
+    """A kind of device.
+
+    Attributes:
+        groups: names of the modes that are meant for it; one of a later group is taken only where none of an earlier
+            is fit.
+        measures: the first that is known of all modes of a group decides.
+        why: what speaks for these modes and this measure.
+    """
+
+    groups: tuple[tuple[str, ...], ...]
+    measures: tuple[Measure, ...]
+    why: str
+
+
+TARGET_RULES = {
+    "android-cpu": TargetRules((TFLITE_MODES,), (INSTRUCTIONS, MILLISECONDS), "what counts on a CPU is the work"),
+    "android-gpu": TargetRules(
+        (TFLITE_FLOATS,), (SIZE,), "a GPU computes in float whatever is stored, so integers would only lose accuracy"
+    ),
+    "iphone": TargetRules(
+        (COREML_FLOAT16,), (SIZE,), "the Neural Engine computes in float16 however weights are stored, so size decides"
+    ),
+    "iphone-a17": TargetRules(
+        (INT8_ACTIVATIONS, COREML_FLOAT16),
+        (SIZE,),
+        "since A17 Pro the Neural Engine multiplies int8 faster, and else computes in float16",
+    ),
+    "web": TargetRules((TFLITE_MODES,), (SIZE,), "in browsers quantized files are smaller downloads and hardly faster"),
+}
+
+Advice = tuple[str | None, str]
+
+
+def check_target_name(name: str) -> None:
+    """Raises ValueError for the name of a target that there is not; the message has the nearest."""
+    if name not in TARGET_RULES:
+        nearest = difflib.get_close_matches(name, TARGET_RULES, n=2)
+        hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
+        raise ValueError(f"The target should be one of {', '.join(TARGET_RULES)}. Received: {name!r}.{hint}")
+
+
+def recommend(results: Sequence[ModeResult], target: str, max_drop: float, images: int) -> Advice:
+    """The mode to take for a target and the reason in a sentence; None in the place of the mode where none is fit.
+
+    Args:
+        results: of the modes that were compared.
+        target: a key of `TARGET_RULES`.
+        max_drop: points that top-1 may drop by, the standard error included (`ModeScores.keeps_within`).
+        images: how many the modes were scored on.
+    """
+    rules = TARGET_RULES[target]
+    meant = [name for group in rules.groups for name in group]
+    measured = [result for result in results if result.mode in meant and result.scores is not None]
+    if not measured:
+        return None, f"For {target} nothing can be said: none of {', '.join(meant)} was measured."
+    for group in rules.groups:
+        run = [result for result in measured if result.mode in group and _is_run(result, target)]
+        fit = [result for result in run if result.scores and result.scores.keeps_within(max_drop)]
+        if fit:
+            return _taken(fit, len(run), target, max_drop, images)
+    nearest = min(measured, key=lambda result: result.scores.drop + result.scores.error if result.scores else 0.0)
+    assert nearest.scores is not None
+    return None, (
+        f"For {target} no mode is fit: of {len(measured)} that are meant for it {nearest.mode} comes nearest, and its "
+        f"top-1 drops by {nearest.scores.drop_in_words} points on {images:,} images, where {max_drop:g} are allowed."
+    )
+
+
+def _is_run(result: ModeResult, target: str) -> bool:
+    """Whether the device computes all of a file. Where no GPU could be asked, the README's table is taken: it has
+    whole all modes that are meant for one."""
+    return target != "android-gpu" or result.gpu is None or result.gpu[0] == "whole"
+
+
+def _taken(fit: Sequence[ModeResult], of: int, target: str, max_drop: float, images: int) -> Advice:
+    rules = TARGET_RULES[target]
+    measure = next(m for m in rules.measures if all(m.of(result) is not None for result in fit))
+    best = min(fit, key=lambda result: (measure.of(result), result.size))
+    assert best.scores is not None
+    number = measure.words.format(measure.of(best))
+    among = f"{measure.least} of {len(fit)} (of {of} meant for it)" if of > 1 else "the one mode for it"
+    return best.mode, (
+        f"For {target} take {best.mode}: {number}, {among} whose top-1 drops by at most {max_drop:g} points, by "
+        f"{best.scores.drop_in_words} on {images:,} images; {rules.why}{measure.caveat}."
+    )
