@@ -7,7 +7,7 @@ from typing import Any
 from keras_efficientformer.deploy.benchmark.plots import matplotlib_figure
 from keras_efficientformer.deploy.comparison.modes import TFLITE
 from keras_efficientformer.deploy.comparison.results import ComparisonReport, CostOf, ModeResult, front
-from keras_efficientformer.deploy.comparison.targets import INSTRUCTIONS, MILLISECONDS, SIZE
+from keras_efficientformer.deploy.comparison.targets import INSTRUCTIONS, MEGABYTES, MILLISECONDS
 from keras_efficientformer.files import finished_file
 
 TFLITE_COLOUR, COREML_COLOUR, FRONT_COLOUR = "tab:blue", "tab:orange", "dimgrey"
@@ -40,7 +40,7 @@ def plot_comparison(report: ComparisonReport, path: str | os.PathLike[str], over
     words = "million Arm instructions of one inference" if counted else "milliseconds of one inference on this computer"
     left, right = figure.subplots(1, 2, sharey=True)
     lowest = -DROPS_SHOWN * max(report.max_drop, 0.1)
-    _panel(left, written, SIZE.of, "megabytes", lowest)
+    _panel(left, written, MEGABYTES.of, "megabytes", lowest)
     _panel(right, tflite, cost.of, words, lowest)
     left.set_ylabel("points of top-1 beside Keras" if report.classes_from else "percent with Keras' top-1, less 100")
     for axes in (left, right):
@@ -51,7 +51,8 @@ def plot_comparison(report: ComparisonReport, path: str | os.PathLike[str], over
     ]
     figure.legend(handles=handles, loc="outside lower right", ncols=2, frameon=False)
     figure.suptitle(
-        f"{report.model}\n{report.images:,} images of {report.folder}, {report.date}",
+        f"{report.model}, on {report.images:,} images of {report.folder}, {report.date}\n"
+        "filled: no other mode is better in both",
         x=0.01,
         ha="left",
         fontsize="medium",
@@ -98,5 +99,10 @@ def _panel(axes: Any, results: Sequence[ModeResult], cost: CostOf, words: str, l
         )
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.3)
+    ticks = [step * 10.0**power for power in range(-3, 6) for step in (1, 2, 5)]
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+    axes.minorticks_off()
     axes.set_xlabel(words)
     axes.spines[["top", "right"]].set_visible(False)

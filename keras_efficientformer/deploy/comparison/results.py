@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
+from keras_efficientformer.deploy.benchmark.reports import short_number
 from keras_efficientformer.deploy.report import short
 from keras_efficientformer.reporting import finite_only
 
@@ -60,6 +61,14 @@ class ModeScores:
     def drop_in_words(self) -> str:
         """ "0.12 ± 0.20"."""
         return f"{100 * self.drop:.2f} ± {100 * self.error:.2f}"
+
+    @property
+    def beside_keras(self) -> str:
+        """The drop in a sentence's words."""
+        if self.top1 is None:
+            return f"another top-1 than Keras on {self.drop_in_words}% of the images"
+        points = f"{100 * abs(self.drop):.2f} ± {100 * self.error:.2f} points"
+        return f"top-1 {points} {'above' if self.drop < 0 else 'below'} Keras'"
 
 
 @dataclass(frozen=True)
@@ -220,12 +229,12 @@ def _cells(result: ModeResult, agreement: bool) -> list[str]:
         return ["-"] * 7 + ["not written"]
     share = result.scores.agreement if agreement else result.scores.top1
     return [
-        f"{result.size / 1e6:.1f}",
+        short_number(result.size / 1e6),
         f"{share:.2%}",
         result.scores.drop_in_words,
         short(result.scores.largest_difference),
-        "-" if result.milliseconds is None else f"{result.milliseconds:.1f}",
-        "-" if result.instructions is None else f"{result.instructions:,.1f}",
+        "-" if result.milliseconds is None else short_number(result.milliseconds),
+        "-" if result.instructions is None else short_number(result.instructions),
         f"{result.operations}" + (f" in {result.partitions}" if result.partitions is not None else ""),
         result.rules,
     ]

@@ -5,9 +5,10 @@ say; what can be measured here is measured. Room: deploy/comparison.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from keras_efficientformer.deploy.benchmark.reports import short_number
 from keras_efficientformer.deploy.comparison.modes import COREML, TFLITE
 from keras_efficientformer.deploy.comparison.results import CostOf, ModeResult
 from keras_efficientformer.deploy.coreml.modes import COMPRESSIONS
@@ -35,22 +36,22 @@ class Measure:
 
     Attributes:
         of: the number.
-        words: the number in words, for `str.format`.
+        unit: what stands after it.
         least: what the least of it is called.
         caveat: what has to be said of it besides.
     """
 
     of: CostOf
-    words: str
+    unit: str
     least: str
     caveat: str = ""
 
 
-SIZE = Measure(lambda result: result.size and result.size / 1e6, "{:.1f} MB", "the smallest")
-INSTRUCTIONS = Measure(lambda result: result.instructions, "{:,.1f} million Arm instructions an image", "the fewest")
+MEGABYTES = Measure(lambda result: result.size and result.size / 1e6, "MB", "the smallest")
+INSTRUCTIONS = Measure(lambda result: result.instructions, "million Arm instructions an image", "the fewest")
 MILLISECONDS = Measure(
     lambda result: result.milliseconds,
-    "{:.1f} ms an image on this computer",
+    "ms an image on this computer",
     "the fastest",
     "; phones may order modes otherwise: tflite/arm/setup.sh sets up an emulator that counts Arm instructions",
 )
@@ -75,17 +76,23 @@ class TargetRules:
 TARGET_RULES = {
     "android-cpu": TargetRules((TFLITE_MODES,), (INSTRUCTIONS, MILLISECONDS), "what counts on a CPU is the work"),
     "android-gpu": TargetRules(
-        (TFLITE_FLOATS,), (SIZE,), "a GPU computes in float whatever is stored, so integers would only lose accuracy"
+        (TFLITE_FLOATS,),
+        (MEGABYTES,),
+        "a GPU computes in float whatever is stored, so integers would only lose accuracy",
     ),
     "iphone": TargetRules(
-        (COREML_FLOAT16,), (SIZE,), "the Neural Engine computes in float16 however weights are stored, so size decides"
+        (COREML_FLOAT16,),
+        (MEGABYTES,),
+        "the Neural Engine computes in float16 however weights are stored, so size decides",
     ),
     "iphone-a17": TargetRules(
         (INT8_ACTIVATIONS, COREML_FLOAT16),
-        (SIZE,),
+        (MEGABYTES,),
         "since A17 Pro the Neural Engine multiplies int8 faster, and else computes in float16",
     ),
-    "web": TargetRules((TFLITE_MODES,), (SIZE,), "in browsers quantized files are smaller downloads and hardly faster"),
+    "web": TargetRules(
+        (TFLITE_MODES,), (MEGABYTES,), "in browsers quantized files are smaller downloads and hardly faster"
+    ),
 }
 
 Advice = tuple[str | None, str]
@@ -110,36 +117,59 @@ def recommend(results: Sequence[ModeResult], target: str, max_drop: float, image
     """
     rules = TARGET_RULES[target]
     meant = [name for group in rules.groups for name in group]
-    measured = [result for result in results if result.mode in meant and result.scores is not None]
+    measured = {result.mode: result for result in results if result.mode in meant and result.scores is not None}
     if not measured:
         return None, f"For {target} nothing can be said: none of {', '.join(meant)} was measured."
-    for group in rules.groups:
-        run = [result for result in measured if result.mode in group and _is_run(result, target)]
-        fit = [result for result in run if result.scores and result.scores.keeps_within(max_drop)]
+    for place, group in enumerate(rules.groups):
+        fit = [measured[name] for name in group if name in measured and _is_fit(measured[name], target, max_drop)]
         if fit:
-            return _taken(fit, len(run), target, max_drop, images)
-    nearest = min(measured, key=lambda result: result.scores.drop + result.scores.error if result.scores else 0.0)
-    assert nearest.scores is not None
-    return None, (
-        f"For {target} no mode is fit: of {len(measured)} that are meant for it {nearest.mode} comes nearest, and its "
-        f"top-1 drops by {nearest.scores.drop_in_words} points on {images:,} images, where {max_drop:g} are allowed."
-    )
+            passed_over = [name for earlier in rules.groups[:place] for name in earlier]
+            return _taken(fit, passed_over, measured, target, max_drop, images)
+    return None, _none_fit(list(measured.values()), target, max_drop, images)
 
 
-def _is_run(result: ModeResult, target: str) -> bool:
-    """Whether the device computes all of a file. Where no GPU could be asked, the README's table is taken: it has
-    whole all modes that are meant for one."""
-    return target != "android-gpu" or result.gpu is None or result.gpu[0] == "whole"
+def _is_fit(result: ModeResult, target: str, max_drop: float) -> bool:
+    """Whether a mode keeps within the drop and the device computes all of its file. Where no GPU could be asked, the
+    README's table is taken: it has whole all modes that are meant for one."""
+    is_run = target != "android-gpu" or result.gpu is None or result.gpu[0] == "whole"
+    return is_run and result.scores is not None and result.scores.keeps_within(max_drop)
 
 
-def _taken(fit: Sequence[ModeResult], of: int, target: str, max_drop: float, images: int) -> Advice:
+def _taken(
+    fit: Sequence[ModeResult],
+    passed_over: Sequence[str],
+    measured: Mapping[str, ModeResult],
+    target: str,
+    max_drop: float,
+    images: int,
+) -> Advice:
     rules = TARGET_RULES[target]
     measure = next(m for m in rules.measures if all(m.of(result) is not None for result in fit))
     best = min(fit, key=lambda result: (measure.of(result), result.size))
+    number = measure.of(best)
     assert best.scores is not None
-    number = measure.words.format(measure.of(best))
-    among = f"{measure.least} of {len(fit)} (of {of} meant for it)" if of > 1 else "the one mode for it"
-    return best.mode, (
-        f"For {target} take {best.mode}: {number}, {among} whose top-1 drops by at most {max_drop:g} points, by "
-        f"{best.scores.drop_in_words} on {images:,} images; {rules.why}{measure.caveat}."
+    assert number is not None
+    among = f"{measure.least} of the {len(fit)} modes for it" if len(fit) > 1 else "the one mode for it"
+    others = [f"{name} {'loses more' if name in measured else 'was not compared'}" for name in passed_over]
+    return best.mode, "".join(
+        (
+            f"For {target} take {best.mode}: {short_number(number)} {measure.unit}, {among} within {max_drop:g} points "
+            f"of Keras, {best.scores.beside_keras} on {images:,} images",
+            *(f"; {words}" for words in (rules.why, *others)),
+            f"{measure.caveat}.",
+        )
+    )
+
+
+def _none_fit(measured: Sequence[ModeResult], target: str, max_drop: float, images: int) -> str:
+    refused = [f"{result.mode} ({result.gpu[1]})" for result in measured if result.gpu and result.gpu[0] != "whole"]
+    if target == "android-gpu" and len(refused) == len(measured):
+        return f"For {target} no mode is fit: the GPU computes none of them whole and rightly, {'; '.join(refused)}."
+    scores, mode = min(
+        ((result.scores, result.mode) for result in measured if result.scores),
+        key=lambda pair: pair[0].drop + pair[0].error,
+    )
+    return (
+        f"For {target} no mode of {len(measured)} is fit, for within {max_drop:g} points of Keras, standard error "
+        f"included, is none: {mode} comes nearest, {scores.beside_keras} on {images:,} images."
     )
