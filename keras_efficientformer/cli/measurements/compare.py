@@ -23,7 +23,7 @@ from keras_efficientformer.cli.options import (
 )
 from keras_efficientformer.cli.quiet import import_coremltools_alone
 from keras_efficientformer.deploy.benchmark.plots import matplotlib_figure
-from keras_efficientformer.deploy.comparison.modes import chosen_modes
+from keras_efficientformer.deploy.comparison.modes import COREML, chosen_modes
 from keras_efficientformer.deploy.comparison.targets import IMAGES_SCORED, TARGET_RULES
 from keras_efficientformer.files import check_target, finished_file
 from keras_efficientformer.labels import labels_beside
@@ -73,12 +73,13 @@ def compare(
     """Export a model in many modes, measure each on images, and say which to take. An interrupted one goes on."""
     check_inputs(model, folder, calibration, labels)
     try:
-        chosen_modes(mode, without or ())
+        modes, _ = chosen_modes(mode, without or ())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if save is not None:
         _check_output(save, overwrite)
-    import_coremltools_alone(compresses=True)
+    if any(found.format == COREML for found in modes):
+        import_coremltools_alone(compresses=True)
     network = open_keras(model, size)
     try:
         report = deploy.compare_modes(

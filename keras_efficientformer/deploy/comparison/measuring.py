@@ -33,7 +33,7 @@ ARM_CPU = "cortex-a76"
 # Outputs that hold a value for each class.
 CLASS_OUTPUTS = ("probabilities", "logits", "scores")
 # So many images at once are float32.
-CHUNK = 256
+IMAGES_AT_ONCE = 256
 
 Asked = TypeVar("Asked")
 
@@ -67,8 +67,8 @@ def _file_scores(file: Path, network: FusedNetwork, images: ComparedImages) -> n
 
 
 def _in_chunks(images: ComparedImages, answer: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    starts = range(0, len(images), CHUNK)
-    return np.concatenate([answer(images.pixels[start : start + CHUNK]) for start in starts])
+    starts = range(0, len(images), IMAGES_AT_ONCE)
+    return np.concatenate([answer(images.pixels[start : start + IMAGES_AT_ONCE]) for start in starts])
 
 
 def export_mode(

@@ -11,8 +11,8 @@ from keras_efficientformer.deploy.comparison.targets import INSTRUCTIONS, MEGABY
 from keras_efficientformer.files import finished_file
 
 TFLITE_COLOUR, COREML_COLOUR, FRONT_COLOUR = "tab:blue", "tab:orange", "dimgrey"
-# Of modes that lose more points than these times the allowed drop only the name is shown, at the lower edge: drawn to
-# scale they would press all others together.
+# Modes that lose more than so many times the allowed drop stand at the lower edge with their figure: drawn to scale
+# they would press all others together.
 DROPS_SHOWN = 4.0
 # Names of neighbouring points are written at different heights, in units of points.
 NAME_HEIGHTS = (8, 20, 32, 44)
@@ -42,7 +42,9 @@ def plot_comparison(report: ComparisonReport, path: str | os.PathLike[str], over
     lowest = -DROPS_SHOWN * max(report.max_drop, 0.1)
     _panel(left, written, MEGABYTES.of, "megabytes", lowest)
     _panel(right, tflite, cost.of, words, lowest)
-    left.set_ylabel("points of top-1 beside Keras" if report.classes_from else "percent with Keras' top-1, less 100")
+    left.set_ylabel(
+        "points of top-1 beside Keras" if report.classes_from else "agreement with Keras' top-1, in percent, less 100"
+    )
     for axes in (left, right):
         axes.axhline(-report.max_drop, color="lightgrey", linestyle=":", zorder=0)
     handles = [
