@@ -48,7 +48,7 @@ def compare(
     ] = None,
     target: Annotated[
         list[str] | None,
-        choice(TARGET_RULES, "What to recommend a mode for; may be repeated. Default: each.", "--for"),
+        choice(TARGET_RULES, "What to recommend a mode for; may be repeated. Default: all.", "--for"),
     ] = None,
     max_drop: Annotated[
         float, typer.Option(min=0.0, help="Points of top-1 that a recommended mode may lose, standard error included.")

@@ -28,7 +28,7 @@ from keras_efficientformer.deploy.comparison.measuring import (
 )
 from keras_efficientformer.deploy.comparison.modes import ComparedMode, chosen_modes
 from keras_efficientformer.deploy.comparison.results import ComparisonReport, ModeResult
-from keras_efficientformer.deploy.comparison.targets import IMAGES_SCORED, TARGET_RULES, check_target_name, recommend
+from keras_efficientformer.deploy.comparison.targets import IMAGES_SCORED, check_target_name, recommend, targets_of
 from keras_efficientformer.deploy.export import label_names, open_source
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.errors import ExportError, first_line
@@ -83,7 +83,8 @@ def compare_modes(
         labels: class names in the order of the outputs; None means the model's own, else ImageNet's for 1000 classes.
         images: how many to score at most, evenly spread.
         crop_fraction: as for `imagenet.resize_and_crop`.
-        targets: devices to recommend a mode for, keys of `deploy.comparison.targets.TARGET_RULES`; None means all.
+        targets: devices to recommend a mode for, keys of `deploy.comparison.targets.TARGET_RULES`; None means
+            all that a measured mode is meant for.
         max_drop: points by which a recommended mode's top-1 may be less than Keras', its standard error included;
             without classes, percent of the images on which the two may differ.
         keep: folder for the exported files, which is made; None means a folder that is removed at the end.
@@ -128,7 +129,7 @@ def compare_modes(
         missing=missing,
         notes=tuple(store.notes.values()),
         recommendations={
-            target: recommend(results, target, max_drop, len(scored)) for target in targets or tuple(TARGET_RULES)
+            target: recommend(results, target, max_drop, len(scored)) for target in targets or targets_of(results)
         },
         max_drop=max_drop,
         device=this_computer()[0],

@@ -66,15 +66,19 @@ class TargetRules:
             is fit.
         measures: the first that is known of all modes of a group decides.
         why: what speaks for these modes and this measure.
+        alike: share by which a number may be above the least and count as alike; of alike modes that is taken which
+            costs a CPU least.
     """
 
     groups: tuple[tuple[str, ...], ...]
     measures: tuple[Measure, ...]
     why: str
+    alike: float | None = None
 
 
+WORK = (INSTRUCTIONS, MILLISECONDS)
 TARGET_RULES = {
-    "android-cpu": TargetRules((TFLITE_MODES,), (INSTRUCTIONS, MILLISECONDS), "what counts on a CPU is the work"),
+    "android-cpu": TargetRules((TFLITE_MODES,), WORK, "what counts on a CPU is the work"),
     "android-gpu": TargetRules(
         (TFLITE_FLOATS,),
         (MEGABYTES,),
@@ -91,7 +95,7 @@ TARGET_RULES = {
         "since A17 Pro the Neural Engine multiplies int8 faster, and else computes in float16",
     ),
     "web": TargetRules(
-        (TFLITE_MODES,), (MEGABYTES,), "in browsers quantized files are smaller downloads and hardly faster"
+        (TFLITE_MODES,), (MEGABYTES,), "in browsers quantized files are smaller downloads and little faster", 0.05
     ),
 }
 
@@ -104,6 +108,12 @@ def check_target_name(name: str) -> None:
         nearest = difflib.get_close_matches(name, TARGET_RULES, n=2)
         hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
         raise ValueError(f"The target should be one of {', '.join(TARGET_RULES)}. Received: {name!r}.{hint}")
+
+
+def targets_of(results: Sequence[ModeResult]) -> tuple[str, ...]:
+    """The targets for which at least one mode was measured."""
+    measured = {result.mode for result in results if result.scores}
+    return tuple(name for name, rules in TARGET_RULES.items() if any(measured & set(group) for group in rules.groups))
 
 
 def recommend(results: Sequence[ModeResult], target: str, max_drop: float, images: int) -> Advice:
@@ -144,21 +154,36 @@ def _taken(
     images: int,
 ) -> Advice:
     rules = TARGET_RULES[target]
-    measure = next(m for m in rules.measures if all(m.of(result) is not None for result in fit))
-    best = min(fit, key=lambda result: (measure.of(result), result.size))
-    number = measure.of(best)
+    measure = _first_known(rules.measures, fit)
+    least = min(_number(measure, result) for result in fit)
+    alike = [result for result in fit if _number(measure, result) <= least * (1 + (rules.alike or 0))]
+    last = measure if rules.alike is None else _first_known(WORK, alike)
+    best = min(alike, key=lambda result: (_number(last, result), _number(measure, result)))
     assert best.scores is not None
-    assert number is not None
+    numbers = " and ".join(f"{short_number(_number(m, best))} {m.unit}" for m in dict.fromkeys((measure, last)))
     among = f"{measure.least} of the {len(fit)} modes for it" if len(fit) > 1 else "the one mode for it"
+    if len(alike) > 1 and last is not measure:
+        among = f"{last.least} of what is within {rules.alike:.0%} of {among}"
     others = [f"{name} {'loses more' if name in measured else 'was not compared'}" for name in passed_over]
     return best.mode, "".join(
         (
-            f"For {target} take {best.mode}: {short_number(number)} {measure.unit}, {among} within {max_drop:g} points "
-            f"of Keras, {best.scores.beside_keras} on {images:,} images",
+            f"For {target} take {best.mode}: {numbers}, {among} within {max_drop:g} points of Keras, "
+            f" {best.scores.beside_keras} on {images:,} images",
             *(f"; {words}" for words in (rules.why, *others)),
-            f"{measure.caveat}.",
+            f"{last.caveat}.",
         )
     )
+
+
+def _first_known(measures: Sequence[Measure], results: Sequence[ModeResult]) -> Measure:
+    """The first of some measures that is known of all results."""
+    return next(measure for measure in measures if all(measure.of(result) is not None for result in results))
+
+
+def _number(measure: Measure, result: ModeResult) -> float:
+    number = measure.of(result)
+    assert number is not None
+    return number
 
 
 def _none_fit(measured: Sequence[ModeResult], target: str, max_drop: float, images: int) -> str:
