@@ -50,9 +50,7 @@ def compare(
         list[str] | None,
         choice(TARGET_RULES, "What to recommend a mode for; may be repeated. Default: all.", "--for"),
     ] = None,
-    max_drop: Annotated[
-        float, typer.Option(min=0.0, help="Points of top-1 that a recommended mode may lose, standard error included.")
-    ] = 0.5,
+    max_drop: Annotated[float, typer.Option(min=0.0, help="Points of top-1 that a recommended mode may lose.")] = 0.5,
     images: Annotated[int, typer.Option(min=1, help="How many to score at most, evenly spread.")] = IMAGES_SCORED,
     calibration: Annotated[
         Path | None,

@@ -85,7 +85,7 @@ def compare_modes(
         crop_fraction: as for `imagenet.resize_and_crop`.
         targets: devices to recommend a mode for, keys of `deploy.comparison.targets.TARGET_RULES`; None means
             all that a measured mode is meant for.
-        max_drop: points by which a recommended mode's top-1 may be less than Keras', its standard error included;
+        max_drop: points by which a recommended mode's top-1 may be less than Keras';
             without classes, percent of the images on which the two may differ.
         keep: folder for the exported files, which is made; None means a folder that is removed at the end.
         track: wraps the modes, e.g. `rich.progress.track`.

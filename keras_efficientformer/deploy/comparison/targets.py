@@ -122,7 +122,7 @@ def recommend(results: Sequence[ModeResult], target: str, max_drop: float, image
     Args:
         results: of the modes that were compared.
         target: a key of `TARGET_RULES`.
-        max_drop: points that top-1 may drop by, the standard error included (`ModeScores.keeps_within`).
+        max_drop: points that top-1 may drop by.
         images: how many the modes were scored on.
     """
     rules = TARGET_RULES[target]
@@ -164,14 +164,15 @@ def _taken(
     among = f"{measure.least} of the {len(fit)} modes for it" if len(fit) > 1 else "the one mode for it"
     if len(alike) > 1 and last is not measure:
         among = f"{last.least} of what is within {rules.alike:.0%} of {among}"
-    others = [f"{name} {'loses more' if name in measured else 'was not compared'}" for name in passed_over]
-    return best.mode, "".join(
-        (
-            f"For {target} take {best.mode}: {numbers}, {among} within {max_drop:g} points of Keras, "
-            f" {best.scores.beside_keras} on {images:,} images",
-            *(f"; {words}" for words in (rules.why, *others)),
-            f"{last.caveat}.",
-        )
+    reasons = [
+        rules.why,
+        *(f"{name} {'loses more' if name in measured else 'was not compared'}" for name in passed_over),
+    ]
+    if best.scores.may_exceed(max_drop):
+        reasons.append("on other images it may be beyond that, and more of them (--images) say more")
+    return best.mode, (
+        f"For {target} take {best.mode}: {numbers}, {among} within {max_drop:g} points of Keras, "
+        f"{best.scores.beside_keras} on {images:,} images; {'; '.join(reasons)}{last.caveat}."
     )
 
 
@@ -192,9 +193,9 @@ def _none_fit(measured: Sequence[ModeResult], target: str, max_drop: float, imag
         return f"For {target} no mode is fit: the GPU computes none of them whole and rightly, {'; '.join(refused)}."
     scores, mode = min(
         ((result.scores, result.mode) for result in measured if result.scores),
-        key=lambda pair: pair[0].drop + pair[0].error,
+        key=lambda pair: pair[0].drop,
     )
     return (
-        f"For {target} no mode of {len(measured)} is fit, for within {max_drop:g} points of Keras, standard error "
-        f"included, is none: {mode} comes nearest, {scores.beside_keras} on {images:,} images."
+        f"For {target} none of the {len(measured)} modes for it that were measured is within {max_drop:g} points of "
+        f"Keras: {mode} comes nearest, {scores.beside_keras} on {images:,} images."
     )

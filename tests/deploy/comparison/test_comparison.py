@@ -1,5 +1,6 @@
 """Modes compared on images: what is measured, what goes on after an interrupt, what is recommended and refused."""
 
+import importlib.util
 import json
 import os
 import sys
@@ -256,15 +257,28 @@ def test_recommendations_agree_with_the_tables(tables):
     }
 
 
+def test_readme_has_the_comparison_and_the_tables_advice(tables):
+    """benchmarks/results/modes.json is what `compare` found on fewer images than the tables are of."""
+    report = json.loads((RESULTS / "modes.json").read_text())
+    text = (ROOT / "README.md").read_text()
+    spec = importlib.util.spec_from_file_location("modes_table", ROOT / "benchmarks" / "modes_table.py")
+    modes_table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(modes_table)
+    assert modes_table.with_modes(text, report) == text
+    for target, found in report["recommendations"].items():
+        assert found["mode"] in (recommend(tables, target, 0.5, 5000)[0], "coreml:w8a8")
+
+
 def test_recommendations_follow_the_drop_and_the_gpu(tables):
     assert recommend(tables, "iphone", 1.0, 5000)[0] == "coreml:palette4"
     mode, words = recommend(tables, "iphone", 0.0, 5000)
     assert mode == "coreml:palette6"  # it is better than Keras by more than its error
     assert "top-1 0.28 ± 0.15 points above Keras' on 5,000 images" in words
     dropped = [ModeResult("coreml:float16", size=1, scores=ModeScores(0.5, 0.9, 0.02, 0.01, 0.1))]
-    mode, words = recommend(dropped, "iphone", 2.5, 100)
+    mode, words = recommend(dropped, "iphone", 1.5, 100)
     assert mode is None
     assert "coreml:float16 comes nearest, top-1 2.00 ± 1.00 points below Keras'" in words
+    assert "may be beyond that" in recommend(dropped, "iphone", 2.5, 100)[1]
     partial = [
         ModeResult("tflite:none", size=2, scores=dropped[0].scores, gpu=("whole", "")),
         ModeResult("tflite:float16", size=1, scores=dropped[0].scores, gpu=("partial", "")),
@@ -289,5 +303,6 @@ def test_scores_without_classes():
     assert scores.error == pytest.approx(np.sqrt(0.25 * 0.75 / 4))
     with_classes = ModeScores.of(expected, found, np.array([0, 0, 2, 1]))
     assert (with_classes.top1, with_classes.drop, with_classes.error) == (0.75, -0.25, pytest.approx(0.21650635))
-    assert not scores.keeps_within(30)
-    assert scores.keeps_within(50)
+    assert not scores.keeps_within(24)
+    assert scores.keeps_within(25)
+    assert scores.may_exceed(25)
