@@ -14,8 +14,8 @@ TFLITE_COLOUR, COREML_COLOUR, FRONT_COLOUR = "tab:blue", "tab:orange", "dimgrey"
 # Modes that lose more than so many times the allowed drop stand at the lower edge with their figure: drawn to scale
 # they would press all others together.
 DROPS_SHOWN = 4.0
-# Names of neighbouring points are written at different heights, in units of points.
-NAME_HEIGHTS = (8, 20, 32, 44)
+# Names stand above the axes, neighbours' in different lines of so many; in units of the axes' height.
+LINES, LINE_HEIGHT = 7, 0.05
 
 
 def plot_comparison(report: ComparisonReport, path: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -32,7 +32,7 @@ def plot_comparison(report: ComparisonReport, path: str | os.PathLike[str], over
         OSError: the folder is missing or cannot be written to, or the file exists and `overwrite` is False.
         ImportError: matplotlib is not installed.
     """
-    figure = matplotlib_figure()(figsize=(11, 4.8), layout="constrained")
+    figure = matplotlib_figure()(figsize=(11, 5.5), layout="constrained")
     written = [result for result in report.results if result.scores]
     tflite = [result for result in written if result.mode.startswith(TFLITE)]
     counted = bool(tflite) and all(result.instructions is not None for result in tflite)
@@ -92,15 +92,15 @@ def _panel(axes: Any, results: Sequence[ModeResult], cost: CostOf, words: str, l
         axes.annotate(
             name,
             place,
-            (0, NAME_HEIGHTS[number % len(NAME_HEIGHTS)]),
-            textcoords="offset points",
+            (place[0], 1 + LINE_HEIGHT * (number % LINES)),
+            textcoords=("data", "axes fraction"),
             ha="center",
             fontsize="x-small",
             color=colour,
             arrowprops={"arrowstyle": "-", "color": "lightgrey", "linewidth": 0.5},
         )
     axes.set_xscale("log")
-    axes.margins(x=0.12, y=0.3)
+    axes.margins(x=0.12, y=0.1)
     ticks = [step * 10.0**power for power in range(-3, 6) for step in (1, 2, 5)]
     low, high = axes.get_xlim()
     ticks = [tick for tick in ticks if low <= tick <= high]
