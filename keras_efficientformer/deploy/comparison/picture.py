@@ -48,15 +48,18 @@ def plot_comparison(report: ComparisonReport, path: str | os.PathLike[str], over
     for axes in (left, right):
         axes.axhline(-report.max_drop, color="lightgrey", linestyle=":", zorder=0)
     handles = [
-        left.scatter([], [], color=colour, label=name)
-        for colour, name in ((TFLITE_COLOUR, "TFLite"), (COREML_COLOUR, "Core ML"))
+        left.scatter([], [], color=face, edgecolors=edge, label=name)
+        for face, edge, name in (
+            (TFLITE_COLOUR, TFLITE_COLOUR, "TFLite"),
+            (COREML_COLOUR, COREML_COLOUR, "Core ML"),
+            ("white", FRONT_COLOUR, "another is at least as good in both"),
+        )
     ]
-    figure.legend(handles=handles, loc="outside lower right", ncols=2, frameon=False)
+    figure.legend(handles=handles, loc="outside lower right", ncols=3, frameon=False)
     figure.suptitle(
-        f"{report.model}, on {report.images:,} images of {report.folder}, {report.date}\n"
-        "filled: no other mode is better in both",
-        x=0.01,
-        ha="left",
+        f"{report.model}, on {report.images:,} images of {report.folder}, {report.date}",
+        x=0.99,
+        ha="right",
         fontsize="medium",
         parse_math=False,
     )

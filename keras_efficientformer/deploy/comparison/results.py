@@ -216,31 +216,35 @@ class ComparisonReport:
         lines += [Text(f"{mode} was left out: {reason}") for mode, reason in self.missing.items()]
         lines += [Text(note) for note in self.notes]
         lines += [Text(sentence, style="bold") for _, sentence in self.recommendations.values()]
-        return Group(self._table(), *lines)
+        return Group(self._scores_table(), self._files_table(), *lines)
 
-    def _table(self) -> Table:
-        score = "same top-1" if self.classes_from is None else "top-1"
-        right = ("MB", score, "drop", "difference", "ms here", "M instr.", "operations")
-        table = Table(
-            Column("mode", no_wrap=True), *(Column(name, justify="right") for name in right), "other hardware"
-        )
-        table.title, table.title_justify = Text(self.model), "left"
+    def _scores_table(self) -> Table:
+        costs = {"ms here": "milliseconds", "M instr.": "instructions"}
+        # What was not measured of any mode gets no column.
+        costs = {
+            title: name for title, name in costs.items() if any(getattr(r, name) is not None for r in self.results)
+        }
+        score = "top-1" if self.classes_from else "same top-1"
+        headers = [Column(name, justify="right") for name in ("MB", score, "drop", *costs)]
+        table = Table(Column("mode", no_wrap=True), *headers, title=Text(self.model), title_justify="left")
         for result in self.results:
-            table.add_row(result.mode, *_cells(result, self.classes_from is None))
+            if result.scores is None or result.size is None:
+                table.add_row(result.mode, "not written")
+                continue
+            share = result.scores.top1 if self.classes_from else result.scores.agreement
+            numbers = (getattr(result, name) for name in costs.values())
+            cells = ("-" if number is None else short_number(number) for number in numbers)
+            megabytes = short_number(result.size / 1e6)
+            table.add_row(result.mode, megabytes, f"{share:.2%}", result.scores.drop_in_words, *cells)
         return table
 
-
-def _cells(result: ModeResult, agreement: bool) -> list[str]:
-    if result.scores is None or result.size is None:
-        return ["-"] * 7 + ["not written"]
-    share = result.scores.agreement if agreement else result.scores.top1
-    return [
-        short_number(result.size / 1e6),
-        f"{share:.2%}",
-        result.scores.drop_in_words,
-        short(result.scores.largest_difference),
-        "-" if result.milliseconds is None else short_number(result.milliseconds),
-        "-" if result.instructions is None else short_number(result.instructions),
-        f"{result.operations}" + (f" in {result.partitions}" if result.partitions is not None else ""),
-        result.rules,
-    ]
+    def _files_table(self) -> Table:
+        table = Table(
+            Column("mode", no_wrap=True), Column("difference", justify="right"), "operations", "other hardware"
+        )
+        for result in self.results:
+            if result.scores:
+                parts = "" if result.partitions is None else f", {result.partitions} for XNNPACK"
+                difference = short(result.scores.largest_difference)
+                table.add_row(result.mode, difference, f"{result.operations}{parts}", result.rules)
+        return table
