@@ -32,7 +32,11 @@ def export_coreml_command(
     model: Model,
     path: Annotated[Path, typer.Argument(help="The .mlpackage, or an existing folder to name it in.")] = Path("."),
     precision: Annotated[str, choice(COREML_PRECISIONS, "Arithmetic.")] = "float16",
-    compress: Annotated[str, choice(COMPRESSIONS, "Of the weights.")] = "none",
+    compress: Annotated[str, choice(COMPRESSIONS, "Of the weights; w8a8: of activations too.")] = "none",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images to measure ranges and errors on. Default: noise."),
+    ] = None,
     labels: LabelsFile = None,
     size: Size = None,
     minimum_ios: Annotated[int, choice(TARGETS, "Oldest system that opens it.")] = 16,
@@ -47,7 +51,7 @@ def export_coreml_command(
     as_json: Json = False,
 ) -> None:
     """Write a Core ML package for iOS."""
-    check_inputs(model, labels)
+    check_inputs(model, calibration, labels)
     check_free(path, overwrite)
     check_page(page, "coreml", overwrite)
     require_installed("coremltools", "Core ML export", "coreml")
@@ -59,6 +63,7 @@ def export_coreml_command(
             path,
             precision=precision,
             compress=compress,
+            calibration=calibration,
             labels=labels,
             minimum_ios=minimum_ios,
             image_input=image_input,
@@ -68,5 +73,5 @@ def export_coreml_command(
             overwrite=overwrite,
         )
         if page is not None:
-            deploy.save_export_page(report, page, network, overwrite=overwrite)
+            deploy.save_export_page(report, page, network, images=calibration, overwrite=overwrite)
     print(report.to_json(), end="") if as_json else output.print(report)

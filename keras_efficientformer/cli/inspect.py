@@ -89,6 +89,7 @@ def _inspect_package(path: Path) -> tuple[dict[str, Any], "tuple[Finding, ...]"]
     import_coremltools_alone()
     package = load_package(path)
     # These import coremltools, which not every installation has: `load_package` says so.
+    from keras_efficientformer.deploy.coreml.int8.coverage import int8_counts
     from keras_efficientformer.deploy.coreml.lint import lint
     from keras_efficientformer.deploy.coreml.program import summary
 
@@ -101,6 +102,8 @@ def _inspect_package(path: Path) -> tuple[dict[str, Any], "tuple[Finding, ...]"]
         facts |= {"input_size": _size_of_image(description.input[0])}
         facts |= _facts_in_words(facts_of(package), package.labels)
     facts |= dataclasses.asdict(summary(package.program))
+    if counts := int8_counts(package.program):
+        facts["computed_in_int8"] = counts
     facts["bytes"] = size_of(path)
     return facts, lint(package.program)
 

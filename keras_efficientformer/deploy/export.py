@@ -139,7 +139,7 @@ class TrainedSource:
         return self._network
 
     def outputs(self, images: np.ndarray, network: FusedNetwork, quantized: bool) -> list[np.ndarray]:
-        # A quantization-aware model computes as "int8" does, and as no other mode.
+        # A quantization-aware model computes as TFLite's "int8" does, nearly as Core ML's "w8a8", and as no other mode.
         model = self._model if quantized else self._build(network)
         return _as_list(model.predict(network_inputs(images, network), verbose=0))
 

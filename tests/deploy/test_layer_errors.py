@@ -184,8 +184,14 @@ def test_the_second_family(tmp_path, mode, bound):
         ({"precision": "float32"}, {("float32", "float32")}, 5e-6),
         ({"feature_maps": True}, {("float16", "float16")}, 5e-3),
         ({"compress": "palette6"}, {("float16", "float16"), ("float16", "palette")}, 0.3),
+        # What is fused with the ReLU after it is rounded there.
+        (
+            {"compress": "w8a8", "minimum_ios": 17, "calibration": IMAGES},
+            {("float16", "int8"), ("int8", "int8")},
+            0.3,
+        ),
     ],
-    ids=["float32", "float16", "palette6"],
+    ids=["float32", "float16", "palette6", "w8a8"],
 )
 def test_core_ml_packages(small, tmp_path, arguments, dtypes, bound):
     path = export(small, tmp_path / "model.mlpackage", **arguments)

@@ -13,6 +13,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_efficientformer.deploy.calibration import Calibration, check_calibration, images_to_compare
+from keras_efficientformer.deploy.coreml.int8.pairs import StepResult, insert_pairs, int8_scales
 from keras_efficientformer.deploy.coreml.modes import (
     COMPRESSIONS,
     COREML_PRECISIONS,
@@ -28,6 +30,7 @@ from keras_efficientformer.deploy.export import (
     LICENSE,
     ExportJob,
     Opened,
+    Source,
     file_path,
     label_names,
     network_inputs,
@@ -37,10 +40,10 @@ from keras_efficientformer.deploy.export import (
     write_checked,
 )
 from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
+from keras_efficientformer.deploy.network.keras_builder import measured_ranges
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.report import CLASS_NUMBERS, ExportReport
 from keras_efficientformer.errors import require
-from keras_efficientformer.images import seeded_images
 from keras_efficientformer.labels import Labels, class_colors
 from keras_efficientformer.layers.names import MASKS
 
@@ -60,6 +63,7 @@ def export_coreml(
     *,
     precision: str = "float16",
     compress: str = "none",
+    calibration: Calibration | None = None,
     labels: Labels | None = None,
     minimum_ios: int = 16,
     include_preprocessing: bool = True,
@@ -79,17 +83,23 @@ def export_coreml(
 
     Args:
         model: an EfficientFormer of this package, alone or with a head of standard Keras layers on it, whose outputs
-            are named after them (README, "Android"); or what `training` made of one, for which a pruned one has
-            `compress="sparse"`.
+            are named after them (README, "Android"); or what `training` made of one: a quantization-aware model, whose
+            learnt ranges "w8a8" takes, so that it needs no calibration, or a pruned one, for which there is "sparse".
         path: the package to write, `.mlpackage`; or an existing folder, in which it is called by the model's name,
             input size and mode, e.g. `efficientformer_l1_224_float16.mlpackage`.
         precision: "float16", what the Neural Engine computes in, or "float32", for CPU and GPU.
         compress: how weights are stored: "none", "int8" (linear, a scale for each channel), "palette6" and "palette4"
             (64 or 16 values found by k-means; from iOS 18 on "palette4" has 16 for every 16 channels) or "sparse" (the
-            smaller half of each layer's weights zero: for models trained with pruning).
+            smaller half of each layer's weights zero: for models trained with pruning). "w8a8" has weights as "int8"
+            has them, and int8 activations, each tensor with one symmetric scale, between which convolutions, matrix
+            products and additions are computed: for Neural Engines from A17 Pro and M4 on.
+        calibration: raw RGB images, values in 0..255: a folder, searched recursively, an array (number, height, width,
+            3), or a dataset or other iterable of images or batches, labels left out; at most 128 are taken. "w8a8"
+            measures its ranges on them and cannot do without; all modes are compared with Keras on them, or on four
+            seeded images where there are none.
         labels: class names, or a text file with one in each line; None means ImageNet's for 1000 classes. Core ML wants
             them unique: of alike ones each gets its class's number. A classifier without them has the numbers alone.
-        minimum_ios: 15, 16, 17 or 18; compressed weights need 16.
+        minimum_ios: 15, 16, 17 or 18; compressed weights need 16, "w8a8" needs 17.
         include_preprocessing: whether raw pixels in 0..255 are normalised inside; without it the input is an array, for
             `image_input=False`, of what `preprocess_input` returns. Where nobody has said how a model's images are
             normalised, which of other than three channels are, they are taken as in training.
@@ -108,8 +118,8 @@ def export_coreml(
         The `ExportReport`; it is also what the sidecar holds.
 
     Raises:
-        ValueError: an argument is out of its range, labels do not match the classes, weights are not finite, or the
-            model is no EfficientFormer.
+        ValueError: an argument is out of its range, labels do not match the classes, weights are not finite, the model
+            is no EfficientFormer, or calibration images are needed and not there.
         OSError: the folder is missing or cannot be written to, or a file exists and `overwrite` is False.
         ImportError: coremltools is not installed.
         ExportError: the package differs too much from the model. It is not written.
@@ -117,7 +127,9 @@ def export_coreml(
     started = time.perf_counter()
     _check_arguments(precision, compress, minimum_ios)
     require("coremltools", "Core ML export", "coreml")
-    source = open_source(model)
+    source, kind = open_source(model), COMPRESSIONS[compress]
+    if kind.int8_activations and not source.ranges:
+        check_calibration(f"compress={compress!r}", calibration)
     network = source.network(include_preprocessing and source.preprocessing, feature_maps)
     channels = network.input_shape[2]
     if image_input and (not network.preprocessing or channels != RGB_CHANNELS):
@@ -126,17 +138,18 @@ def export_coreml(
             f"An image input is raw RGB, and {network.name} takes {taken}. Export it with image_input=False."
         )
     _check_mask_output(mask_output, network)
-    if compress == "int8":
+    if compress in ("int8", "w8a8"):
         network = keep_weak_channels(network)
     names = _unique(label_names(labels, network))
     warn_without_labels(network, names)
     mode = mode_name(precision, compress)
-    limit = COREML_PRECISIONS[precision] if compress == "none" else COMPRESSIONS[compress].limit
+    limit = COREML_PRECISIONS[precision] if compress == "none" else kind.limit
 
     def write(file: Path, images: np.ndarray) -> None:
+        scales = _int8_scales(network, source, calibration, images) if kind.int8_activations else {}
         # coremltools shows a progress bar for each of a dozen passes.
         with contextlib.redirect_stderr(io.StringIO()):
-            package = _convert(network, precision, compress, minimum_ios, image_input, names, mask_output)
+            package = _convert(network, precision, compress, minimum_ios, image_input, names, mask_output, scales)
         _describe(package, network, mode, names)
         # A classifier has the labels in a place of their own, which other tools know.
         facts = FileFacts.of(network, None if "probabilities" in network.outputs else names)
@@ -151,13 +164,14 @@ def export_coreml(
             mode=mode,
             labels=names,
             limit=limit if max_difference is None else float(max_difference),
-            images=lambda: (seeded_images(network.input_shape), "seeded noise"),
+            images=lambda: images_to_compare(calibration, network.input_shape, kind.int8_activations),
             write=write,
             run=lambda file, images: _run(file, network, images),
             tools=COREML_TOOLS,
             requires=f"iOS {minimum_ios} or newer",
             overwrite=overwrite,
             started=started,
+            quantized=kind.int8_activations,
             may_replace=lambda found: (found / "Manifest.json").exists(),
         )
     )
@@ -205,8 +219,9 @@ def _convert(
     image_input: bool,
     names: tuple[str, ...] | None,
     mask_output: str,
+    scales: dict[StepResult, float],
 ) -> Any:
-    """The network as a `coremltools.models.MLModel`, which is not on disk yet."""
+    """The network as a `coremltools.models.MLModel`, which is not on disk yet; `scales` as `int8.pairs` has them."""
     import coremltools
     from coremltools.converters.mil import Builder as mb
     from threadpoolctl import threadpool_limits
@@ -224,6 +239,8 @@ def _convert(
             return mb.reduce_argmax(x=values, axis=1, keep_dims=False, name=CLASS_NUMBERS)
         return tuple(network.build(MILBuilder(image)).values())
 
+    if scales:
+        insert_pairs(program, scales)
     # k-means of a few thousand values would spend its time on starting threads.
     with threadpool_limits(1):
         return coremltools.convert(
@@ -236,6 +253,14 @@ def _convert(
             pass_pipeline=pass_pipeline(program, compress, minimum_ios),
             skip_model_load=True,
         )
+
+
+def _int8_scales(
+    network: FusedNetwork, source: Source, calibration: Calibration | None, images: np.ndarray
+) -> dict[StepResult, float]:
+    """The scales of activations, by what training has learnt and what is measured on calibration images."""
+    measured = {} if calibration is None else measured_ranges(network, network_inputs(images, network))
+    return int8_scales(network, measured, source.ranges)
 
 
 def _image_type(shape: tuple[int, int, int, int]) -> Any:

@@ -111,6 +111,9 @@ def _program(network: FusedNetwork) -> Program:
 
 def _types(operation: Operation, variable: Var) -> tuple[str, str | None]:
     """What a result and the largest constant that it is computed with are stored as; vectors do not count."""
+    if operation.op_type == "dequantize":
+        exact = operation.input.op.input
+        return dtype_name(operation.input), _types(exact.op, exact)[1] if exact.op else None
     constants = [
         value
         for value in operation.inputs.values()

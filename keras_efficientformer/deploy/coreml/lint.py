@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from coremltools.converters.mil.mil import Operation, Program, Var, types
 
+from keras_efficientformer.deploy.coreml.int8.coverage import kept_in_float
 from keras_efficientformer.deploy.coreml.program import (
     bits_of,
     computed_tensors,
@@ -20,6 +21,22 @@ from keras_efficientformer.deploy.coreml.program import (
     is_flexible,
     is_numeric,
     shape_of,
+)
+from keras_efficientformer.deploy.coreml.public_pages import (
+    ACTIVATIONS_IN_INT8,
+    ATTENTION_PLANS,
+    CORE_AI_RULES,
+    FLEXIBLE_SHAPES,
+    GATHER_PLAN,
+    GRID_SAMPLE,
+    MOBILENET_LOG,
+    RECURRENT,
+    TRANSFORMERS,
+    TYPED_EXECUTION,
+    UNSUPPORTED_LAYERS,
+    WIDTH_PROBE,
+    YOLO,
+    PublicPage,
 )
 
 # The Neural Engine aligns each row, the last axis of its buffers, to this many bytes.
@@ -35,14 +52,6 @@ DILATIONS = (1, 2, 3)
 UPSAMPLING_FACTORS = (1, 2)
 UPSAMPLING = ("upsample_nearest_neighbor", "upsample_bilinear", "resize_nearest_neighbor", "resize_bilinear", "resize")
 ELEMENTWISE = ("add", "sub", "mul", "real_div", "maximum", "minimum", "pow")
-
-
-@dataclass(frozen=True)
-class PublicPage:
-    """A public page that a rule comes from."""
-
-    title: str
-    url: str
 
 
 @dataclass(frozen=True)
@@ -258,55 +267,6 @@ def _times(sides: Iterable[object]) -> str:
     return " x ".join(map(str, sides))
 
 
-CORE_AI_RULES = PublicPage(
-    "Apple, Core AI models: Neural Engine rules (neural_engine_rules.md of the skill model-authoring)",
-    "https://github.com/apple/coreai-models",
-)
-TRANSFORMERS = PublicPage(
-    "Apple Machine Learning Research: Deploying Transformers on the Apple Neural Engine",
-    "https://machinelearning.apple.com/research/neural-engine-transformers",
-)
-TYPED_EXECUTION = PublicPage(
-    "Apple, Core ML Tools guide: Typed Execution Workflow Example",
-    "https://apple.github.io/coremltools/docs-guides/source/typed-execution-example.html",
-)
-FLEXIBLE_SHAPES = PublicPage(
-    "Apple Developer Forums, an Apple engineer's answer: Dynamic coreml model inference is significantly slower",
-    "https://developer.apple.com/forums/thread/724930",
-)
-RECURRENT = PublicPage(
-    "coremltools issue 1780, a maintainer's answer: Tensorflow to CoreML running only on CPU",
-    "https://github.com/apple/coremltools/issues/1780",
-)
-GRID_SAMPLE = PublicPage(
-    "coremltools issue 1875: coreML grid sample does not runs on GPU or ANE",
-    "https://github.com/apple/coremltools/issues/1875",
-)
-GATHER_PLAN = PublicPage(
-    "Compute plan of a Whisper text decoder",
-    "https://huggingface.co/SingularityUS/atc-whisperkit/blob/main/small/TextDecoder.mlcomputeplan.json",
-)
-UNSUPPORTED_LAYERS = PublicPage(
-    "Matthijs Hollemans, neural-engine: Which Core ML layers are not supported by the ANE?",
-    "https://github.com/hollance/neural-engine/blob/master/docs/unsupported-layers.md",
-)
-MOBILENET_LOG = PublicPage(
-    "neural-engine issue 2, messages of Core ML's log: Issues discovered while running MobileNet V3",
-    "https://github.com/hollance/neural-engine/issues/2",
-)
-YOLO = PublicPage(
-    "YOLOv5 issue 2526: Optimize model for iOS Neural Engine",
-    "https://github.com/ultralytics/yolov5/issues/2526",
-)
-WIDTH_PROBE = PublicPage(
-    "rustane issue 13: ANE compile fails, input spatial width exceeds 16,384 limit",
-    "https://github.com/ncdrone/rustane/issues/13",
-)
-ATTENTION_PLANS = PublicPage(
-    "Vx issue 437, compute plans of scaled_dot_product_attention",
-    "https://github.com/vx-lang/Vx/issues/437",
-)
-
 RULES = (
     Rule(
         "float32",
@@ -441,5 +401,13 @@ RULES = (
         "Fold the factor into a convolution where it is constant; else measure on the device.",
         (MOBILENET_LOG, UNSUPPORTED_LAYERS),
         _broadcast,
+    ),
+    Rule(
+        "float beside int8",
+        "Apple: from A17 Pro and M4 on the Neural Engine computes faster in int8, where weights and activations are. "
+        "Programs without int8 activations are left alone here.",
+        "Quantize what it takes and gives, unless int8 is too coarse for it, as for scores before a softmax.",
+        (ACTIVATIONS_IN_INT8,),
+        kept_in_float,
     ),
 )

@@ -2,6 +2,7 @@
 
 Weights are compressed by coremltools.optimize and unpacked on the device: arithmetic stays what `precision` says. The
 first convolution and the attention biases are left as they are: they are small, and what errs there errs everywhere.
+In "w8a8" activations are int8 too (`int8`), and so are all weights that are multiplied with them.
 """
 
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ TARGETS = (15, 16, 17, 18)
 # The step of int8 weights, a channel's largest weight / 127, is kept in float16: under 2**-25 it would be zero, and the
 # channel with it. Weights of float16 packages have no finer step than 2**-24 themselves.
 MIN_LARGEST = 127 * 2.0**-24 * 0.51
+# The operations in MIL whose weights are compressed.
+WEIGHTED = ("conv", "linear")
 # From iOS 18 on, this many channels share a palette in "palette4".
 GROUP = 16
 
@@ -34,15 +37,18 @@ class Compression:
     Attributes:
         minimum_ios: the first iOS that can read them.
         limit: the largest `Difference.relative` at which a package is written.
+        int8_activations: whether activations are int8 too, of which the ranges must be known.
     """
 
     minimum_ios: int
     limit: float
+    int8_activations: bool = False
 
 
 COMPRESSIONS = {
     "none": Compression(15, 0.0),
     "int8": Compression(16, 0.2),
+    "w8a8": Compression(17, 0.5, int8_activations=True),
     "palette6": Compression(16, 0.5),
     "palette4": Compression(16, 1.0),
     "sparse": Compression(16, 1.0),
@@ -75,21 +81,29 @@ def pass_pipeline(program: Any, compress: str, minimum_ios: int) -> Any:
     pipeline = coremltools.PassPipeline.DEFAULT
     if compress == "none":
         return pipeline
-    if compress == "int8":
-        name, config = "linear_quantize_weights", optimize.OpLinearQuantizerConfig(mode="linear_symmetric")
+    if compress in ("int8", "w8a8"):
+        # By itself coremltools leaves weights of less than 2048 values, with which nothing is computed in int8.
+        threshold = 0 if compress == "w8a8" else 2048
+        name = "linear_quantize_weights"
+        config = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=threshold)
     elif compress == "sparse":
         # In weights that were trained with pruning the smaller half are the zeros.
         name, config = "prune_weights", optimize.OpMagnitudePrunerConfig(target_sparsity=0.5)
     else:
         name, config = "palettize_weights", _palette(compress, minimum_ios)
-    first = next(operation for operation in program.functions["main"].operations if operation.op_type == "conv")
-    kinds = dict.fromkeys(("conv", "linear"), config)
-    # The cast to float16 replaces the operation by one of the second name.
-    plain = dict.fromkeys((first.name, f"{first.name}_cast_fp16"))
+    weighted = [operation for operation in program.functions["main"].operations if operation.op_type in WEIGHTED]
+    left = [operation for operation in weighted if not _takes_int8(operation)] if compress == "w8a8" else weighted[:1]
+    kinds = dict.fromkeys(WEIGHTED, config)
+    # The cast to float16 replaces an operation by one of the second name.
+    plain = dict.fromkeys(name for operation in left for name in (operation.name, f"{operation.name}_cast_fp16"))
     pipeline.append_pass(f"compression::{name}")
     configs = optimize.OptimizationConfig(op_type_configs=kinds, op_name_configs=plain)
     pipeline.set_options(f"compression::{name}", {"config": configs})
     return pipeline
+
+
+def _takes_int8(operation: Any) -> bool:
+    return operation.x.op is not None and operation.x.op.op_type == "dequantize"
 
 
 def keep_weak_channels(network: "FusedNetwork") -> "FusedNetwork":

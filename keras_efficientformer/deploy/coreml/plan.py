@@ -14,7 +14,7 @@ from keras_efficientformer.deploy.coreml.operations import OPERATIONS, Unsupport
 from keras_efficientformer.deploy.coreml.package import CONSTANTS, Package, PackageError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProgramTensor(Varying):
     """A tensor that varies from image to image.
 
@@ -63,6 +63,10 @@ def _resolve(argument: Any, tensors: dict[int, np.ndarray]) -> Any:
 class Plan:
     """The operations of a package's program, ready to run.
 
+    Args:
+        package: the package.
+        float16: whether tensors that the program declares float16 will be rounded to it, as `CoreMLModel` has it.
+
     Attributes:
         input: the image's tensor, (1, channels, height, width).
         operations: in the order to run them in.
@@ -73,8 +77,8 @@ class Plan:
             not supported, or one that cannot be computed for several images at once.
     """
 
-    def __init__(self, package: Package):
-        self._path = package.path
+    def __init__(self, package: Package, float16: bool = True):
+        self._path, self._float16 = package.path, float16
         # What variables stand for, by their identity, which holds as long as the program does.
         self._values: dict[int, Any] = {}
         self.operations: list[PlannedOperation] = []
@@ -115,7 +119,14 @@ class Plan:
                 f"{self._path}: {name} has the shape {shape}, and programs for one image are needed, whose tensors are "
                 "(1, ...). Convert the model for a batch of one."
             )
-        tensor = ProgramTensor(shape, id(variable), _is_float16(variable), variable.name)
+        declared = _is_float16(variable)
+        tensor = ProgramTensor(
+            shape=shape,
+            is_rounded=declared and self._float16,
+            key=id(variable),
+            is_float16=declared,
+            name=variable.name,
+        )
         self._values[id(variable)] = tensor
         return tensor
 

@@ -59,7 +59,7 @@ class CoreMLModel:
     def _open(self, package: Package) -> None:
         self.facts = facts_of(package)
         self.minimum_ios = package.spec.specificationVersion + IOS_OF_SPECIFICATION
-        self._plan = Plan(package)
+        self._plan = Plan(package, self._float16)
         self._order = _channel_order(package)
         description = package.spec.description
         self.has_names = all(output.type.WhichOneof("Type") != "int64Type" for output in description.output)
@@ -133,7 +133,7 @@ class CoreMLModel:
                 expected = (len(images), *tensor.shape[1:])
                 if value.shape != expected:
                     raise PackageError(f"{self.path}: {name} gave {value.shape}, and {expected} was declared.")
-                tensors[tensor.key] = rounded(value) if self._float16 and tensor.is_float16 else value
+                tensors[tensor.key] = rounded(value) if tensor.is_rounded else value
                 see(tensor, tensors[tensor.key])
 
         store("the input", [self._plan.input], [images.transpose(0, 3, 1, 2).astype("float32")])

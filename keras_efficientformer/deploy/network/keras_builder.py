@@ -1,6 +1,6 @@
 """The Keras builder: computes the fused network step by step, in float32, on any backend. Room: deploy/network.
 
-The tensors of .tflite files are compared with what it computes. Channels last.
+The tensors of .tflite files are compared with what it computes, and ranges are measured on it. Channels last.
 """
 
 from typing import Any
@@ -9,7 +9,11 @@ import numpy as np
 from keras import ops
 
 from keras_efficientformer.deploy.network.builder import StepHooks, Tensor
+from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.layers.common import CHANNELS_LAST
+
+# Images of as many pixels are computed at once.
+PIXELS_AT_ONCE = 8 * 224 * 224
 
 
 class KerasBuilder(StepHooks):
@@ -128,3 +132,39 @@ def _pad(x: Tensor, weights: np.ndarray) -> Tensor:
     # The convolution's own "same" would pad even sizes at the bottom and right only.
     margin = weights.shape[0] // 2
     return ops.pad(x, [[0, 0], [margin, margin], [margin, margin], [0, 0]])
+
+
+class _Measuring(KerasBuilder):
+    """Remembers the smallest and largest value of each result of each step."""
+
+    def __init__(self, image: Any) -> None:
+        super().__init__(image)
+        self.ends: dict[int, list[tuple[float, float]]] = {}
+        self._number = 0
+
+    def begin(self, number: int, operation: str, location: str) -> None:
+        self._number = number
+
+    def end(self, results: tuple[Tensor, ...]) -> None:
+        self.ends[self._number] = [(float(ops.min(result)), float(ops.max(result))) for result in results]
+
+
+def measured_ranges(network: FusedNetwork, inputs: np.ndarray) -> dict[int, list[tuple[float, float]]]:
+    """The ranges of a network's activations on images.
+
+    Args:
+        network: what `fuse` returned.
+        inputs: float32 array (number, height, width, channels), at least one, in the network's input range.
+
+    Returns:
+        {number of a step: [(smallest, largest) of each of its results]}, of all steps and images.
+    """
+    size = max(1, PIXELS_AT_ONCE // (inputs.shape[1] * inputs.shape[2]))
+    ranges: dict[int, list[tuple[float, float]]] = {}
+    for start in range(0, len(inputs), size):
+        builder = _Measuring(inputs[start : start + size])
+        network.build(builder)
+        for number, ends in builder.ends.items():
+            known = ranges.get(number, ends)
+            ranges[number] = [(min(a, c), max(b, d)) for (a, b), (c, d) in zip(known, ends, strict=True)]
+    return ranges

@@ -4,16 +4,14 @@ import dataclasses
 import importlib.metadata
 import os
 import time
-import warnings
-from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 
 from keras_efficientformer import errors
+from keras_efficientformer.deploy.calibration import Calibration, check_calibration, images_to_compare
 from keras_efficientformer.deploy.export import (
     AUTHOR,
     LICENSE,
@@ -38,17 +36,10 @@ from keras_efficientformer.deploy.tflite.metadata import ModelCard
 from keras_efficientformer.deploy.tflite.modes import MODES, Mode
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, quantized, real_values
 from keras_efficientformer.deploy.tflite.step_names import INPUT
-from keras_efficientformer.files import bare_name
-from keras_efficientformer.images import SEEDED_IMAGES, read_images, seeded_images
+from keras_efficientformer.images import SEEDED_IMAGES
 from keras_efficientformer.labels import Labels
 from keras_efficientformer.layers.names import MASKS
 
-# These are the kinds of calibration images that `export_tflite` takes.
-Calibration = str | os.PathLike[str] | np.ndarray | Iterable[Any]
-
-# Fewer images bring a warning.
-CALIBRATION_ADVISED = 32
-CALIBRATION_LIMIT = 128
 PIXEL_RANGE = (0.0, 255.0)
 # What an export can be made to run on besides the CPU.
 REQUIREMENTS = (None, "gpu")
@@ -153,7 +144,7 @@ def export_tflite(
             mode=mode.name,
             labels=names,
             limit=mode.limit if max_difference is None else float(max_difference),
-            images=lambda: _images(calibration, network.input_shape, mode.calibrated),
+            images=lambda: images_to_compare(calibration, network.input_shape, mode.calibrated),
             write=write,
             run=lambda file, images: _run(file, network, images, require),
             tools=(*TFLITE_TOOLS, *(target.packages if target else ())),
@@ -211,11 +202,8 @@ def _mode(
     mode = MODES[quantize]
     if io not in mode.io_types:
         raise ValueError(f"`io` should be {' or '.join(mode.io_types)} with quantize={quantize!r}. Received: io={io!r}")
-    if mode.calibrated and calibration is None and not (ranges and mode.name == "int8"):
-        raise ValueError(
-            f"quantize={quantize!r} measures the ranges of activations: pass calibration, a folder of a hundred or so "
-            "photographs like those the model will see, or arrays."
-        )
+    if mode.calibrated and not (ranges and mode.name == "int8"):
+        check_calibration(f"quantize={quantize!r}", calibration)
     return mode
 
 
@@ -225,26 +213,6 @@ def _known_ranges(network: FusedNetwork) -> dict[str, tuple[float, float]]:
     if network.has_masks and network.softmax:
         ranges[MASKS] = (0.0, 1.0)
     return ranges | ({INPUT: PIXEL_RANGE} if network.preprocessing else {})
-
-
-def _images(
-    calibration: Calibration | None, input_shape: tuple[int, int, int], are_measured: bool
-) -> tuple[np.ndarray, str]:
-    """The raw images to measure and compare on, and where they came from."""
-    if calibration is None:
-        return seeded_images(input_shape), "seeded noise"
-    taken: Any = calibration
-    origin = "the given arrays"
-    if isinstance(calibration, str | os.PathLike):
-        taken, origin = Path(calibration), bare_name(calibration)
-    images = read_images(taken, input_shape, CALIBRATION_LIMIT)
-    if are_measured and len(images) < CALIBRATION_ADVISED:
-        warnings.warn(
-            f"Only {len(images)} calibration images: ranges that others exceed are cut off. Give a hundred or so "
-            "photographs like those the model will see.",
-            stacklevel=2,
-        )
-    return images, origin
 
 
 def _content(

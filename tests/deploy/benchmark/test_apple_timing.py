@@ -58,6 +58,14 @@ def packages(build, mobilenet, tmp_path_factory):
     return [export_twin(build(), folder), mobilenet_file]
 
 
+def test_a_twin_in_int8(build, tmp_path, recwarn):
+    """Its ranges are of noise, which nobody need be told: it is there to be timed."""
+    path = export_twin(build(), tmp_path, compress="w8a8")
+    assert path.name.endswith("_64_w8a8.mlpackage")
+    assert CoreMLModel(path).operations()["quantize"] > 30
+    assert not [warning for warning in recwarn if "calibration" in str(warning.message)]
+
+
 def check_latencies(benchmark, packages, units):
     expected = [(package.name, unit) for package in packages for unit in units]
     assert [(row.file, row.unit) for row in benchmark.report.results] == expected

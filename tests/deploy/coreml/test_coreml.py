@@ -365,6 +365,13 @@ def weights_of(path):
         ({"minimum_ios": 14}, ValueError, "`minimum_ios` should be one of 15, 16, 17, 18. Received: minimum_ios=14"),
         ({"minimum_ios": 15, "compress": "int8"}, ValueError, "compress='int8' needs iOS 16. Received: minimum_ios=15"),
         ({"minimum_ios": 15, "compress": "palette6"}, ValueError, "needs iOS 16"),
+        ({"minimum_ios": 16, "compress": "w8a8"}, ValueError, "compress='w8a8' needs iOS 17. Received: minimum_ios=16"),
+        (
+            {"minimum_ios": 17, "compress": "w8a8"},
+            ValueError,
+            "compress='w8a8' measures the ranges of activations: pass calibration, a folder of a hundred",
+        ),
+        ({"calibration": np.zeros((1, 32, 32, 3))}, ValueError, r"the shape \(64, 64, 3\).*\(32, 32, 3\)"),
         ({"labels": ["cat", "dog"]}, ValueError, "10 classes, and there are 2 labels"),
         ({"labels": "missing.txt"}, FileNotFoundError, "missing.txt"),
     ],

@@ -365,6 +365,55 @@ def test_float16_program_can_be_computed_in_float32(float16_chain):
     assert (found != found.astype("float16")).any()
 
 
+# Arguments of `quantize` and `dequantize`; numbers that float16 holds, and scales that it does not.
+ROUNDINGS = {
+    "one scale": ({"scale": np.float32(0.0123)}, "int8"),
+    "halves": ({"scale": np.float32(0.5)}, "int8"),
+    "saturated": ({"scale": np.float32(0.001)}, "int8"),
+    "a zero point": ({"scale": np.float32(0.02), "zero_point": np.int8(-100)}, "int8"),
+    "unsigned": ({"scale": np.float32(0.01), "zero_point": np.uint8(128)}, "uint8"),
+    "a scale for each channel": (
+        {"scale": positive(CHANNELS), "zero_point": np.arange(CHANNELS).astype("int8"), "axis": 1},
+        "int8",
+    ),
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_int8_is_rounded_to_and_from_as_coremltools_does(path, precision):
+    """Bit for bit: to the nearest, halves to even, and saturated."""
+    whole = np.round(8 * images()) / 4  # half of its values are halves of 0.5
+    inputs = np.concatenate([images()[:2], whole[:1]])
+    references = []
+
+    def program(x):
+        results = []
+        for arguments, dtype in ROUNDINGS.values():
+            stored = mb.quantize(input=x, output_dtype=dtype, **arguments)
+            results.append(mb.dequantize(input=stored, **arguments))
+        if not references:
+            references.extend(coremltools_rounding(inputs, precision, *case) for case in ROUNDINGS.values())
+        return tuple(results)
+
+    write(path, program, precision=precision)
+    found = list(CoreMLModel(path).predict(inputs, batch_size=2).values())
+
+    for values, expected in zip(found, references, strict=True):
+        assert values.dtype == np.float32
+        np.testing.assert_array_equal(values, expected)
+    assert len(np.unique(found[0])) > 100
+    saturated = found[2][np.abs(inputs.transpose(0, 3, 1, 2)) > 0.2]
+    assert len(np.unique(saturated)) == 2
+
+
+def coremltools_rounding(inputs, precision, arguments, dtype):
+    """The values of coremltools' own `quantize` and `dequantize` of constants, channels first."""
+    arguments = {name: value.astype(precision) if name == "scale" else value for name, value in arguments.items()}
+    constant = inputs.transpose(0, 3, 1, 2).astype(precision)
+    stored = mb.quantize(input=constant, output_dtype=dtype, **arguments)
+    return mb.dequantize(input=stored.val, **arguments).op.materialized_val_inference().astype("float32")
+
+
 def test_float16_overflows_as_hardware_does(path):
     write(path, lambda x: mb.mul(x=mb.mul(x=x, y=np.float32(6e4)), y=np.float32(1e-3)), precision="float16")
     ones = np.ones((1, HEIGHT, WIDTH, CHANNELS), "float32")

@@ -81,6 +81,20 @@ def down_and_up(x):
     return mb.upsample_bilinear(x=x, scale_factor_height=2.0, scale_factor_width=2.0)
 
 
+def rounded(x):
+    stored = mb.quantize(input=x, scale=np.float16(0.5), output_dtype="int8")
+    return mb.dequantize(input=stored, scale=np.float16(0.5))
+
+
+def in_int8(body):
+    """A program of `body`, of a tensor in int8."""
+    return program(lambda x: body(rounded(x)))
+
+
+def convolved(x):
+    return mb.conv(x=x, weight=values(8, 8, 1, 1))
+
+
 def relu_between(shape):
     return program(lambda x: mb.relu(x=mb.relu(x=x)), shape)
 
@@ -180,6 +194,18 @@ CASES = {
         [
             program(lambda x: mb.mul(x=x, y=values(1, 8, 1, 1))),
             program(lambda x: mb.mul(x=x, y=mb.sigmoid(x=x))),
+        ],
+    ),
+    "float beside int8": (
+        [
+            (in_int8(lambda x: mb.softmax(x=convolved(x), axis=1)), "conv"),
+            (in_int8(lambda x: rounded(convolved(mb.mul(x=x, y=x)))), "conv"),
+            (in_int8(lambda x: mb.add(x=rounded(convolved(x)), y=x)), "add"),
+        ],
+        [
+            in_int8(lambda x: rounded(mb.relu(x=mb.reshape(x=convolved(x), shape=MAP)))),
+            in_int8(lambda x: rounded(mb.add(x=x, y=rounded(mb.gelu(x=x))))),
+            program(lambda x: mb.softmax(x=convolved(x), axis=1)),
         ],
     ),
 }

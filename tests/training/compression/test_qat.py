@@ -18,7 +18,8 @@ from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
 
 import keras_efficientformer as kef
-from keras_efficientformer.deploy import export_tflite
+from keras_efficientformer.deploy import export_coreml, export_tflite
+from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
 from keras_efficientformer.deploy.network.fuse import fuse
 from keras_efficientformer.deploy.network.keras_builder import KerasBuilder
 from keras_efficientformer.deploy.network.tf_keras_builder import build_tf_keras, trained_network, trained_ranges
@@ -284,6 +285,24 @@ def test_every_learnt_range_is_in_the_file(trained, files):
         for low, high in points:
             distance = min(abs(scale / ((high - low) / 255) - 1) for scale in scales)
             assert distance < 1e-3, (number, low, high)
+
+
+def test_a_package_in_int8_takes_the_learnt_ranges(trained, tmp_path):
+    """Symmetric ones, so that it is a little coarser than training saw."""
+    report = export_coreml(trained, tmp_path, compress="w8a8", minimum_ios=17)
+    assert report.differences[0].max < 2 * ROUNDING
+    operations = CoreMLModel(report.path).program.functions["main"].operations
+    scales = {
+        int(operation.name.partition("_")[0].removeprefix("step")): float(operation.scale.val)
+        for operation in operations
+        if operation.op_type == "dequantize" and operation.name.startswith("step")
+    }
+    learnt = {number: max(map(abs, points[-1])) / 127 for number, points in trained_ranges(trained).items()}
+    kinds = {trained.fused_network.steps[number].operation for number in scales}
+    assert {"convolution", "gelu", "layer_norm", "merge_heads", "mean"} <= kinds
+    known = {number: scale for number, scale in scales.items() if number in learnt and number > 0}
+    assert len(known) > 20
+    assert known == pytest.approx({number: learnt[number] for number in known}, rel=1e-3)
 
 
 def test_weights_are_rounded_as_in_training(trained, files):

@@ -10,7 +10,12 @@ Results of convolutions lie in memory as (channels, images, height, width), whic
 operations: so one matrix product serves all images, without a copy.
 """
 
-from keras_efficientformer.deploy.coreml.operations import elementwise, images, tensors  # noqa: F401  (they register)
+from keras_efficientformer.deploy.coreml.operations import (  # noqa: F401  (they register)
+    elementwise,
+    images,
+    quantization,
+    tensors,
+)
 from keras_efficientformer.deploy.coreml.operations.elementwise import rounded
 from keras_efficientformer.deploy.coreml.operations.table import OPERATIONS, UnsupportedError, Varying
 

@@ -17,9 +17,11 @@ class Varying:
 
     Attributes:
         shape: as declared, for one image: (1, ...).
+        is_rounded: whether its values are rounded to float16.
     """
 
     shape: tuple[int, ...]
+    is_rounded: bool = False
 
 
 # A constant number is NumPy's, and a default Python's.
