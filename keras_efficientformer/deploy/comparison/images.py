@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_efficientformer.deploy.calibration import CALIBRATION_LIMIT
 from keras_efficientformer.deploy.network.recording import FusedNetwork
-from keras_efficientformer.deploy.tflite.exporter import CALIBRATION_LIMIT
 from keras_efficientformer.files import bare_name
 from keras_efficientformer.image_folders.class_places import class_places
 from keras_efficientformer.image_folders.image_folder import list_images, split_folders

@@ -95,9 +95,10 @@ def export_mode(
         "labels": images.labels,
         "overwrite": True,
     }
+    if mode.calibrated:
+        shared["calibration"] = as_taken(images.calibration, network)
     if mode.format == TFLITE:
-        calibration = as_taken(images.calibration, network)
-        return export_tflite(model, folder, calibration=calibration, **mode.options, **shared)
+        return export_tflite(model, folder, **mode.options, **shared)
     image_input = network.preprocessing and network.input_shape[2] == RGB_CHANNELS
     return export_coreml(model, folder, image_input=image_input, **mode.options, **shared)
 

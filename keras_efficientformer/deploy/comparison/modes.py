@@ -25,11 +25,13 @@ class ComparedMode:
         name: "tflite:int8", "coreml:palette4".
         options: of `export_tflite` or `export_coreml`.
         modules: what its files are made with, by the names that are imported.
+        calibrated: whether the exporter gets images to calibrate on; those that measure no ranges compare on them.
     """
 
     name: str
     options: dict[str, Any] = field(hash=False)
     modules: tuple[str, ...]
+    calibrated: bool = False
 
     @property
     def format(self) -> str:
@@ -44,13 +46,14 @@ class ComparedMode:
 def all_modes() -> dict[str, ComparedMode]:
     """{name: mode} of all that the exporters make, each as its exporter has it by default: for Core ML in float16, but
     for "float32"."""
-    found = [ComparedMode(f"{TFLITE}:{name}", {"quantize": name}, mode.modules) for name, mode in MODES.items()]
+    found = [ComparedMode(f"{TFLITE}:{name}", {"quantize": name}, mode.modules, True) for name, mode in MODES.items()]
     found += [ComparedMode(f"{COREML}:{name}", {"precision": name}, ("coremltools",)) for name in COREML_PRECISIONS]
-    for name in COMPRESSIONS:
+    for name, compression in COMPRESSIONS.items():
         if name != "none":
             # coremltools makes palettes with scikit-learn, which it does not ask for.
             modules = ("coremltools", "sklearn") if name.startswith("palette") else ("coremltools",)
-            found.append(ComparedMode(f"{COREML}:{name}", {"compress": name}, modules))
+            options = {"compress": name, "minimum_ios": compression.minimum_ios}
+            found.append(ComparedMode(f"{COREML}:{name}", options, modules, compression.int8_activations))
     return {mode.name: mode for mode in found}
 
 

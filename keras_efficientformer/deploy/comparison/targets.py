@@ -19,11 +19,11 @@ TFLITE_MODES = tuple(f"{TFLITE}:{name}" for name in MODES if name != "int16x8")
 # GPUs compute quantized values in float, so these lose nothing there by being larger.
 TFLITE_FLOATS = (f"{TFLITE}:none", f"{TFLITE}:float16")
 # Neural Engines multiply int8 by int8 faster since A17 Pro and M4; older ones unpack such activations at run time.
-INT8_ACTIVATIONS = (f"{COREML}:w8a8",)
+INT8_ACTIVATIONS = tuple(f"{COREML}:{name}" for name, kind in COMPRESSIONS.items() if kind.int8_activations)
 # Neural Engines compute in float16, whatever way weights are stored.
 COREML_FLOAT16 = (
     f"{COREML}:float16",
-    *(f"{COREML}:{name}" for name in COMPRESSIONS if name != "none" and f"{COREML}:{name}" not in INT8_ACTIVATIONS),
+    *(f"{COREML}:{name}" for name, kind in COMPRESSIONS.items() if name != "none" and not kind.int8_activations),
 )
 
 # By default: more would take too long, and fewer would not tell modes apart that differ by half a point.

@@ -220,6 +220,13 @@ def test_missing_packages_are_said(monkeypatch):
         chosen_modes(["coreml:int8"])
 
 
+def test_modes_get_what_they_need():
+    modes = all_modes()
+    assert modes["coreml:w8a8"].options == {"compress": "w8a8", "minimum_ios": 17}
+    assert modes["coreml:palette4"].options == {"compress": "palette4", "minimum_ios": 16}
+    assert [name for name, mode in modes.items() if mode.calibrated and mode.format == "coreml"] == ["coreml:w8a8"]
+
+
 @pytest.fixture(scope="module")
 def tables():
     """The rows of the tables in tflite/README.md and coreml/README.md, of 5,000 images, as results."""
