@@ -82,8 +82,8 @@ def export_tflite(
 
     Args:
         model: an EfficientFormer of this package, alone or with a head of standard Keras layers on it, whose outputs
-            are named after them (README, "Android"); or what `training` made of one: a quantization-aware model, whose
-            learnt ranges "int8" takes, so that it needs no calibration, or a pruned one.
+            are named after them (README, "Android"); or what `training` made of one: a pruned model, or a
+            quantization-aware one, whose learnt ranges all integer modes take, and "int8" needs no others.
         path: the file to write, `.tflite`; or an existing folder, in which it is called by the model's name, input size
             and mode, e.g. `efficientformer_l1_224_float32.tflite`.
         quantize: "none" (float32), "float16" (weights, and arithmetic where the CPU or GPU can), "dynamic" (int8
@@ -93,8 +93,8 @@ def export_tflite(
             weights).
         calibration: raw RGB images, values in 0..255: a folder, searched recursively, an array (number, height, width,
             3), or a dataset or other iterable of images or batches, labels left out; at most 128 are taken. "int8",
-            "int8_integer" and "int16x8" measure their ranges on them and cannot do without; all modes are compared with
-            Keras on them, or on four seeded images where there are none.
+            "int8_integer" and "int16x8" measure the ranges that nobody has learnt on them and cannot do without; all
+            modes are compared with Keras on them, or on four seeded images where there are none.
         labels: class names in the order of the outputs, a text file with one in each line, or a dictionary
             {name: index} or {index: name}; None means ImageNet's for 1000 classes, else none.
         include_preprocessing: whether the input is raw RGB, float32 in 0..255, normalised inside; else it is what
@@ -212,9 +212,15 @@ def _mode(
     if io not in mode.io_types:
         raise ValueError(f"`io` should be {' or '.join(mode.io_types)} with quantize={quantize!r}. Received: io={io!r}")
     if mode.calibrated and calibration is None and not (ranges and mode.name == "int8"):
+        measured = (
+            "has more in integers than training has learnt the ranges of (LayerNorm, softmax, attention's products), "
+            "and measures those"
+            if ranges
+            else "measures the ranges of activations"
+        )
         raise ValueError(
-            f"quantize={quantize!r} measures the ranges of activations: pass calibration, a folder of a hundred or so "
-            "photographs like those the model will see, or arrays."
+            f"quantize={quantize!r} {measured}: pass calibration, a folder of a hundred or so photographs like those "
+            "the model will see, or arrays."
         )
     return mode
 
