@@ -24,11 +24,11 @@ from keras_efficientformer.deploy.network.tf_keras_layers import (
     LayerNorm,
     MatMul,
     MergeHeads,
+    MixHeads,
     PoolingMixer,
     Reduce,
     Resize,
     SplitHeads,
-    TalkingHeads,
 )
 
 # Layers call the weights of a step's arguments so, where it is not the argument's own name.
@@ -228,7 +228,7 @@ class TfKerasBuilder(StepHooks):
         return self._add([query, key], MatMul, True)
 
     def talking_heads(self, x: Tensor, weights: np.ndarray, bias: np.ndarray) -> Tensor:
-        return self._add(x, TalkingHeads, weights=[weights, bias])
+        return self._add(x, MixHeads, weights=[weights, bias])
 
     def weighted_values(self, weights: Tensor, value: Tensor) -> Tensor:
         return self._add([weights, value], MatMul, False)

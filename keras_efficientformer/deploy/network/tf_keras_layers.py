@@ -193,7 +193,7 @@ class MatMul(tf_keras.layers.Layer):
 
 
 @register
-class TalkingHeads(tf_keras.layers.Layer):
+class MixHeads(tf_keras.layers.Layer):
     """`Builder.talking_heads`. Weights: kernel (heads in, heads out), bias (heads out,)."""
 
     def build(self, input_shape: Any) -> None:

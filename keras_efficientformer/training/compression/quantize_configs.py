@@ -20,7 +20,7 @@ from keras_efficientformer.deploy.network.tf_keras_layers import (
     Affine,
     DepthwiseConvolution,
     Image,
-    TalkingHeads,
+    MixHeads,
     register,
 )
 from keras_efficientformer.training.compression.tfmot import load_tfmot
@@ -155,7 +155,7 @@ def quantization_of(layer: tf_keras.layers.Layer, output: bool) -> LayerQuantiza
         output: whether its result is quantized, which depends on the layers around (`quantized_steps`).
     """
     weights, points = {}, {}
-    if isinstance(layer, tf_keras.layers.Conv2D | tf_keras.layers.Dense | DepthwiseConvolution | TalkingHeads):
+    if isinstance(layer, tf_keras.layers.Conv2D | tf_keras.layers.Dense | DepthwiseConvolution | MixHeads):
         weights = {"kernel": "channels"}
     elif isinstance(layer, AddConstant):
         points = {"table": "whole"} if output else {}

@@ -57,12 +57,6 @@ def test_small_layers_are_left_dense(stripped):
 
 
 def test_second_family():
-    shape = {
-        "depths": (1, 0, 1, 1),
-        "widths": (8, 12, 16, 24),
-        "num_attention": 1,
-        "mlp_ratios": ((2,), (), (3,), (2,)),
-    }
     network = prune_low_magnitude(kef.EfficientFormerV2(**SMALLEST_V2))
     wrapped = [layer.layer.kernel.shape for layer in network.layers if layer.name.startswith("prune")]
     products = [step.arguments["weights"] for step in network.fused_network.steps if step.operation == "convolution"]
