@@ -9,6 +9,7 @@ float16 where it says so, on the 5,000 test images, beside the Keras model.
 import argparse
 import json
 import tempfile
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -73,8 +74,15 @@ def run_mode(model, mode, options, images):
         # What a mode costs is reported here, whatever it is.
         exported = export_coreml(model, folder, max_difference=float("inf"), **options)
         package = CoreMLModel(exported.path)
+    started = time.process_time()
     scores = package.predict(images, progress=lambda batches: track(batches, description=mode))[CLASS_PROBABILITIES]
-    facts = {"bytes": exported.size, "operations": sum(exported.operations.values()), "seconds": exported.seconds}
+    facts = {
+        "bytes": exported.size,
+        "operations": sum(exported.operations.values()),
+        "seconds": exported.seconds,
+        # The time of all cores together depends little on what else the machine does.
+        "cpu_ms": 1000 * (time.process_time() - started) / len(images),
+    }
     return facts, scores.argmax(-1)
 
 
@@ -84,7 +92,8 @@ def percentage(hits):
 
 def print_table(report):
     title = f"Keras: {report['keras_top1']:.2f}% of {report['images']:,} images"
-    table = Table("mode", "MB", "operations", "top-1", "against Keras", "same top-1", "export", title=title)
+    columns = ("mode", "MB", "operations", "top-1", "against Keras", "same top-1", "export", "CPU time an image")
+    table = Table(*columns, title=title)
     for mode, row in report["modes"].items():
         table.add_row(
             mode,
@@ -94,6 +103,7 @@ def print_table(report):
             f"{row['top1'] - report['keras_top1']:+.2f}",
             f"{row['same_top1']:.2f}%",
             f"{row['seconds']:.0f} s",
+            f"{row['cpu_ms']:.1f} ms",
         )
     rich_print(table)
 

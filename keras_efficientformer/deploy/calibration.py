@@ -14,16 +14,18 @@ from keras_efficientformer.images import read_images, seeded_images
 # These are the kinds of calibration images that exporters take.
 Calibration = str | os.PathLike[str] | np.ndarray | Iterable[Any]
 
+# What most modes measure that need them.
+RANGES = "the ranges of activations"
 # Fewer images bring a warning.
 CALIBRATION_ADVISED = 32
 CALIBRATION_LIMIT = 128
 
 
-def check_calibration(setting: str, calibration: Calibration | None) -> None:
-    """Raises ValueError where there are no images for a mode, as its argument's `setting`, that measures ranges."""
+def check_calibration(setting: str, calibration: Calibration | None, measured: str = RANGES) -> None:
+    """Raises ValueError where there are no images for a mode, as its argument's `setting`, that measures on them."""
     if calibration is None:
         raise ValueError(
-            f"{setting} measures the ranges of activations: pass calibration, a folder of a hundred or so photographs "
+            f"{setting} measures {measured}: pass calibration, a folder of a hundred or so photographs "
             "like those the model will see, or arrays."
         )
 

@@ -13,6 +13,15 @@ from keras_efficientformer.deploy.network.keras_builder import KerasBuilder
 from keras_efficientformer.imagenet import preprocess_input
 
 SMALL = {"depths": (1, 1, 1, 2), "widths": (8, 16, 24, 32), "num_meta3d": 1, "input_shape": (64, 64, 3), "classes": 10}
+# Of the second family, with every operation that it has, and few of each.
+SMALLEST_V2 = {
+    "depths": (1, 0, 1, 1),
+    "widths": (8, 12, 16, 24),
+    "num_attention": 1,
+    "mlp_ratios": ((2,), (), (3,), (2,)),
+    "input_shape": (64, 64, 3),
+    "classes": 10,
+}
 
 MODELS = {
     "square": {},

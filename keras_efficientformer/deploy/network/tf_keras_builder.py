@@ -19,12 +19,15 @@ from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.network.tf_keras_layers import (
     AddConstant,
     Affine,
+    DepthwiseConvolution,
     Image,
     LayerNorm,
     MatMul,
     MergeHeads,
+    MixHeads,
     PoolingMixer,
     Reduce,
+    Resize,
     SplitHeads,
 )
 
@@ -44,14 +47,15 @@ def build_tf_keras(network: FusedNetwork) -> tf_keras.Model:
         by `tf_keras.models.clone_model` or from a saved file lack it.
 
     Raises:
-        ValueError: the network has operations that are not built here: it is an EfficientFormerV2's.
+        ValueError: the network has operations that are not built here: it is a segmentation model's or of a head of
+            one's own.
     """
     builder: Any = TfKerasBuilder()
     missing = {step.operation for step in network.steps if not hasattr(builder, step.operation)}
     if missing:
         raise ValueError(
             f"{network.name} has {', '.join(sorted(missing))}, for which there are no tf_keras layers: expected an "
-            "EfficientFormer of the first family. Fine-tune it in Keras instead."
+            "EfficientFormer or EfficientFormerV2 alone. Fine-tune it in Keras instead."
         )
     outputs = list(network.build(builder).values())
     model = tf_keras.Model(builder.input, outputs[0] if len(outputs) == 1 else outputs, name=network.name)
@@ -131,13 +135,15 @@ def _variable_name(variable: Any) -> str:
 
 def _trained(arguments: dict[str, Any], values: dict[str, np.ndarray]) -> dict[str, Any]:
     return {
-        name: values[_VARIABLES.get(name, name)] if isinstance(argument, np.ndarray) else argument
+        name: values[_VARIABLES.get(name, name)].reshape(argument.shape)
+        if isinstance(argument, np.ndarray)
+        else argument
         for name, argument in arguments.items()
     }
 
 
 class TfKerasBuilder(StepHooks):
-    """Implements what of `Builder` the first family needs, with Layers.
+    """Implements what of `Builder` both families need, with Layers.
 
     Attributes:
         input: the model's symbolic input, once `image` has been called.
@@ -169,9 +175,15 @@ class TfKerasBuilder(StepHooks):
 
     def convolution(self, x: Tensor, weights: np.ndarray, bias: np.ndarray, stride: int = 1) -> Tensor:
         size = weights.shape[0]
-        if size > 1:
-            x = tf_keras.layers.ZeroPadding2D(size // 2, name=f"{self._name}_padding")(x)
-        return self._add(x, tf_keras.layers.Conv2D, weights.shape[3], size, stride, weights=[weights, bias])
+        settings = (weights.shape[3], size, stride)
+        return self._add(self._padded(x, size), tf_keras.layers.Conv2D, *settings, weights=[weights, bias])
+
+    def depthwise_convolution(self, x: Tensor, weights: np.ndarray, bias: np.ndarray, stride: int = 1) -> Tensor:
+        size = weights.shape[0]
+        return self._add(self._padded(x, size), DepthwiseConvolution, size, stride, weights=[weights[:, :, None], bias])
+
+    def _padded(self, x: Tensor, size: int) -> Tensor:
+        return tf_keras.layers.ZeroPadding2D(size // 2, name=f"{self._name}_padding")(x) if size > 1 else x
 
     def relu(self, x: Tensor) -> Tensor:
         return self._add(x, tf_keras.layers.ReLU)
@@ -181,6 +193,9 @@ class TfKerasBuilder(StepHooks):
 
     def pooling_mixer(self, x: Tensor, size: int, own: np.ndarray, pooled: np.ndarray) -> Tensor:
         return self._add(x, PoolingMixer, size, not np.all(own == 1), weights=[pooled, own])
+
+    def resize(self, x: Tensor, height: int, width: int) -> Tensor:
+        return self._add(x, Resize, height, width)
 
     def affine(self, x: Tensor, scale: np.ndarray, offset: np.ndarray | None = None) -> Tensor:
         return self._add(x, Affine, offset is not None, weights=[scale, offset])
@@ -205,8 +220,15 @@ class TfKerasBuilder(StepHooks):
     def split_heads(self, x: Tensor, num_heads: int, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         return self._add(x, SplitHeads, num_heads, sizes)
 
+    def to_heads(self, x: Tensor, num_heads: int) -> Tensor:
+        (heads,) = self.split_heads(x, num_heads, (x.shape[2] // num_heads,))
+        return heads
+
     def scores(self, query: Tensor, key: Tensor) -> Tensor:
         return self._add([query, key], MatMul, True)
+
+    def talking_heads(self, x: Tensor, weights: np.ndarray, bias: np.ndarray) -> Tensor:
+        return self._add(x, MixHeads, weights=[weights, bias])
 
     def weighted_values(self, weights: Tensor, value: Tensor) -> Tensor:
         return self._add([weights, value], MatMul, False)

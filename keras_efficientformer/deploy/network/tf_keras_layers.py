@@ -91,14 +91,57 @@ class Affine(_Layer):
 
 
 @register
-class AddConstant(tf_keras.layers.Layer):
+class AddConstant(_Layer):
     """Adds the weight `constant`, of a sample's shape with a batch of one before it; not trainable."""
+
+    points = ("table",)
 
     def build(self, input_shape: Any) -> None:
         self.constant = self.add_weight("constant", (1, *input_shape[1:]), trainable=False)
 
     def call(self, x: Any) -> Any:
-        return x + self.constant
+        return x + self.table(self.constant)
+
+
+@register
+class DepthwiseConvolution(tf_keras.layers.Layer):
+    """`Builder.depthwise_convolution` of an image that is padded already.
+
+    Weights: kernel (size, size, 1, channels), whose last axis is that of the channels as in every kernel here, and bias
+    (channels,).
+    """
+
+    def __init__(self, size: int, stride: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.size = size
+        self.stride = stride
+
+    def build(self, input_shape: Any) -> None:
+        self.kernel = self.add_weight("kernel", (self.size, self.size, 1, input_shape[-1]))
+        self.bias = self.add_weight("bias", (input_shape[-1],))
+
+    def call(self, x: Any) -> Any:
+        strides = (1, self.stride, self.stride, 1)
+        return tf.nn.depthwise_conv2d(x, tf.transpose(self.kernel, (0, 1, 3, 2)), strides, "VALID") + self.bias
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "size": self.size, "stride": self.stride}
+
+
+@register
+class Resize(tf_keras.layers.Layer):
+    """`Builder.resize`."""
+
+    def __init__(self, height: int, width: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.height = height
+        self.width = width
+
+    def call(self, x: Any) -> Any:
+        return tf.image.resize(x, (self.height, self.width))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "height": self.height, "width": self.width}
 
 
 @register
@@ -147,6 +190,18 @@ class MatMul(tf_keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "transpose": self.transpose}
+
+
+@register
+class MixHeads(tf_keras.layers.Layer):
+    """`Builder.talking_heads`. Weights: kernel (heads in, heads out), bias (heads out,)."""
+
+    def build(self, input_shape: Any) -> None:
+        self.kernel = self.add_weight("kernel", (input_shape[1], input_shape[1]))
+        self.bias = self.add_weight("bias", (input_shape[1],))
+
+    def call(self, x: Any) -> Any:
+        return tf.einsum("bhqk,hg->bgqk", x, self.kernel) + self.bias[:, None, None]
 
 
 @register

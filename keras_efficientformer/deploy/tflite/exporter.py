@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_efficientformer import errors
-from keras_efficientformer.deploy.calibration import Calibration, check_calibration, images_to_compare
+from keras_efficientformer.deploy.calibration import RANGES, Calibration, check_calibration, images_to_compare
 from keras_efficientformer.deploy.export import (
     AUTHOR,
     LICENSE,
@@ -73,8 +73,8 @@ def export_tflite(
 
     Args:
         model: an EfficientFormer of this package, alone or with a head of standard Keras layers on it, whose outputs
-            are named after them (README, "Android"); or what `training` made of one: a quantization-aware model, whose
-            learnt ranges "int8" takes, so that it needs no calibration, or a pruned one.
+            are named after them (README, "Android"); or what `training` made of one: a pruned model, or a
+            quantization-aware one, whose learnt ranges all integer modes take, and "int8" needs no others.
         path: the file to write, `.tflite`; or an existing folder, in which it is called by the model's name, input size
             and mode, e.g. `efficientformer_l1_224_float32.tflite`.
         quantize: "none" (float32), "float16" (weights, and arithmetic where the CPU or GPU can), "dynamic" (int8
@@ -84,8 +84,8 @@ def export_tflite(
             weights).
         calibration: raw RGB images, values in 0..255: a folder, searched recursively, an array (number, height, width,
             3), or a dataset or other iterable of images or batches, labels left out; at most 128 are taken. "int8",
-            "int8_integer" and "int16x8" measure their ranges on them and cannot do without; all modes are compared with
-            Keras on them, or on four seeded images where there are none.
+            "int8_integer" and "int16x8" measure the ranges that nobody has learnt on them and cannot do without; all
+            modes are compared with Keras on them, or on four seeded images where there are none.
         labels: class names in the order of the outputs, a text file with one in each line, or a dictionary
             {name: index} or {index: name}; None means ImageNet's for 1000 classes, else none.
         include_preprocessing: whether the input is raw RGB, float32 in 0..255, normalised inside; else it is what
@@ -203,7 +203,8 @@ def _mode(
     if io not in mode.io_types:
         raise ValueError(f"`io` should be {' or '.join(mode.io_types)} with quantize={quantize!r}. Received: io={io!r}")
     if mode.calibrated and not (ranges and mode.name == "int8"):
-        check_calibration(f"quantize={quantize!r}", calibration)
+        not_learnt = "what training has not learnt the ranges of (LayerNorm, softmax, attention's products)"
+        check_calibration(f"quantize={quantize!r}", calibration, not_learnt if ranges else RANGES)
     return mode
 
 

@@ -170,14 +170,15 @@ def tensor_ranges(
     made: dict[int, list[int]] = defaultdict(list)
     for kind, operator in operators(file):
         if kind not in RESHAPING:
-            ((_, number),) = steps_in(names[operator.outputs[0]])
-            made[number] += operator.outputs
+            ((operation, number),) = steps_in(names[operator.outputs[0]])
+            if kind != "TRANSPOSE" or operation == "merge_heads":
+                made[number] += operator.outputs
     if network.steps[0].arguments["mean"] is None:
         made[0] = list(graph.inputs)
     finished = dict(enumerate(names)) | dict(
         zip((*graph.inputs, *graph.outputs), (INPUT, *network.outputs), strict=True)
     )
-    found: dict[str, tuple[float, float]] = {}
+    found: dict[int, tuple[float, float]] = {}
     for number, points in ranges.items():
         operation = network.steps[number].operation
         tensors = made[number][-1:] if operation in LAST_ONLY else made[number]
@@ -186,5 +187,11 @@ def tensor_ranges(
                 f"Step {number} of {network.name}, {operation}, has {len(points)} learnt ranges "
                 f"and became {len(tensors)} tensors of the file: {[names[index] for index in tensors]}."
             )
-        found |= {finished[index]: point for index, point in zip(tensors, points, strict=True)}
-    return found
+        found |= zip(tensors, points, strict=True)
+    # What is transposed keeps its range: talking heads take scores so, and merged heads were products, which are
+    # integer in some modes.
+    for kind, operator in operators(file):
+        ends = (operator.inputs[0], operator.outputs[0])
+        if kind == "TRANSPOSE" and (known := [found[end] for end in ends if end in found]):
+            found |= dict.fromkeys(ends, known[-1])
+    return {finished[index]: point for index, point in found.items()}

@@ -32,11 +32,11 @@ def prune_low_magnitude(
 ) -> "tf_keras.Model":
     """A model whose 1x1 convolutions and dense layers are pruned while it is trained (arXiv 1710.01878).
 
-    These hold nine tenths of the weights. The first convolutions, the 3x3 convolutions between stages and the
-    classifier, small or sensitive, stay as they are.
+    These hold nine tenths of the weights. The first convolutions, the 3x3 convolutions between stages, those of
+    single channels and the classifier, small or sensitive, stay as they are.
 
     Args:
-        model: an EfficientFormer of this package, on any backend; it is read, not changed.
+        model: an EfficientFormer of this package, of either family, on any backend; it is read, not changed.
         pruning_schedule: a `tfmot.sparsity.keras.PruningSchedule`; None means tfmot's own default, half of the weights
             from the start.
         include_preprocessing: whether images are raw RGB in 0..255, float32, normalised inside; else they are what
@@ -46,7 +46,7 @@ def prune_low_magnitude(
         A tf_keras Functional model; fit it with the callback `tfmot.sparsity.keras.UpdatePruningStep()`.
 
     Raises:
-        ValueError: the model is no EfficientFormer of the first family, or `fuse` refuses it.
+        ValueError: the model is no EfficientFormer, has other operations, or `fuse` refuses it.
         ImportError: tf_keras or tensorflow-model-optimization is not installed.
     """
     tfmot = load_tfmot()

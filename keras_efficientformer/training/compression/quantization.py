@@ -13,11 +13,12 @@ with version 0.8.1:
   fused network: BatchNorm, layer scales and LayerNorm's scale are folded into the weights before, stochastic depth is
   gone, and the optimizer, losses and callbacks are tf_keras'.
 - It knows none of attention, LayerNorm and GELU. What is quantized here is what export_tflite's "int8" mode has in
-  int8 (`quantize_configs`); attention's products and softmax, which that mode computes in float, are float.
+  int8 (`quantize_configs`); attention's products and softmax, which that mode computes in float, are float. What stride
+  attention's resizing rounds is not seen.
 - Its own schemes for other targets, 4 bits, clustering, and pruning or clustering kept while quantizing are for its
-  built-in layers and are not supported. "int8_integer" and "int16x8" files can be made, but training did not see what
-  they round beyond "int8".
-- EfficientFormerV2 is refused: of all its layers with talking heads and strides tfmot knows none.
+  built-in layers and are not supported. "int8_integer" and "int16x8" files take the learnt ranges, too, but have to
+  measure the others on calibration images: training did not see what they round beyond "int8".
+- Heads of one's own and segmentation models are refused where they have operations that the two families lack.
 - The attention's biases are not trained: their table has one entry for many pairs of tokens.
 - A model read from a saved file or cloned cannot be exported; save its weights, make it again and load them.
 """
@@ -42,7 +43,7 @@ def quantize_aware(model: keras.Model, *, include_preprocessing: bool = True) ->
     arXiv 1712.05877, section 3.
 
     Args:
-        model: an EfficientFormer of this package, on any backend; it is read, not changed.
+        model: an EfficientFormer of this package, of either family, on any backend; it is read, not changed.
         include_preprocessing: whether images are raw RGB in 0..255, float32, normalised inside; else they are what
             `preprocess_input` returns. `export_tflite` needs the same choice.
 
@@ -50,7 +51,7 @@ def quantize_aware(model: keras.Model, *, include_preprocessing: bool = True) ->
         A tf_keras Functional model (batch, height, width, channels) -> the model's output, or a list of two.
 
     Raises:
-        ValueError: the model is no EfficientFormer of the first family, or `fuse` refuses it.
+        ValueError: the model is no EfficientFormer, has other operations, or `fuse` refuses it.
         ImportError: tf_keras or tensorflow-model-optimization is not installed.
     """
     tfmot = load_tfmot()
@@ -83,13 +84,13 @@ def to_keras(model: "tf_keras.Model") -> keras.Model:
         model: what `quantize_aware`, `prune_low_magnitude` or `strip_pruning` returned.
 
     Returns:
-        An EfficientFormer with the trained weights in float32: BatchNorms and layer scales are identities, being
-        folded, both heads are equal, and so the function is the same within 1e-4. Quantizing it again without
+        A model of the same family with the trained weights in float32: BatchNorms and layer scales are identities,
+        being folded, both heads are equal, and so the function is the same within 1e-4. Quantizing it again without
         training gives other ranges than training has learnt: export the trained model itself.
 
     Raises:
-        ValueError: the model is another one, has weights that are not finite, or has a pooling mixer that training has
-            made something which no layer scale gives.
+        ValueError: the model is another one, has weights that are not finite, or training has made a pooling mixer
+            something which no layer scale gives, or talking heads something which no table of biases passes.
     """
     # It imports tf_keras and TensorFlow, which `import keras_efficientformer.training` must not.
     from keras_efficientformer.deploy.network.tf_keras_builder import trained_network

@@ -15,7 +15,14 @@ import tensorflow as tf
 import tf_keras
 
 from keras_efficientformer.deploy.network.recording import FusedNetwork, Step, Value
-from keras_efficientformer.deploy.network.tf_keras_layers import Affine, Image, register
+from keras_efficientformer.deploy.network.tf_keras_layers import (
+    AddConstant,
+    Affine,
+    DepthwiseConvolution,
+    Image,
+    MixHeads,
+    register,
+)
 from keras_efficientformer.training.compression.tfmot import load_tfmot
 
 tfmot_keras: Any = load_tfmot().quantization.keras
@@ -30,10 +37,13 @@ DECAY = 0.99
 ENDS = ("min", "max")
 
 # These operations are integer in the file, from their first input to their output. The others (LayerNorm, softmax,
-# attention's products and biases, means) are float, and quantized only where an integer operation takes their result.
-INTEGER_OPERATIONS = ("image", "convolution", "relu", "gelu", "pooling_mixer", "affine", "add", "dense")
-# These only reshape: what they give is what they take.
-RESHAPES = ("tokens", "feature_map", "output")
+# attention's products, means) are float, and quantized only where an integer operation takes their result.
+INTEGER_OPERATIONS = (
+    *("image", "convolution", "depthwise_convolution", "relu", "gelu", "pooling_mixer", "affine", "add", "dense"),
+    "talking_heads",
+)
+# What these give has the range of what they take: it is the same in another shape, or of another size.
+RESHAPES = ("tokens", "feature_map", "resize", "output")
 
 
 class CurrentRange(Quantizer):
@@ -145,8 +155,10 @@ def quantization_of(layer: tf_keras.layers.Layer, output: bool) -> LayerQuantiza
         output: whether its result is quantized, which depends on the layers around (`quantized_steps`).
     """
     weights, points = {}, {}
-    if isinstance(layer, tf_keras.layers.Conv2D | tf_keras.layers.Dense):
+    if isinstance(layer, tf_keras.layers.Conv2D | tf_keras.layers.Dense | DepthwiseConvolution | MixHeads):
         weights = {"kernel": "channels"}
+    elif isinstance(layer, AddConstant):
+        points = {"table": "whole"} if output else {}
     elif isinstance(layer, Affine):
         weights = {"scale": "whole"} | ({"offset": "whole"} if layer.has_offset else {})
         points = {"scaled": "learnt"} if layer.has_offset else {}
@@ -168,19 +180,29 @@ def quantized_steps(network: FusedNetwork) -> set[int]:
             f"{network.name} has pooling mixers of the sizes {sorted(sizes)}: quantization-aware training knows those "
             "of 3x3 pixels only. Export the model with calibration images instead."
         )
-    makers = {result: number for number, step in enumerate(network.steps) for result in step.results}
-    quantized = {number for number, step in enumerate(network.steps) if _is_integer_step(step)}
-    for step in network.steps:
-        taken = {makers[value] for value in step.arguments.values() if isinstance(value, Value)}
-        if step.operation == "relu":
-            quantized -= taken  # it becomes a part of the convolution before it
-        elif _is_integer_step(step):
-            quantized |= {number for number in taken if network.steps[number].operation not in RESHAPES}
+    steps = network.steps
+    makers = {result: number for number, step in enumerate(steps) for result in step.results}
+
+    def origin(value: Value) -> int:
+        """The number of the step that gave a value the range that it has."""
+        step = steps[makers[value]]
+        return origin(step.arguments["x"]) if step.operation in RESHAPES else makers[value]
+
+    integer = [number for number, step in enumerate(steps) if _is_integer(step, lambda value: steps[makers[value]])]
+    quantized = set(integer)
+    for number in integer:
+        taken = {origin(value) for value in steps[number].arguments.values() if isinstance(value, Value)}
+        # A relu becomes a part of the convolution before it.
+        quantized = quantized - taken if steps[number].operation == "relu" else quantized | taken
     return quantized
 
 
-def _is_integer_step(step: Step) -> bool:
-    return step.operation in INTEGER_OPERATIONS and not isinstance(step.arguments.get("y"), np.ndarray)
+def _is_integer(step: Step, maker: Callable[[Value], Step]) -> bool:
+    """Whether the file computes a step in integers; `maker` gives the step that made a value."""
+    if isinstance(step.arguments.get("y"), np.ndarray):
+        # Attention's biases are added to scores: a product, which is float, or what talking heads made of it.
+        return maker(step.arguments["x"]).operation == "talking_heads"
+    return step.operation in INTEGER_OPERATIONS
 
 
 class Scheme(QuantizeScheme):

@@ -1,6 +1,7 @@
 """Core ML packages run op by op: operations against PyTorch, networks against timm, and what cannot be run."""
 
 import functools
+import math
 import shutil
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from timm.models.efficientformer_v2 import EfficientFormerV2
 from torch.nn import functional
 
+from keras_efficientformer.deploy.coreml.operations import OPERATIONS as KINDS
+from keras_efficientformer.deploy.coreml.operations import elementwise
 from keras_efficientformer.deploy.coreml.package import PackageError, load_package
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
 
@@ -421,6 +424,28 @@ def test_float16_overflows_as_hardware_does(path):
     assert np.isinf(*CoreMLModel(path).predict(2 * ones).values()).all()
     assert np.isfinite(*CoreMLModel(path).predict(ones).values()).all()
     assert np.isfinite(*CoreMLModel(path, float16=False).predict(2 * ones).values()).all()
+
+
+def test_rounding_is_numpys_own_for_every_float16_and_between_them():
+    halves = np.arange(0x7C01, dtype="uint16").view("float16").astype("float32")  # from zero to infinity
+    ends = np.append(halves[:-1], np.float32(2**16))
+    between = (ends[1:] + ends[:-1]) / 2  # ties, of which the last one becomes infinite
+    near = [np.nextafter(values, np.float32(end)) for values in (halves[1:-1], between) for end in (0, np.inf)]
+    sizes = np.concatenate([halves, between, *near, np.array([1e-45, 1e38, np.nan], "float32")])
+    # By size, so that most tiles hold none of the large numbers, which are converted.
+    values = np.stack([np.sort(sizes), -np.sort(sizes)])
+    assert values.size > 8 * elementwise.TILE
+    with np.errstate(over="ignore"):
+        expected = values.astype("float16").astype("float32")
+    for array, wanted in ((values, expected), (values.T, expected.T), (values[:, ::2], expected[:, ::2])):
+        np.testing.assert_array_equal(elementwise.rounded(array), wanted)
+
+
+def test_gelu_is_the_same_in_tiles():
+    values = noise(2 * elementwise.TILE + 5)
+    erf = torch.erf(torch.from_numpy(values) / math.sqrt(2)).numpy()
+    gelu = KINDS["gelu"].plan(values, "EXACT")
+    np.testing.assert_allclose(gelu(values), values * (1 + erf) / 2, rtol=0, atol=2e-6)
 
 
 def test_small_network_of_timm_gives_the_same_logits(path):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from networks import SMALLEST_V2
 
+import keras_efficientformer as kef
 from keras_efficientformer.deploy import export_coreml, export_tflite
 from keras_efficientformer.deploy.network.tf_keras_builder import trained_network
 from keras_efficientformer.imagenet import preprocess_input
@@ -52,6 +54,17 @@ def test_small_layers_are_left_dense(stripped):
             weights = step.arguments["weights"]
             is_pruned = weights.shape[:2] == (1, 1) if weights.ndim == 4 else weights.shape[1] != 10
             assert zeros(weights) == pytest.approx(SPARSITY if is_pruned else 0, abs=0.01), weights.shape
+
+
+def test_second_family():
+    network = prune_low_magnitude(kef.EfficientFormerV2(**SMALLEST_V2))
+    wrapped = [layer.layer.kernel.shape for layer in network.layers if layer.name.startswith("prune")]
+    products = [step.arguments["weights"] for step in network.fused_network.steps if step.operation == "convolution"]
+    assert wrapped == [weights.shape for weights in products if weights.shape[:2] == (1, 1)]
+    for before, after in zip(network.fused_network.steps, trained_network(strip_pruning(network)).steps, strict=True):
+        for name, array in before.arguments.items():
+            if isinstance(array, np.ndarray):
+                np.testing.assert_array_equal(after.arguments[name], array)
 
 
 def test_stripping_changes_nothing_but_the_wrappers(pruned, stripped):

@@ -6,8 +6,9 @@ to image. Arguments have the names, defaults and meaning of coremltools' MIL ope
 an error, never ignored. Programs are written for one image, so a tensor that varies is declared as (1, ...), and is
 (images, ...) here: a plan refuses what would mix the first axis with others.
 
-Results of convolutions lie in memory as (channels, images, height, width), which NumPy keeps through elementwise
-operations: so one matrix product serves all images, without a copy.
+Images and results of convolutions lie in memory as (channels, height, width, images), which NumPy keeps through
+elementwise operations: so one matrix product serves all images, without a copy, and the pixels of a row that a pooling
+or convolution takes are one long run.
 """
 
 from keras_efficientformer.deploy.coreml.operations import (  # noqa: F401  (they register)

@@ -113,18 +113,18 @@ def _convolution(
     matrices = weight.reshape(groups, outputs // groups, -1)
 
     def convolve(x: np.ndarray) -> np.ndarray:
-        columns = np.empty((inputs, math.prod(windows.kernel), len(x), *windows.count), "float32")
+        columns = np.empty((inputs, math.prod(windows.kernel), *windows.count, len(x)), "float32")
         for column, view in zip(columns.swapaxes(0, 1), windows.views(x), strict=True):
-            column[:] = view.swapaxes(0, 1)
+            column[:] = np.moveaxis(view, 0, -1)
         return multiply(columns, len(x))
 
     def convolve_pixels(x: np.ndarray) -> np.ndarray:
-        return multiply(x.swapaxes(0, 1), len(x))
+        return multiply(np.moveaxis(x, 0, -1), len(x))
 
     def multiply(columns: np.ndarray, images: int) -> np.ndarray:
         result = np.matmul(matrices, columns.reshape(groups, matrices.shape[2], -1)).reshape(outputs, -1)
         result += offset[:, None]
-        return result.reshape(outputs, images, *windows.count).swapaxes(0, 1)
+        return np.moveaxis(result.reshape(outputs, *windows.count, images), -1, 0)
 
     pixels = windows.kernel == windows.strides == (1, 1) and windows.pad == ((0, 0), (0, 0))
     return convolve_pixels if pixels else convolve
@@ -134,9 +134,15 @@ def _depthwise(windows: _Windows, weight: np.ndarray, offset: np.ndarray) -> Pla
     factors = weight.reshape(len(weight), -1).T[:, None, :, None, None]
 
     def convolve(x: np.ndarray) -> np.ndarray:
-        result = sum(view * factor for view, factor in zip(windows.views(x), factors, strict=True))
+        result = _sum(products(x))
         result += offset[:, None, None]
         return result
+
+    def products(x: np.ndarray) -> Iterator[np.ndarray]:
+        product = None
+        for view, factor in zip(windows.views(x), factors, strict=True):
+            product = np.multiply(view, factor, out=product)
+            yield product
 
     return convolve
 
@@ -155,7 +161,15 @@ def _average_pool(
     windows = _windows(x, kernel_sizes, strides, pad_type, pad)
     real = np.ones((1, 1, *windows.size), "float32")
     pixels = sum(windows.views(real, outside=0.0 if exclude_padding_from_average else 1.0))
-    return lambda x: sum(windows.views(x)) / pixels
+    return lambda x: _sum(windows.views(x)) / pixels
+
+
+def _sum(arrays: Iterator[np.ndarray]) -> np.ndarray:
+    """The sum of arrays of one shape, each of which is taken before the next is made."""
+    result = next(arrays).copy("K")
+    for array in arrays:
+        result += array
+    return result
 
 
 @operation("max_pool")
@@ -175,9 +189,9 @@ def _max_pool(
 
 def _largest(views: Iterator[np.ndarray]) -> np.ndarray:
     """The elementwise maximum of arrays of one shape."""
-    result = next(views)
+    result = next(views).copy("K")
     for view in views:
-        result = np.maximum(result, view)
+        np.maximum(result, view, out=result)
     return result
 
 
