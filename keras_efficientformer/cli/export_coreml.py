@@ -8,6 +8,7 @@ import typer
 from keras_efficientformer import deploy
 from keras_efficientformer.cli.options import (
     FeatureMaps,
+    InputSizes,
     Json,
     LabelsFile,
     MaxDifference,
@@ -35,6 +36,7 @@ def export_coreml_command(
     compress: Annotated[str, choice(COMPRESSIONS, "Of the weights.")] = "none",
     labels: LabelsFile = None,
     size: Size = None,
+    input_sizes: InputSizes = None,
     minimum_ios: Annotated[int, choice(TARGETS, "Oldest system that opens it.")] = 16,
     image_input: Annotated[bool, typer.Option("--image/--array", help="Type of the input: image or float32.")] = True,
     feature_maps: FeatureMaps = False,
@@ -63,6 +65,7 @@ def export_coreml_command(
             minimum_ios=minimum_ios,
             image_input=image_input,
             feature_maps=feature_maps,
+            input_sizes=input_sizes,
             mask_output=mask_output,
             max_difference=max_difference,
             overwrite=overwrite,

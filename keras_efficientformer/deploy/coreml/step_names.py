@@ -20,11 +20,11 @@ def result_name(operation: str, number: int, index: int) -> str:
     return f"{operation_name(operation, number)}_{index}"
 
 
-def step_results(program: Any) -> dict[int, tuple[int, int]]:
-    """{identity of a variable: (number of a step, which of its results it is)} of an ML Program's main function."""
+def step_results(block: Any) -> dict[int, tuple[int, int]]:
+    """{identity of a variable: (number of a step, which of its results it is)} of an ML Program's function."""
     return {
         id(variable): (int(found[1]), index)
-        for operation in program.functions["main"].operations
+        for operation in block.operations
         if (found := _NAME.fullmatch(operation.name))
         for index, variable in enumerate(operation.outputs)
     }
