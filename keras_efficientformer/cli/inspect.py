@@ -24,7 +24,7 @@ from keras_efficientformer.conversion.formats import stated_in_keras, suffix_of
 from keras_efficientformer.deploy.coreml.package import function_sizes, image_size, load_package
 from keras_efficientformer.deploy.coreml.runtime import facts_of
 from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
-from keras_efficientformer.deploy.tflite.accelerators.gpu import check_on_gpu
+from keras_efficientformer.deploy.tflite.accelerators.gpu import GpuCheck, check_on_gpu
 from keras_efficientformer.deploy.tflite.metadata import read_facts
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
 from keras_efficientformer.deploy.tflite.sizes.signatures import signature_sizes
@@ -78,12 +78,18 @@ def inspect(
     facts = _inspect_tflite(file) if file.suffix == ".tflite" else _inspect_checkpoint(file)
     with file.open("rb") as content:
         facts |= {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
-    found = check_on_gpu(file) if gpu else None
-    if found is not None:
-        facts["gpu"] = finite_only(dataclasses.asdict(found)) if as_json else found.verdict
+    checks = _gpu_checks(file) if gpu else {}
+    for name, found in checks.items():
+        facts[name] = finite_only(dataclasses.asdict(found)) if as_json else found.verdict
     print_facts(facts, as_json, file.name)
-    if found is not None and not found.passes:
+    if not all(found.passes for found in checks.values()):
         raise SystemExit(1)
+
+
+def _gpu_checks(file: Path) -> dict[str, GpuCheck]:
+    """What the GPU makes of each input size of a .tflite file; "gpu" is the one that opens by default."""
+    further = list(signature_sizes(file))[1:]
+    return {"gpu": check_on_gpu(file)} | {f"gpu_{name}": check_on_gpu(file, signature=name) for name in further}
 
 
 def _inspect_package(path: Path) -> tuple[dict[str, Any], "tuple[Finding, ...]"]:

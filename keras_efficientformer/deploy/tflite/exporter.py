@@ -145,12 +145,12 @@ def export_tflite(
         raise ValueError(f"`batch_size` should be an integer >= 1. Received: batch_size={batch_size}")
     if require not in REQUIREMENTS:
         raise ValueError(f"`require` should be None or 'gpu'. Received: require={require!r}")
+    if npu is not None and input_sizes is not None:
+        raise ValueError("A file is compiled for an NPU at one size: leave `input_sizes` or `npu` out.")
     for module in mode.modules:
         errors.require(module, "TFLite export", "litert")
     target = npu_target(npu) if npu is not None else None
     sizes = at_sizes(source, source.network(include_preprocessing, feature_maps), input_sizes, feature_maps)
-    if target and len(sizes) > 1:
-        raise ValueError("A file is compiled for an NPU at one size: leave `input_sizes` or `npu` out.")
     source, network = sizes[0].source, sizes[0].network
     names = label_names(labels, network)
     warn_without_labels(network, names)
