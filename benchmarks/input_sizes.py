@@ -2,8 +2,7 @@
 
 The network has random weights, which is as large a file as trained ones. Every size of every file is compared with
 Keras at that size before the file is written, so the differences are part of the report; of .tflite files also the
-memory that LiteRT takes to load one and run its first size, and the milliseconds of each size on one thread, beside a
-file of that size alone.
+memory that LiteRT takes to load one and run its first size.
 
     python benchmarks/input_sizes.py --output benchmarks/results/input_sizes.json
 """
@@ -13,7 +12,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,15 +23,12 @@ from rich.table import Table
 
 from keras_efficientformer.deploy import export_coreml, export_tflite
 from keras_efficientformer.deploy.benchmark import litert_memory
-from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
-from keras_efficientformer.deploy.tflite.sizes.signatures import signature_sizes
 from keras_efficientformer.images import seeded_images
 from keras_efficientformer.reporting import versions_of
 
 SIZES = [224, 256, (384, 288)]
 TFLITE_MODES = ("none", "float16", "dynamic", "weight_only", "int8")
 COREML_MODES = {"float32": {"precision": "float32"}, "float16": {}, "int8": {"compress": "int8"}}
-RUNS = 10
 
 
 def main():
@@ -44,36 +39,41 @@ def main():
     rows = []
     for variant in arguments.variants:
         model = random_network(variant)
-        with tempfile.TemporaryDirectory() as folder:
-            rows += [measured("tflite", variant, mode, tflite(model, folder, mode)) for mode in TFLITE_MODES]
-            rows += [measured("coreml", variant, mode, coreml(model, folder, mode)) for mode in COREML_MODES]
-    if arguments.output:
-        report = {
-            "date": datetime.now(UTC).date().isoformat(),
-            "versions": versions_of("keras-efficientformer", "ai-edge-litert", "litert-quantizer", "coremltools"),
-            "sizes": SIZES,
-            "files": rows,
-        }
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        for measure, modes in ((tflite, TFLITE_MODES), (coreml, COREML_MODES)):
+            for mode in modes:
+                with tempfile.TemporaryDirectory() as folder:
+                    rows.append(measured(measure.__name__, variant, mode, measure(model, folder, mode)))
+                if arguments.output:
+                    write(arguments.output, rows)
     rich_print(table(rows))
 
 
+def write(path, rows):
+    report = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": versions_of("keras-efficientformer", "ai-edge-litert", "litert-quantizer", "coremltools"),
+        "sizes": SIZES,
+        "files": rows,
+    }
+    path.write_text(json.dumps(report, indent=2) + "\n")
+
+
 def tflite(model, folder, mode):
-    """Exports of a .tflite file with one, two and three sizes, and what LiteRT takes to run them."""
+    """Exports of a .tflite file with one, two and three sizes, and the megabytes that LiteRT takes to run them."""
     # What ranges are measured on does not matter to the size.
     noise = [Image.fromarray(image.astype("uint8")) for image in seeded_images(model.inputs[0].shape[1:])]
-    reports, alone = [], {}
+    reports = []
     for count in (1, 2, 3):
         calibration = noise if mode == "int8" else None
         options = {"quantize": mode, "calibration": calibration, "input_sizes": SIZES[:count]}
         reports.append(export_tflite(model, folder, max_difference=limit(mode), **options))
-    first, last = reports[0].path, reports[-1].path
-    for name, path in (("one size", first), ("three sizes", last)):
-        command = [sys.executable, "-P", litert_memory.__file__, path, "1"]
-        alone[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    found = {"litert": alone, "milliseconds": {"224 alone": milliseconds(first, None)}}
-    found["milliseconds"] |= {name: milliseconds(last, name) for name in signature_sizes(last)}
-    return reports, found
+    return reports, {"memory_mb": [memory(report.path) for report in reports]}
+
+
+def memory(path):
+    command = [sys.executable, "-P", litert_memory.__file__, path, "1"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return round(json.loads(done.stdout)["memory_mb"], 1)
 
 
 def coreml(model, folder, mode):
@@ -86,18 +86,6 @@ def coreml(model, folder, mode):
 def limit(mode):
     # int8 ranges that are measured on noise alone say nothing of a trained network.
     return float("inf") if mode == "int8" else None
-
-
-def milliseconds(path, signature):
-    """The fastest of some inferences on one thread."""
-    model = LiteRTModel(path, num_threads=1, signature=signature)
-    image = seeded_images(model.input_shape)[:1]
-    times = []
-    for _ in range(RUNS):
-        started = time.perf_counter()
-        model.predict(image)
-        times.append(1000 * (time.perf_counter() - started))
-    return round(min(times), 1)
 
 
 def measured(kind, variant, mode, exports):

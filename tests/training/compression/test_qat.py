@@ -384,6 +384,12 @@ def test_integer_modes_beyond_int8_need_calibration(trained, tmp_path):
         export_tflite(trained, tmp_path, quantize="int8_integer")
 
 
+def test_a_trained_model_has_one_size(trained, tmp_path):
+    with pytest.raises(ValueError, match="made for training at one size and has no other"):
+        export_tflite(trained, tmp_path, quantize="int8", input_sizes=[IMAGES.shape[1], 96])
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("use", [to_keras, lambda model: export_tflite(model, "model.tflite")])
 def test_foreign_models(use):
     foreign = tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))], name="mine")
