@@ -198,7 +198,7 @@ def _size_report(job: ExportJob, further: FurtherSize, file: Path) -> SizeReport
     opened = further.run(file, images)
     expected = sized.source.outputs(images, sized.network, job.quantized)
     differences = compare_outputs(expected, sized.network, opened.results)
-    check(differences, job.limit, job.file)
+    check(differences, job.limit, job.file, further.name)
     return SizeReport(further.name, opened.inputs, opened.outputs, differences, opened.operations, opened.accelerator)
 
 
@@ -265,12 +265,13 @@ def compare_outputs(
     )
 
 
-def check(differences: tuple[Difference, ...], limit: float, path: Path) -> None:
-    """Raises `ExportError` where a difference is over the limit."""
+def check(differences: tuple[Difference, ...], limit: float, path: Path, size: str = "") -> None:
+    """Raises `ExportError` where a difference is over the limit, of the input size of that name, or of the first."""
+    where = f" of {size}" if size else ""
     for difference in differences:
         if not difference.relative <= limit:
             raise ExportError(
-                f"{path} was not written: its output {difference.output} differs from the Keras model's by "
+                f"{path} was not written: its output {difference.output}{where} differs from the Keras model's by "
                 f"{difference.max:.3g} (relative {difference.relative:.3g}, mean {difference.mean:.3g}), and the limit "
                 f"is {limit:.3g}. Raise max_difference if that is acceptable."
             )
