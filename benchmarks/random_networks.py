@@ -9,10 +9,15 @@ from keras_efficientformer.variants import class_name
 NOISE = 0.02
 
 
-def random_network(variant: str) -> keras.Model:
-    """A published network ("l1", "v2_s0", ...) at 224x224 with 1000 classes; always the same weights."""
+def random_network(variant: str, **arguments) -> keras.Model:
+    """A published network ("l1", "v2_s0", ...) at 224x224 with 1000 classes; always the same weights.
+
+    Args:
+        variant: its name.
+        arguments: more arguments of its function.
+    """
     keras.utils.set_random_seed(0)
-    return without_constants(getattr(keras_efficientformer, class_name(variant))(weights=None))
+    return without_constants(getattr(keras_efficientformer, class_name(variant))(weights=None, **arguments))
 
 
 def without_constants(model: keras.Model) -> keras.Model:

@@ -7,10 +7,13 @@ from typing import Protocol
 import numpy as np
 
 from keras_efficientformer.classifiers.exported_files import FileClassifier
+from keras_efficientformer.deploy.coreml.package import function_sizes
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
+from keras_efficientformer.deploy.input_sizes import described, name_of_size
 from keras_efficientformer.deploy.report_sidecar import check_sidecar
 from keras_efficientformer.deploy.tflite.metadata import read_facts
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
+from keras_efficientformer.deploy.tflite.sizes.signatures import signature_sizes
 
 
 class Classifier(Protocol):
@@ -40,7 +43,7 @@ def open_classifier(source: str | os.PathLike[str], input_shape: tuple[int, ...]
 
     Args:
         source: a `.tflite` file, an `.mlpackage`, or anything that `open_model` takes.
-        input_shape: (h, w) or (h, w, channels) for a Keras model; None means its own. Exported files have one size.
+        input_shape: (h, w) or (h, w, channels); None means its own, of an exported file of several sizes the first.
 
     Raises:
         ValueError: the file is unfit, takes no images of `input_shape`, or the report beside it is another file's.
@@ -54,12 +57,15 @@ def open_classifier(source: str | os.PathLike[str], input_shape: tuple[int, ...]
         from keras_efficientformer.models.opening import open_model
 
         return KerasClassifier(open_model(source, input_shape))
-    classifier: Classifier = _open_package(path) if path.suffix == ".mlpackage" else open_tflite(path)
+    open_file = _open_package if path.suffix == ".mlpackage" else open_tflite
+    classifier: Classifier = open_file(path, input_shape)
     own = (*classifier.size, classifier.channels)
     if input_shape is not None and tuple(input_shape) != own[: len(input_shape)]:
+        sizes = function_sizes(path) if path.suffix == ".mlpackage" else signature_sizes(path)
+        found = ", ".join(map(described, sizes.values())) or described(classifier.size)
         raise ValueError(
-            f"{source} takes images of {own[0]}x{own[1]} pixels and no others. Received: {tuple(input_shape)}; leave "
-            "the size out, or export the model at that size."
+            f"{source} takes images of {found} pixels and no others. Received: {tuple(input_shape)}; leave the size "
+            "out, or export the model at that size."
         )
     return classifier
 
@@ -91,15 +97,17 @@ def open_embedder(source: str | os.PathLike[str], input_shape: tuple[int, ...] |
     return embedder
 
 
-def _open_package(source: Path) -> Classifier:
+def _open_package(source: Path, input_shape: tuple[int, ...] | None) -> Classifier:
     if source.exists():
         check_sidecar(source)
-    package = CoreMLModel(source)
+    function = None if input_shape is None else name_of_size(function_sizes(source), input_shape)
+    package = CoreMLModel(source, function=function)
     return FileClassifier(package, package.facts)
 
 
-def open_tflite(source: Path) -> FileClassifier:
+def open_tflite(source: Path, input_shape: tuple[int, ...] | None = None) -> FileClassifier:
     """The classifier of a `.tflite` file; errors are those of `open_classifier`."""
     if not (source.exists() and check_sidecar(source)):
         check_survival(source)
-    return FileClassifier(LiteRTModel(source), read_facts(source))
+    signature = None if input_shape is None else name_of_size(signature_sizes(source), input_shape)
+    return FileClassifier(LiteRTModel(source, signature=signature), read_facts(source))

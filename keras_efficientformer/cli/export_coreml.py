@@ -8,6 +8,7 @@ import typer
 from keras_efficientformer import deploy
 from keras_efficientformer.cli.options import (
     FeatureMaps,
+    InputSizes,
     Json,
     LabelsFile,
     MaxDifference,
@@ -39,6 +40,7 @@ def export_coreml_command(
     ] = None,
     labels: LabelsFile = None,
     size: Size = None,
+    input_sizes: InputSizes = None,
     minimum_ios: Annotated[int, choice(TARGETS, "Oldest system that opens it.")] = 16,
     image_input: Annotated[bool, typer.Option("--image/--array", help="Type of the input: image or float32.")] = True,
     feature_maps: FeatureMaps = False,
@@ -68,6 +70,7 @@ def export_coreml_command(
             minimum_ios=minimum_ios,
             image_input=image_input,
             feature_maps=feature_maps,
+            input_sizes=input_sizes,
             mask_output=mask_output,
             max_difference=max_difference,
             overwrite=overwrite,

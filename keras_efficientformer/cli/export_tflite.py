@@ -8,6 +8,7 @@ import typer
 from keras_efficientformer import deploy
 from keras_efficientformer.cli.options import (
     FeatureMaps,
+    InputSizes,
     Json,
     LabelsFile,
     MaxDifference,
@@ -38,6 +39,7 @@ def export_tflite_command(
     ] = None,
     labels: LabelsFile = None,
     size: Size = None,
+    input_sizes: InputSizes = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one inference.")] = 1,
     io: Annotated[str, choice(IO_TYPES, "Type of input and output.")] = "float32",
     preprocessing: Annotated[bool, typer.Option(help="Take raw RGB 0..255 and normalise inside.")] = True,
@@ -73,6 +75,7 @@ def export_tflite_command(
             labels=labels,
             include_preprocessing=preprocessing,
             feature_maps=feature_maps,
+            input_sizes=input_sizes,
             batch_size=batch_size,
             io=io,
             max_difference=max_difference,

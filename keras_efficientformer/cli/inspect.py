@@ -21,12 +21,13 @@ from keras_efficientformer.cli.options import (
 )
 from keras_efficientformer.cli.quiet import import_coremltools_alone, import_keras_alone
 from keras_efficientformer.conversion.formats import stated_in_keras, suffix_of
-from keras_efficientformer.deploy.coreml.package import load_package
+from keras_efficientformer.deploy.coreml.package import function_sizes, image_size, load_package
 from keras_efficientformer.deploy.coreml.runtime import facts_of
 from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
-from keras_efficientformer.deploy.tflite.accelerators.gpu import check_on_gpu
+from keras_efficientformer.deploy.tflite.accelerators.gpu import GpuCheck, check_on_gpu
 from keras_efficientformer.deploy.tflite.metadata import read_facts
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
+from keras_efficientformer.deploy.tflite.sizes.signatures import signature_sizes
 from keras_efficientformer.files import size_of
 from keras_efficientformer.reporting import finite_only
 
@@ -77,12 +78,18 @@ def inspect(
     facts = _inspect_tflite(file) if file.suffix == ".tflite" else _inspect_checkpoint(file)
     with file.open("rb") as content:
         facts |= {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
-    found = check_on_gpu(file) if gpu else None
-    if found is not None:
-        facts["gpu"] = finite_only(dataclasses.asdict(found)) if as_json else found.verdict
+    checks = _gpu_checks(file) if gpu else {}
+    for name, found in checks.items():
+        facts[name] = finite_only(dataclasses.asdict(found)) if as_json else found.verdict
     print_facts(facts, as_json, file.name)
-    if found is not None and not found.passes:
+    if not all(found.passes for found in checks.values()):
         raise SystemExit(1)
+
+
+def _gpu_checks(file: Path) -> dict[str, GpuCheck]:
+    """What the GPU makes of each input size of a .tflite file; "gpu" is the one that opens by default."""
+    further = list(signature_sizes(file))[1:]
+    return {"gpu": check_on_gpu(file)} | {f"gpu_{name}": check_on_gpu(file, signature=name) for name in further}
 
 
 def _inspect_package(path: Path) -> tuple[dict[str, Any], "tuple[Finding, ...]"]:
@@ -93,26 +100,27 @@ def _inspect_package(path: Path) -> tuple[dict[str, Any], "tuple[Finding, ...]"]
     from keras_efficientformer.deploy.coreml.lint import lint
     from keras_efficientformer.deploy.coreml.program import summary
 
-    description = package.spec.description
+    description = package.description
     names = {"inputs": description.input, "outputs": description.output}
     facts: dict[str, Any] = {end: [feature.name for feature in features] for end, features in names.items()}
     facts |= {"classes": len(package.labels) if package.labels else None} | package.metadata
     facts.pop(ENTRY, None)  # it is said in words
     if len(description.input) == 1:
-        facts |= {"input_size": _size_of_image(description.input[0])}
+        facts |= {"input_size": image_size(description.input[0])}
         facts |= _facts_in_words(facts_of(package), package.labels)
-    facts |= dataclasses.asdict(summary(package.program))
-    if counts := int8_counts(package.program):
+    facts |= _several("functions", sizes := function_sizes(path))
+    facts |= dataclasses.asdict(summary(package.program, function=package.function))
+    if counts := int8_counts(package.program, package.function):
         facts["computed_in_int8"] = counts
     facts["bytes"] = size_of(path)
-    return facts, lint(package.program)
+    # The operations of all sizes have the same names, and what is found of one need be said once.
+    findings = [finding for name in (package.function, *sizes) for finding in lint(package.program, name)]
+    return facts, tuple({(finding.rule, finding.operation): finding for finding in reversed(findings)}.values())[::-1]
 
 
-def _size_of_image(feature: Any) -> list[int] | None:
-    """[height, width] of a Core ML input; None where it is no image and no array of a fixed shape."""
-    if feature.type.WhichOneof("Type") == "imageType":
-        return [int(feature.type.imageType.height), int(feature.type.imageType.width)]
-    return list(map(int, feature.type.multiArrayType.shape))[-2:] or None
+def _several(name: str, sizes: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    """The input sizes of a file that has several, by the names of its signatures or functions."""
+    return {name: {key: list(size) for key, size in sizes.items()}} if len(sizes) > 1 else {}
 
 
 def _facts_in_words(facts: FileFacts | None, labels: tuple[str, ...] | None = None) -> dict[str, Any]:
@@ -170,5 +178,6 @@ def _inspect_tflite(file: Path) -> dict[str, Any]:
     model = LiteRTModel(file)
     inputs, outputs = ([dataclasses.asdict(tensor) for tensor in ends] for ends in (model.inputs, model.outputs))
     ends = {"input_size": list(model.input_shape[:2]), "inputs": inputs, "outputs": outputs}
+    ends |= _several("signatures", signature_sizes(file))
     facts = ends | _facts_in_words(read_facts(file)) | {"operations": model.operations()}
     return facts | ({"hardware": INT16_HARDWARE} if "int16" in model.dtypes() else {})

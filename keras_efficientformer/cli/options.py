@@ -71,7 +71,7 @@ def image_sides(text: str) -> tuple[int, int]:
     """(height, width) of "224" or "160x224", in pixels."""
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise typer.BadParameter(f"--size should be a number of pixels or HEIGHTxWIDTH. Received: {text}")
+        raise typer.BadParameter(f"A size should be a number of pixels or HEIGHTxWIDTH. Received: {text}")
     return int(sides[0]), int(sides[-1])
 
 
@@ -82,6 +82,22 @@ Size = Annotated[
         parser=image_sides,
         metavar="<pixels>",
         help="Input size in pixels, 224 or 160x224 (height x width). Default: the model's own.",
+    ),
+]
+
+
+def several_sizes(text: str) -> list[tuple[int, int]]:
+    """[(height, width), ...] of "224,256,384x288", in pixels."""
+    return [image_sides(size.strip()) for size in text.split(",")]
+
+
+# `several_sizes` of it, or None.
+InputSizes = Annotated[
+    Any,
+    typer.Option(
+        parser=several_sizes,
+        metavar="<pixels>",
+        help="Several input sizes in one file, e.g. 224,256,384x288, the model's own among them. The first one opens.",
     ),
 ]
 Crop = Annotated[

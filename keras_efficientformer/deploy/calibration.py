@@ -1,5 +1,6 @@
 """Reads the images on which an export measures ranges and is compared with Keras. Room: deploy."""
 
+import itertools
 import os
 import warnings
 from collections.abc import Iterable
@@ -28,6 +29,13 @@ def check_calibration(setting: str, calibration: Calibration | None, measured: s
             f"{setting} measures {measured}: pass calibration, a folder of a hundred or so photographs "
             "like those the model will see, or arrays."
         )
+
+
+def kept_for_sizes(calibration: Calibration | None, sizes: int) -> Calibration | None:
+    """The same images, which can be read once for each of several input sizes."""
+    if calibration is None or sizes == 1 or isinstance(calibration, str | os.PathLike):
+        return calibration
+    return list(itertools.islice(calibration, CALIBRATION_LIMIT))
 
 
 def images_to_compare(

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_efficientformer.deploy.layer_errors import LayerErrors, layer_errors
-from keras_efficientformer.deploy.report import ExportReport, short
+from keras_efficientformer.deploy.report import Difference, ExportReport, short
 from keras_efficientformer.deploy.report_sidecar import sidecar_of
 from keras_efficientformer.files import check_target, size_of
 from keras_efficientformer.pages.pictures import svg
@@ -49,9 +49,9 @@ def save_export_page(
         overwrite,
         title=file.name,
         verdict=report.verdict,
-        is_same=all(difference.top1_agreement in (None, 1.0) for difference in report.differences),
+        is_same=all(difference.top1_agreement in (None, 1.0) for difference in report.all_differences),
         summary=report.facts(),
-        differences=[_difference(report, place) for place in range(len(report.differences))],
+        differences=[_difference(output, found, report.limit) for output, found in report.named_differences()],
         layers=_layers(errors) if errors else [],
         layers_from=f"on {errors.images} images: {errors.images_from}" if errors else "",
         layers_picture=svg(lambda: _layers_figure(errors), "error of each layer") if errors else None,
@@ -63,11 +63,10 @@ def save_export_page(
     )
 
 
-def _difference(report: ExportReport, place: int) -> tuple[str, ...]:
-    difference = report.differences[place]
+def _difference(output: str, difference: Difference, limit: float) -> tuple[str, ...]:
     share = difference.top1_agreement
-    numbers = (difference.max, difference.mean, difference.largest, difference.relative, report.limit)
-    return (difference.output, *map(short, numbers), "-" if share is None else f"{share:.1%}")
+    numbers = (difference.max, difference.mean, difference.largest, difference.relative, limit)
+    return (output, *map(short, numbers), "-" if share is None else f"{share:.1%}")
 
 
 def _layers(errors: LayerErrors) -> list[tuple[str, ...]]:

@@ -18,12 +18,15 @@ import numpy as np
 from rich.table import Column, Table
 from rich.text import Text
 
+from keras_efficientformer.deploy.coreml.package import function_sizes
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
-from keras_efficientformer.deploy.export import network_inputs
+from keras_efficientformer.deploy.input_sizes import name_of_size
 from keras_efficientformer.deploy.network.file_steps import FileSteps, StepTensors
 from keras_efficientformer.deploy.network.recording import Step
+from keras_efficientformer.deploy.source import network_inputs
 from keras_efficientformer.deploy.tflite.layer_tensors import TFLiteSteps
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
+from keras_efficientformer.deploy.tflite.sizes.signatures import signature_sizes
 from keras_efficientformer.files import bare_name
 from keras_efficientformer.images import read_images, seeded_images
 from keras_efficientformer.reporting import finite_only
@@ -125,7 +128,7 @@ def layer_errors(
 
     Args:
         path: a .tflite file or .mlpackage folder that `export_tflite` or `export_coreml` made, in any mode.
-        model: the EfficientFormer it was exported from.
+        model: the EfficientFormer it was exported from; of a file of several input sizes, at the size that is meant.
         images: raw RGB images as for `export_tflite`'s calibration, of which 32 are taken; None means four seeded ones.
 
     Raises:
@@ -153,11 +156,14 @@ def layer_errors(
 
 
 def _open(path: Path, model: keras.Model) -> FileSteps:
+    size = model.inputs[0].shape[1:3]
     if path.suffix == ".tflite":
         check_survival(path)
-        return TFLiteSteps(LiteRTModel(path, keep_tensors=True), model)
+        signature = name_of_size(signature_sizes(path), size)
+        return TFLiteSteps(LiteRTModel(path, keep_tensors=True, signature=signature), model)
     if path.suffix == ".mlpackage":
-        package = CoreMLModel(path)  # it says what is wrong with it, or that coremltools is not installed
+        # They say what is wrong with it, or that coremltools is not installed.
+        package = CoreMLModel(path, function=name_of_size(function_sizes(path), size))
         from keras_efficientformer.deploy.coreml.layer_tensors import CoreMLSteps  # it imports coremltools
 
         return CoreMLSteps(package, model)

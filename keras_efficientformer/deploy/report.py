@@ -109,6 +109,23 @@ class NPUReport:
 
 
 @dataclass(frozen=True)
+class SizeReport:
+    """One more input size of an exported file, which shares its weights with the first one.
+
+    Attributes:
+        name: of its signature (TFLite) or function (Core ML).
+        inputs, outputs, differences, operations, accelerator: as in `ExportReport`, of this size.
+    """
+
+    name: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    differences: tuple[Difference, ...]
+    operations: dict[str, int]
+    accelerator: str | None = None
+
+
+@dataclass(frozen=True)
 class ExportReport:
     """What was exported, how it was checked and with what result.
 
@@ -134,6 +151,7 @@ class ExportReport:
         versions: of the tools that made the file.
         seconds: how long the export took, the check included.
         npu: of the file that was compiled for an NPU, if one was asked for.
+        further_sizes: the input sizes after the one that the rest of the report is of, which opens by default.
     """
 
     path: str
@@ -157,6 +175,7 @@ class ExportReport:
     versions: dict[str, str]
     seconds: float
     npu: NPUReport | None = None
+    further_sizes: tuple[SizeReport, ...] = ()
 
     def to_json(self) -> str:
         """The report as indented JSON, files by their names alone; numbers that are not finite are null."""
@@ -165,14 +184,19 @@ class ExportReport:
         return json.dumps(finite_only(values), indent=2, allow_nan=False) + "\n"
 
     @property
+    def all_differences(self) -> tuple[Difference, ...]:
+        """Those of every input size, the first one's first."""
+        return self.differences + tuple(difference for size in self.further_sizes for difference in size.differences)
+
+    @property
     def worst(self) -> Difference:
         """The difference that comes nearest to the limit."""
-        return max(self.differences, key=lambda difference: difference.relative)
+        return max(self.all_differences, key=lambda difference: difference.relative)
 
     @property
     def verdict(self) -> str:
         """Whether the file may be used, in a line: "same answers as the Keras model: largest difference 1e-6, ..."."""
-        shares = [d.top1_agreement for d in self.differences if d.top1_agreement is not None]
+        shares = [d.top1_agreement for d in self.all_differences if d.top1_agreement is not None]
         words = "values close to the Keras model's" if not shares else "same answers as the Keras model"
         if shares and min(shares) < 1:
             of_what = "the pixels of " if any(tensor.name in (MASKS, CLASS_NUMBERS) for tensor in self.outputs) else ""
@@ -188,12 +212,14 @@ class ExportReport:
         partitions = partitions if self.partitions is not None else ""
         checkpoint = {"checkpoint": ", ".join(self.checkpoint.values())} if self.checkpoint else {}
         accelerator = {"GPU": self.accelerator} if self.accelerator else {}
+        accelerator |= {f"GPU, {size.name}": size.accelerator for size in self.further_sizes if size.accelerator}
         npu = {"NPU": f"{Path(self.npu.path).name}, {self.npu.size / 1e6:.1f} MB"} if self.npu else {}
         return {
             "model": self.model,
             "mode": f"{self.mode}, {self.size / 1e6:.1f} MB, {sum(self.operations.values())} operations{partitions}",
             "input": _describe(self.inputs) + (", raw RGB 0..255" if self.preprocessing else ", normalised"),
             "output": _describe(self.outputs),
+            **{size.name: _describe(size.inputs) for size in self.further_sizes},
             "needs": self.requires,
             "compared on": f"{self.images} images: {self.images_from}",
             **checkpoint,
@@ -202,14 +228,19 @@ class ExportReport:
             "time": f"{self.seconds:.1f} s",
         }
 
+    def named_differences(self) -> list[tuple[str, Difference]]:
+        """(output, its difference) of every input size; "logits of size_256" of those after the first one."""
+        further = [(f"{d.output} of {size.name}", d) for size in self.further_sizes for d in size.differences]
+        return [*((d.output, d) for d in self.differences), *further]
+
     def __rich__(self) -> Table:
         table = facts_table(Text(Path(self.path).name))
         rows = {"verdict": self.verdict, "file": self.path, **self.facts()}
-        for difference in self.differences:
+        for output, difference in self.named_differences():
             text = f"largest difference {short(difference.max)}, mean {short(difference.mean)}"
             if difference.top1_agreement is not None:
                 text += f", same top-1 on {difference.top1_agreement:.1%}"
-            rows[f"{difference.output} against Keras"] = text
+            rows[f"{output} against Keras"] = text
         for name, text in rows.items():
             table.add_row(name, Text(text))  # it is not read as markup: paths and shapes are full of brackets
         return table

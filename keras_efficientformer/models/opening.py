@@ -170,7 +170,7 @@ def open_model(
         remember_source(model, os.fspath(path))
         own = tuple(model.inputs[0].shape[1:])
         shape = own if input_shape is None else (*input_shape[:2], *(input_shape[2:] or own[2:]))
-        return model if shape == own else _at_size(model, shape)
+        return model if shape == own else at_size(model, shape)
     return from_checkpoint(path, input_shape=input_shape, progress=progress)
 
 
@@ -195,8 +195,16 @@ def _load_keras(path: str | os.PathLike[str]) -> keras.Model:
         ) from error
 
 
-def _at_size(model: keras.Model, input_shape: tuple[int, ...]) -> keras.Model:
-    """The same model for images of another size."""
+def at_size(model: keras.Model, input_shape: tuple[int, ...]) -> keras.Model:
+    """A new model like one of this package, with its weights, for images of another size.
+
+    Args:
+        model: it ends in nothing that `EfficientFormer` does not make: what stands on that would be left out.
+        input_shape: (h, w, channels).
+
+    Raises:
+        ValueError: the shape is wrong, or the model gives masks.
+    """
     layers = {layer.name: layer for layer in model.layers}
     if MASKS in layers:
         own = model.inputs[0].shape[1:3]

@@ -7,8 +7,8 @@ import keras
 
 from keras_efficientformer.classifiers.keras_models import KerasClassifier
 from keras_efficientformer.classifiers.opening import open_classifier
-from keras_efficientformer.deploy.export import checkpoint_of
 from keras_efficientformer.deploy.report import compare
+from keras_efficientformer.deploy.source import checkpoint_of
 from keras_efficientformer.images import seeded_images
 
 

@@ -34,7 +34,7 @@ from keras_efficientformer.deploy.benchmark.apple_device import (
 from keras_efficientformer.deploy.benchmark.reports import DeviceReport, Latency, model_and_mode
 from keras_efficientformer.deploy.coreml.exporter import export_coreml
 from keras_efficientformer.deploy.coreml.modes import COMPRESSIONS
-from keras_efficientformer.deploy.export import changed_copy
+from keras_efficientformer.deploy.source import changed_copy
 from keras_efficientformer.errors import DeviceError, require
 from keras_efficientformer.files import size_of
 from keras_efficientformer.images import seeded_images

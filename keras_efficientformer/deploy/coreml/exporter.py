@@ -1,48 +1,58 @@
 """Exports a model as a Core ML package, which is run and compared before it gets its name. Room: deploy/coreml."""
 
 import contextlib
+import functools
 import importlib.metadata
 import io
 import json
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_efficientformer.deploy.calibration import Calibration, check_calibration, images_to_compare
+from keras_efficientformer.deploy.calibration import (
+    Calibration,
+    check_calibration,
+    images_to_compare,
+    kept_for_sizes,
+)
 from keras_efficientformer.deploy.coreml.int8.pairs import StepResult, insert_pairs, int8_scales
 from keras_efficientformer.deploy.coreml.modes import (
     COMPRESSIONS,
     COREML_PRECISIONS,
     MASK_OUTPUTS,
     TARGETS,
+    Compression,
     keep_weak_channels,
     mode_name,
     pass_pipeline,
 )
+from keras_efficientformer.deploy.coreml.multifunction import MULTIFUNCTION_IOS, save_joined
+from keras_efficientformer.deploy.coreml.package import MAIN
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
 from keras_efficientformer.deploy.export import (
     AUTHOR,
     LICENSE,
     ExportJob,
+    FurtherSize,
     Opened,
-    Source,
     file_path,
     label_names,
-    network_inputs,
-    open_source,
     output_description,
     warn_without_labels,
     write_checked,
 )
 from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
+from keras_efficientformer.deploy.input_sizes import InputSize, described, size_name
 from keras_efficientformer.deploy.network.keras_builder import measured_ranges
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.report import CLASS_NUMBERS, ExportReport
+from keras_efficientformer.deploy.source import SizedNetwork, at_sizes, network_inputs, open_source
 from keras_efficientformer.errors import require
 from keras_efficientformer.labels import Labels, class_colors
 from keras_efficientformer.layers.names import MASKS
@@ -69,6 +79,7 @@ def export_coreml(
     include_preprocessing: bool = True,
     image_input: bool = True,
     feature_maps: bool = False,
+    input_sizes: Sequence[InputSize] | None = None,
     mask_output: str = "values",
     max_difference: float | None = None,
     overwrite: bool = False,
@@ -99,13 +110,17 @@ def export_coreml(
             seeded images where there are none.
         labels: class names, or a text file with one in each line; None means ImageNet's for 1000 classes. Core ML wants
             them unique: of alike ones each gets its class's number. A classifier without them has the numbers alone.
-        minimum_ios: 15, 16, 17 or 18; compressed weights need 16, "w8a8" needs 17.
+        minimum_ios: 15, 16, 17 or 18; compressed weights need 16, "w8a8" needs 17, several `input_sizes` 18.
         include_preprocessing: whether raw pixels in 0..255 are normalised inside; without it the input is an array, for
             `image_input=False`, of what `preprocess_input` returns. Where nobody has said how a model's images are
             normalised, which of other than three channels are, they are taken as in training.
         image_input: whether the input is an RGB image; else it is a float32 array (1, channels, height, width).
         feature_maps: whether the outputs of the four stages are outputs too, `stage1` to `stage4`, float32
             (1, channels, height, width).
+        input_sizes: sizes in pixels that the package takes, such as [224, 256, (384, 288)] (height, width), the model's
+            own among them: one function for each, which share the weights, each compared with Keras at its size. The
+            first is "main", which Vision opens, the others are "size_256" and "size_384x288", which
+            `MLModelConfiguration.functionName` chooses. None means the model's own alone.
         mask_output: of a segmentation model, "values", `masks`, a float of each class for every pixel (1, classes,
             height, width), or "classes", `classes`, the number of the best one, int32 (1, height, width); of these the
             share of an image's pixels with another than in Keras is limited.
@@ -131,6 +146,12 @@ def export_coreml(
     if kind.int8_activations and not source.ranges:
         check_calibration(f"compress={compress!r}", calibration)
     network = source.network(include_preprocessing and source.preprocessing, feature_maps)
+    sizes = at_sizes(source, network, input_sizes, feature_maps)
+    if len(sizes) > 1 and minimum_ios < MULTIFUNCTION_IOS:
+        raise ValueError(
+            f"Several `input_sizes` need iOS {MULTIFUNCTION_IOS}, minimum_ios={MULTIFUNCTION_IOS}. Received: "
+            f"minimum_ios={minimum_ios}"
+        )
     channels = network.input_shape[2]
     if image_input and (not network.preprocessing or channels != RGB_CHANNELS):
         taken = "normalised images" if channels == RGB_CHANNELS else f"{channels} channels"
@@ -139,28 +160,41 @@ def export_coreml(
         )
     _check_mask_output(mask_output, network)
     if compress in ("int8", "w8a8"):
-        network = keep_weak_channels(network)
+        sizes = tuple(replace(sized, network=keep_weak_channels(sized.network)) for sized in sizes)
+    source, network = sizes[0].source, sizes[0].network
     names = _unique(label_names(labels, network))
     warn_without_labels(network, names)
     mode = mode_name(precision, compress)
+    calibration = kept_for_sizes(calibration, len(sizes))
+    further = tuple(_further_size(sized, calibration, kind) for sized in sizes[1:])
     limit = COREML_PRECISIONS[precision] if compress == "none" else kind.limit
 
-    def write(file: Path, images: np.ndarray) -> None:
-        scales = _int8_scales(network, source, calibration, images) if kind.int8_activations else {}
+    def package_of(sized: SizedNetwork, images: np.ndarray) -> Any:
+        network = sized.network
+        scales = _int8_scales(sized, calibration, images) if kind.int8_activations else {}
         # coremltools shows a progress bar for each of a dozen passes.
         with contextlib.redirect_stderr(io.StringIO()):
             package = _convert(network, precision, compress, minimum_ios, image_input, names, mask_output, scales)
         _describe(package, network, mode, names)
+        return package
+
+    def write(file: Path, images: np.ndarray) -> None:
+        package = package_of(sizes[0], images)
         # A classifier has the labels in a place of their own, which other tools know.
         facts = FileFacts.of(network, None if "probabilities" in network.outputs else names)
         package.user_defined_metadata[ENTRY] = facts.to_json()
-        package.save(str(file))
+        if not further:
+            package.save(str(file))
+            return
+        others = {size.name: package_of(size.sized, size.images()) for size in further}
+        pixels = ", ".join(described(sized.size) for sized in sizes)
+        save_joined({MAIN: package} | others, file, f"{network.paper}: {network.name}, {pixels}, {mode}.")
 
     return write_checked(
         ExportJob(
             source=source,
             network=network,
-            file=file_path(path, network, mode, ".mlpackage"),
+            file=file_path(path, sizes, mode, ".mlpackage"),
             mode=mode,
             labels=names,
             limit=limit if max_difference is None else float(max_difference),
@@ -173,7 +207,17 @@ def export_coreml(
             started=started,
             quantized=kind.int8_activations,
             may_replace=lambda found: (found / "Manifest.json").exists(),
+            further=further,
         )
+    )
+
+
+def _further_size(sized: SizedNetwork, calibration: Calibration | None, kind: Compression) -> FurtherSize:
+    network = sized.network
+    return FurtherSize(
+        sized,
+        images=functools.cache(lambda: images_to_compare(calibration, network.input_shape, kind.int8_activations)[0]),
+        run=lambda file, images: _run(file, network, images, size_name(sized.size)),
     )
 
 
@@ -255,12 +299,11 @@ def _convert(
         )
 
 
-def _int8_scales(
-    network: FusedNetwork, source: Source, calibration: Calibration | None, images: np.ndarray
-) -> dict[StepResult, float]:
+def _int8_scales(sized: SizedNetwork, calibration: Calibration | None, images: np.ndarray) -> dict[StepResult, float]:
     """The scales of activations, by what training has learnt and what is measured on calibration images."""
+    network = sized.network
     measured = {} if calibration is None else measured_ranges(network, network_inputs(images, network))
-    return int8_scales(network, measured, source.ranges)
+    return int8_scales(network, measured, sized.source.ranges)
 
 
 def _image_type(shape: tuple[int, int, int, int]) -> Any:
@@ -312,9 +355,9 @@ def _describe(package: Any, network: FusedNetwork, mode: str, names: tuple[str, 
         )
 
 
-def _run(path: Path, network: FusedNetwork, images: np.ndarray) -> Opened:
+def _run(path: Path, network: FusedNetwork, images: np.ndarray, function: str | None = None) -> Opened:
     """The saved package, opened from the disk, and its outputs by the network's names, channels last as Keras'."""
-    opened = CoreMLModel(path)
+    opened = CoreMLModel(path, function=function)
     found = opened.predict(network_inputs(images, network))
     found = {name: value.transpose(0, 2, 3, 1) if value.ndim == 4 else value for name, value in found.items()}
     if CLASS_PROBABILITIES in found:

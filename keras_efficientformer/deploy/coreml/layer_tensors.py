@@ -14,7 +14,7 @@ from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import Operation, Program, Var
 
 from keras_efficientformer.deploy.coreml.builder import MILBuilder
-from keras_efficientformer.deploy.coreml.package import CONSTANTS, Package
+from keras_efficientformer.deploy.coreml.package import CONSTANTS, MAIN, Package
 from keras_efficientformer.deploy.coreml.plan import Plan
 from keras_efficientformer.deploy.coreml.program import dtype_name
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
@@ -45,8 +45,7 @@ class CoreMLSteps:
 
     def __init__(self, package: CoreMLModel, model: keras.Model):
         self._path, self._package = package.path, package
-        program = package.program
-        made = step_results(program)
+        made = step_results(package.block)
         if not made:
             raise ValueError(
                 f"{self._path} does not say which of its tensors belong to which layer: it was not made by "
@@ -58,13 +57,13 @@ class CoreMLSteps:
         shape = self._package.input_shape
         self._check(shape == self.network.input_shape, f"an input of {list(shape)}")
         reference = _program(self.network)
-        self._steps = step_results(reference)
+        self._steps = step_results(reference.functions[MAIN])
         self._plan = Plan(Package(self._path, None, reference, None, {}))
         tensors = [tensor for operation in self._plan.operations for tensor in operation.outputs]
         shapes = {self._steps[tensor.key]: tensor.shape for tensor in tensors if tensor.key in self._steps}
         self._names: dict[tuple[int, int], str] = {}
         self.stored: dict[int, tuple[str, str | None]] = {}
-        for operation in program.functions["main"].operations:
+        for operation in package.block.operations:
             for variable in operation.outputs:
                 if result := made.get(id(variable)):
                     fits = shapes.get(result) == tuple(variable.shape)

@@ -92,12 +92,12 @@ class Finding:
     advice: str
 
 
-def lint(program: Program) -> tuple[Finding, ...]:
-    """What `RULES` find in a coremltools MIL program, rule by rule and in the program's order.
+def lint(program: Program, function: str | None = None) -> tuple[Finding, ...]:
+    """What `RULES` find in a coremltools MIL program, in one function or all, rule by rule and in the program's order.
 
     No finding is no promise: the Neural Engine is chosen by Core ML on the device.
     """
-    operations = list(computing_operations(program))
+    operations = list(computing_operations(program, function))
     return tuple(
         Finding(rule.name, operation.name, operation.op_type, message, rule.advice)
         for rule in RULES

@@ -24,6 +24,9 @@ CONSTANTS = (
     "constexpr_sparse_to_dense",
 )
 
+# What a package's function is called where it has one; in packages of several sizes that of the first.
+MAIN = "main"
+
 # What the message calls a model that is no ML Program, by its type in the protobuf.
 OTHER_MODELS = {
     None: "nothing",
@@ -46,6 +49,7 @@ class Package:
         program: the same with its weights, `coremltools.converters.mil.Program`.
         labels: the class names of a classifier, in the order of its probabilities, or None.
         metadata: its "description", "author", "license" and "version", and what else its maker wrote by key.
+        function: the function that is meant; packages of iOS 18 and newer may have several.
     """
 
     path: Path
@@ -53,18 +57,33 @@ class Package:
     program: Any
     labels: tuple[str, ...] | None
     metadata: dict[str, str]
+    function: str = MAIN
+
+    @property
+    def block(self) -> Any:
+        """The function, a `coremltools.converters.mil.mil.Function`."""
+        return self.program.functions[self.function]
+
+    @property
+    def description(self) -> Any:
+        """The protobuf that describes the function's inputs and outputs."""
+        return _descriptions(self.spec)[self.function]
 
 
-def load_package(path: str | os.PathLike, operations: Container[str] | None = None) -> Package:
+def load_package(
+    path: str | os.PathLike, operations: Container[str] | None = None, function: str | None = None
+) -> Package:
     """Reads a package, its weights included.
 
     Args:
         path: the .mlpackage folder.
         operations: the kinds of operations that the caller can deal with; None means all that coremltools knows.
+        function: the one that is meant, of a package of several; None means the one that opens by default.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
-        PackageError: it is no package, holds no ML Program or other operations than `operations`, or is damaged.
+        PackageError: it is no package, holds no ML Program, no such function or other operations than `operations`, or
+            is damaged.
         ImportError: coremltools is not installed.
     """
     path = Path(path)
@@ -75,9 +94,41 @@ def load_package(path: str | os.PathLike, operations: Container[str] | None = No
             f"{path} holds {OTHER_MODELS.get(kind, kind)}, and an ML Program is needed: convert the model again for "
             "iOS 15 or newer (coremltools: convert_to='mlprogram')."
         )
-    _check_operations(path, spec, operations)
+    if function is None:
+        function = next(iter(_descriptions(spec)))
+    _check_operations(path, spec, operations, function)
     program = _read_program(path, spec)
-    return Package(path, spec, program, _labels(program), _metadata(spec.description.metadata))
+    labels = _labels(program.functions[function])
+    return Package(path, spec, program, labels, _metadata(spec.description.metadata), function)
+
+
+def function_sizes(path: str | os.PathLike) -> dict[str, tuple[int, int]]:
+    """{function: (height, width)} of a package's functions that take one image, the one that opens by default first.
+
+    Raises:
+        FileNotFoundError, PackageError, ImportError: as `load_package`.
+    """
+    inputs = {name: description.input for name, description in _descriptions(_read_spec(Path(path))).items()}
+    sizes = {name: image_size(features[0]) for name, features in inputs.items() if len(features) == 1}
+    return {name: size for name, size in sizes.items() if size is not None}
+
+
+def image_size(feature: Any) -> tuple[int, int] | None:
+    """(height, width) of a described input; None where it is no image and no array of a fixed shape."""
+    if feature.type.WhichOneof("Type") == "imageType":
+        return int(feature.type.imageType.height), int(feature.type.imageType.width)
+    shape = tuple(map(int, feature.type.multiArrayType.shape))
+    return (shape[-2], shape[-1]) if len(shape) == 4 else None
+
+
+def _descriptions(spec: Any) -> dict[str, Any]:
+    """{function: the protobuf of its inputs and outputs}, the one that opens by default first."""
+    description = spec.description
+    if not description.functions:
+        return {MAIN: description}
+    found = {function.name: function for function in description.functions}
+    default = description.defaultFunctionName or MAIN
+    return {name: found[name] for name in (default, *found) if name in found}
 
 
 def _read_spec(path: Path) -> Any:
@@ -93,13 +144,13 @@ def _read_spec(path: Path) -> Any:
         raise _damaged(path, error) from error
 
 
-def _check_operations(path: Path, spec: Any, operations: Container[str] | None) -> None:
+def _check_operations(path: Path, spec: Any, operations: Container[str] | None, name: str) -> None:
     from coremltools.converters.mil import Builder
 
     functions = spec.mlProgram.functions
-    if "main" not in functions:
-        raise PackageError(f"{path} has no function main, which is the one to run. Found: {', '.join(functions)}")
-    block = functions["main"].block_specializations[functions["main"].opset]
+    if name not in functions or name not in _descriptions(spec):
+        raise PackageError(f"{path} has no function {name}, which is the one to run. Found: {', '.join(functions)}")
+    block = functions[name].block_specializations[functions[name].opset]
     kinds = {operation.type for operation in block.operations}
     known = (lambda kind: hasattr(Builder, kind)) if operations is None else operations.__contains__
     unknown = sorted(kind for kind in kinds if not known(kind))
@@ -128,8 +179,8 @@ def _damaged(path: Path, error: Exception) -> PackageError:
     )
 
 
-def _labels(program: Any) -> tuple[str, ...] | None:
-    for operation in program.functions["main"].operations:
+def _labels(block: Any) -> tuple[str, ...] | None:
+    for operation in block.operations:
         if operation.op_type == "classify":
             return tuple(str(label) for label in operation.inputs["classes"].val)
     return None

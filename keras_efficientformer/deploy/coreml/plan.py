@@ -82,7 +82,7 @@ class Plan:
         # What variables stand for, by their identity, which holds as long as the program does.
         self._values: dict[int, Any] = {}
         self.operations: list[PlannedOperation] = []
-        function = package.program.functions["main"]
+        function = package.block
         self.input = self._image(list(function.inputs.values()))
         for operation in function.operations:
             if operation.op_type not in CONSTANTS and operation.outputs[0].val is None:

@@ -38,16 +38,17 @@ class ProgramSummary:
     weights_bytes: int
 
 
-def summary(program: Program, largest: int = 5) -> ProgramSummary:
-    """Counts the operations of a coremltools MIL program and what they compute, with its `largest` largest tensors."""
-    operations = list(computing_operations(program))
+def summary(program: Program, largest: int = 5, function: str | None = None) -> ProgramSummary:
+    """Counts the operations of a coremltools MIL program and what they compute, with its `largest` largest tensors; of
+    one function, or of all."""
+    operations = list(computing_operations(program, function))
     tensors = [tensor for operation in operations for tensor in computed_tensors(operation)]
     sized = [
         LargeTensor(tensor.name, tuple(map(int, tensor.shape)), dtype_name(tensor), bytes_of(tensor))
         for tensor in tensors
         if not is_flexible(tensor)
     ]
-    stored = [operation.outputs[0] for operation in _operations(program) if operation.op_type == "const"]
+    stored = [operation.outputs[0] for operation in _operations(program, function) if operation.op_type == "const"]
     return ProgramSummary(
         operations=dict(Counter(operation.op_type for operation in operations).most_common()),
         ranks=dict(sorted(Counter(tensor.rank for tensor in tensors).items())),
@@ -57,10 +58,11 @@ def summary(program: Program, largest: int = 5) -> ProgramSummary:
     )
 
 
-def _operations(program: Program) -> Iterator[Operation]:
-    """All operations of all functions, the bodies of loops and conditions included."""
-    for function in program.functions.values():
-        yield from _inside(function)
+def _operations(program: Program, function: str | None) -> Iterator[Operation]:
+    """All operations of a function or of all, the bodies of loops and conditions included."""
+    for name, block in program.functions.items():
+        if function in (None, name):
+            yield from _inside(block)
 
 
 def _inside(block: Block) -> Iterator[Operation]:
@@ -70,9 +72,9 @@ def _inside(block: Block) -> Iterator[Operation]:
             yield from _inside(inner)
 
 
-def computing_operations(program: Program) -> Iterator[Operation]:
-    """The operations that run on the device; those that make constants are left out."""
-    return (operation for operation in _operations(program) if not _makes_constant(operation))
+def computing_operations(program: Program, function: str | None = None) -> Iterator[Operation]:
+    """The operations of a function or of all that run on the device; those that make constants are left out."""
+    return (operation for operation in _operations(program, function) if not _makes_constant(operation))
 
 
 def _makes_constant(operation: Operation) -> bool:

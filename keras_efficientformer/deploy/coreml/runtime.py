@@ -34,6 +34,8 @@ class CoreMLModel:
         path: the .mlpackage folder.
         float16: whether every tensor that the program declares float16 is rounded to float16 after each operation, as
             phones store it; otherwise all is computed in float32. Sums within an operation are float32 either way.
+        function: of a package of several input sizes, which of them is run (`package.function_sizes` lists them); None
+            means the one that opens by default.
 
     Attributes:
         inputs, outputs: tuples of `TensorInfo`, as the program declares them; an image is uint8, a class label str.
@@ -42,7 +44,7 @@ class CoreMLModel:
         has_names: whether its classes have names, where it is a classifier; else `labels` are their numbers.
         minimum_ios: the oldest iOS that opens it.
         path: the folder.
-        program: what it holds, `coremltools.converters.mil.Program`.
+        block: the function, `coremltools.converters.mil.mil.Function`.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
@@ -51,9 +53,9 @@ class CoreMLModel:
         ImportError: coremltools is not installed.
     """
 
-    def __init__(self, path: str | os.PathLike, float16: bool = True):
-        package = load_package(path, {*OPERATIONS, *CONSTANTS})
-        self.path, self.program, self.labels, self._float16 = package.path, package.program, package.labels, float16
+    def __init__(self, path: str | os.PathLike, float16: bool = True, function: str | None = None):
+        package = load_package(path, {*OPERATIONS, *CONSTANTS}, function)
+        self.path, self.block, self.labels, self._float16 = package.path, package.block, package.labels, float16
         with _damage(self.path):
             self._open(package)
 
@@ -62,11 +64,11 @@ class CoreMLModel:
         self.minimum_ios = package.spec.specificationVersion + IOS_OF_SPECIFICATION
         self._plan = Plan(package, self._float16)
         self._order = _channel_order(package)
-        description = package.spec.description
+        description = package.description
         self.has_names = all(output.type.WhichOneof("Type") != "int64Type" for output in description.output)
         self.inputs = (_tensor_info(description.input[0], self._plan.input),)
         self.outputs = tuple(_tensor_info(output, self._plan.results[output.name]) for output in description.output)
-        kinds = [operation.op_type for operation in self.program.functions["main"].operations]
+        kinds = [operation.op_type for operation in self.block.operations]
         self._operations = collections.Counter(kind for kind in kinds if kind not in CONSTANTS)
 
     @property
@@ -180,7 +182,7 @@ def facts_of(package: Package) -> FileFacts | None:
     Raises:
         PackageError: what it says is damaged.
     """
-    (description,) = package.spec.description.input
+    (description,) = package.description.input
     entry = package.spec.description.metadata.userDefined.get(ENTRY)
     if entry:
         try:
@@ -193,7 +195,7 @@ def facts_of(package: Package) -> FileFacts | None:
 
 def _channel_order(package: Package) -> str | None:
     """The channels' order where the input is an image, else None."""
-    (description,) = package.spec.description.input
+    (description,) = package.description.input
     if description.type.WhichOneof("Type") != "imageType":
         return None
     image = description.type.imageType

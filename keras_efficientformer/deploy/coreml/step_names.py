@@ -31,11 +31,11 @@ def rounded_name(name: str) -> str:
     return f"{name}_rounded"
 
 
-def step_results(program: Any) -> dict[int, tuple[int, int]]:
-    """{identity of a variable: (number of a step, which of its results it is)} of an ML Program's main function."""
+def step_results(block: Any) -> dict[int, tuple[int, int]]:
+    """{identity of a variable: (number of a step, which of its results it is)} of an ML Program's function."""
     return {
         id(variable): (int(found[1]), int(found[2] or index))
-        for operation in program.functions["main"].operations
+        for operation in block.operations
         if (found := _NAME.fullmatch(operation.name))
         for index, variable in enumerate(operation.outputs)
     }

@@ -63,7 +63,7 @@ def fuse(model: keras.Model, include_preprocessing: bool = True, feature_maps: b
     network = efficientformer_in(model)
     check_readable(model)
     layers = {layer.name: layer for layer in network.layers}
-    is_whole = network is model and not _more_than_own(model)
+    is_whole = network is model and not more_than_own(model)
     if feature_maps and not is_whole:
         raise ValueError(
             f"{model.name} is not an EfficientFormer alone: in place of `feature_maps`, give it the stages as outputs."
@@ -111,7 +111,7 @@ def fuse(model: keras.Model, include_preprocessing: bool = True, feature_maps: b
 def check_whole(model: keras.Model) -> None:
     """Raises ValueError where a model is none of ours, computes more than its EfficientFormer, or ends within it."""
     layers_of(model)
-    found = _more_than_own(model)
+    found = more_than_own(model)
     if found:
         raise ValueError(
             f"{model!r} is not an EfficientFormer of this package alone: found {found}. Pass the EfficientFormer "
@@ -120,7 +120,7 @@ def check_whole(model: keras.Model) -> None:
         )
 
 
-def _more_than_own(model: keras.Model) -> str:
+def more_than_own(model: keras.Model) -> str:
     """What a model has besides its EfficientFormer, or lacks of it, in words; nothing where it is one alone."""
     layers = {layer.name: layer for layer in model.layers}
     own = {NORMALIZATION, *BODY_LAYERS, *HEADS, HEAD_AVERAGE, *CLASSIFIER_ENDS, *FEATURE_ENDS}

@@ -1,41 +1,52 @@
 """Exports a model as a .tflite file, which is run and compared before it gets its name. Room: deploy/tflite."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import time
+from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_efficientformer import errors
-from keras_efficientformer.deploy.calibration import RANGES, Calibration, check_calibration, images_to_compare
+from keras_efficientformer.deploy.calibration import (
+    RANGES,
+    Calibration,
+    check_calibration,
+    images_to_compare,
+    kept_for_sizes,
+)
 from keras_efficientformer.deploy.export import (
     AUTHOR,
     LICENSE,
     ExportJob,
+    FurtherSize,
     NPUJob,
     Opened,
     file_path,
     label_names,
-    network_inputs,
-    open_source,
     output_description,
     warn_without_labels,
     write_checked,
 )
 from keras_efficientformer.deploy.file_facts import FileFacts
+from keras_efficientformer.deploy.input_sizes import InputSize, described, size_name
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.report import ExportReport, NPUReport
+from keras_efficientformer.deploy.source import SizedNetwork, at_sizes, network_inputs, open_source
 from keras_efficientformer.deploy.tflite.accelerators.gpu import check_on_gpu
 from keras_efficientformer.deploy.tflite.accelerators.npu import compile_file, run_file
 from keras_efficientformer.deploy.tflite.accelerators.npu_targets import NPUTarget, npu_target
 from keras_efficientformer.deploy.tflite.metadata import ModelCard
 from keras_efficientformer.deploy.tflite.modes import MODES, Mode
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, quantized, real_values
-from keras_efficientformer.deploy.tflite.step_names import INPUT
+from keras_efficientformer.deploy.tflite.sizes.joining import join
+from keras_efficientformer.deploy.tflite.step_names import INPUT, SIGNATURE
 from keras_efficientformer.images import SEEDED_IMAGES
 from keras_efficientformer.labels import Labels
 from keras_efficientformer.layers.names import MASKS
@@ -43,6 +54,8 @@ from keras_efficientformer.layers.names import MASKS
 PIXEL_RANGE = (0.0, 255.0)
 # What an export can be made to run on besides the CPU.
 REQUIREMENTS = (None, "gpu")
+# MediaPipe says so itself: "Classification tflite models are assumed to have a single subgraph."
+ONE_SIZE = "; MediaPipe's ImageClassifier and ImageSegmenter open files of one input size only"
 TFLITE_TOOLS = ("keras-efficientformer", "keras", "ai-edge-litert", "litert-quantizer", "numpy")
 
 
@@ -55,6 +68,7 @@ def export_tflite(
     labels: Labels | None = None,
     include_preprocessing: bool = True,
     feature_maps: bool = False,
+    input_sizes: Sequence[InputSize] | None = None,
     batch_size: int = 1,
     io: str = "float32",
     max_difference: float | None = None,
@@ -85,13 +99,18 @@ def export_tflite(
         calibration: raw RGB images, values in 0..255: a folder, searched recursively, an array (number, height, width,
             3), or a dataset or other iterable of images or batches, labels left out; at most 128 are taken. "int8",
             "int8_integer" and "int16x8" measure the ranges that nobody has learnt on them and cannot do without; all
-            modes are compared with Keras on them, or on four seeded images where there are none.
+            modes are compared with Keras on them, or on four seeded images where there are none. With several
+            `input_sizes` they are a folder, or Pillow's images, which are cropped to each.
         labels: class names in the order of the outputs, a text file with one in each line, or a dictionary
             {name: index} or {index: name}; None means ImageNet's for 1000 classes, else none.
         include_preprocessing: whether the input is raw RGB, float32 in 0..255, normalised inside; else it is what
             `preprocess_input` returns.
         feature_maps: whether the outputs of the four stages are outputs too, `stage1` to `stage4`, float32 (1, height,
             width, channels), before the model's own.
+        input_sizes: sizes in pixels that the file takes, such as [224, 256, (384, 288)] (height, width), the model's
+            own among them: one network for each, which share the weights, each compared with Keras at its size. The
+            first opens by default and has the signature "serving_default", the others "size_256" and "size_384x288".
+            MediaPipe's ImageClassifier and ImageSegmenter refuse files of several. None means the model's own alone.
         batch_size: number of images in one inference, >= 1.
         io: type of the input and the outputs: "float32", or for "int8" and "int8_integer" also "int8" and "uint8".
         max_difference: the largest difference from Keras, relative to the largest output where that is over 1, at which
@@ -124,18 +143,26 @@ def export_tflite(
         raise ValueError(f"`batch_size` should be an integer >= 1. Received: batch_size={batch_size}")
     if require not in REQUIREMENTS:
         raise ValueError(f"`require` should be None or 'gpu'. Received: require={require!r}")
+    if npu is not None and input_sizes is not None:
+        raise ValueError("A file is compiled for an NPU at one size: leave `input_sizes` or `npu` out.")
     for module in mode.modules:
         errors.require(module, "TFLite export", "litert")
     target = npu_target(npu) if npu is not None else None
-    network = source.network(include_preprocessing, feature_maps)
+    sizes = at_sizes(source, source.network(include_preprocessing, feature_maps), input_sizes, feature_maps)
+    source, network = sizes[0].source, sizes[0].network
     names = label_names(labels, network)
     warn_without_labels(network, names)
-    card, facts = _card(network, mode, names), FileFacts.of(network, names)
+    card, facts = _card(sizes, mode, names), FileFacts.of(network, names)
+    calibration = kept_for_sizes(calibration, len(sizes))
+    further = tuple(_further_size(sized, calibration, mode, require) for sized in sizes[1:])
 
     def write(file: Path, images: np.ndarray) -> None:
-        file.write_bytes(_content(network, mode, io, batch_size, images, source.ranges, card, facts))
+        graphs = [_graph(network, mode, io, batch_size, images, source.ranges, SIGNATURE)]
+        for size in further:
+            graphs.append(_graph(size.sized.network, mode, io, batch_size, size.images(), {}, size.name))
+        file.write_bytes(_content(graphs, card, facts, mode))
 
-    file = file_path(path, network, mode.name, ".tflite")
+    file = file_path(path, sizes, mode.name, ".tflite")
     return write_checked(
         ExportJob(
             source=source,
@@ -148,12 +175,24 @@ def export_tflite(
             write=write,
             run=lambda file, images: _run(file, network, images, require),
             tools=(*TFLITE_TOOLS, *(target.packages if target else ())),
-            requires=f"TensorFlow Lite {mode.runtime} or newer",
+            requires=f"TensorFlow Lite {mode.runtime} or newer{ONE_SIZE if further else ''}",
             overwrite=overwrite,
             started=started,
             quantized=mode.name == "int8",
             npu=_npu_job(file, target, network) if target else None,
+            further=further,
         )
+    )
+
+
+def _further_size(
+    sized: SizedNetwork, calibration: Calibration | None, mode: Mode, required: str | None
+) -> FurtherSize:
+    network = sized.network
+    return FurtherSize(
+        sized,
+        images=functools.cache(lambda: images_to_compare(calibration, network.input_shape, mode.calibrated)[0]),
+        run=lambda file, images: _run(file, network, images, required, size_name(sized.size)),
     )
 
 
@@ -173,22 +212,24 @@ def _npu_job(file: Path, target: NPUTarget, network: FusedNetwork) -> NPUJob:
     return NPUJob(file, make)
 
 
-def _run(file: Path, network: FusedNetwork, images: np.ndarray, required: str | None) -> Opened:
-    opened = LiteRTModel(file)
+def _run(
+    file: Path, network: FusedNetwork, images: np.ndarray, required: str | None, signature: str | None = None
+) -> Opened:
+    opened = LiteRTModel(file, signature=signature)
     inputs = network_inputs(images, network)
     results = opened.predict(inputs)
-    accelerator = _on_gpu(file, inputs) if required else None
+    accelerator = _on_gpu(file, inputs, signature) if required else None
     return Opened(opened.inputs, opened.outputs, opened.operations(), opened.partitions(), results, accelerator)
 
 
-def _on_gpu(file: Path, inputs: np.ndarray) -> str:
+def _on_gpu(file: Path, inputs: np.ndarray, signature: str | None) -> str:
     """What the GPU engine makes of a file, on images as the file takes them.
 
     Raises:
         ExportError: it does not compute all of it rightly.
     """
     # A driver that computes on the CPU takes its time, and four images show what there is to see.
-    found = check_on_gpu(file, inputs[:SEEDED_IMAGES])
+    found = check_on_gpu(file, inputs[:SEEDED_IMAGES], signature)
     if not found.passes:
         raise errors.ExportError(f"{file.name} was not written, because the GPU is required: {found.verdict}.")
     return found.verdict
@@ -216,17 +257,16 @@ def _known_ranges(network: FusedNetwork) -> dict[str, tuple[float, float]]:
     return ranges | ({INPUT: PIXEL_RANGE} if network.preprocessing else {})
 
 
-def _content(
+def _graph(
     network: FusedNetwork,
     mode: Mode,
     io: str,
     batch_size: int,
     images: np.ndarray,
     ranges: dict[int, list[tuple[float, float]]],
-    card: ModelCard,
-    facts: FileFacts,
-) -> bytes:
-    """The finished file's content."""
+    signature: str,
+) -> Any:
+    """The file of one input size, a `ModelT` with its ends named."""
     # These import ai_edge_litert, which not every installation has.
     from keras_efficientformer.deploy.tflite import file as tflite_file
     from keras_efficientformer.deploy.tflite import quantization
@@ -241,11 +281,20 @@ def _content(
         inputs = network_inputs(images, network)
         content = quantization.quantize(tflite_file.pack(file), mode, io, inputs, batch_size, known)
         file = tflite_file.read(content)
-    return tflite_file.finish(file, network.outputs, card, facts, mode.runtime, mode.float16_arithmetic)
+    tflite_file.name_ends(file, network.outputs, signature)
+    return file
 
 
-def _card(network: FusedNetwork, mode: Mode, labels: tuple[str, ...] | None) -> ModelCard:
-    height, width, _ = network.input_shape
+def _content(graphs: Sequence[Any], card: ModelCard, facts: FileFacts, mode: Mode) -> bytes:
+    """The finished file's content, of its networks at each input size."""
+    # It imports ai_edge_litert, which not every installation has.
+    from keras_efficientformer.deploy.tflite import file as tflite_file
+
+    return tflite_file.finish(join(graphs), card, facts, mode.runtime, mode.float16_arithmetic)
+
+
+def _card(sizes: Sequence[SizedNetwork], mode: Mode, labels: tuple[str, ...] | None) -> ModelCard:
+    network, pixels_of_sizes = sizes[0].network, ", ".join(described(sized.size) for sized in sizes)
     if network.preprocessing:
         pixels, unit, description = PIXEL_RANGE, (0.0, 1.0), "RGB image, values in 0..255; normalised inside."
     elif network.normalization is None:
@@ -257,8 +306,8 @@ def _card(network: FusedNetwork, mode: Mode, labels: tuple[str, ...] | None) -> 
         pixels, unit = (-mean / std, (255.0 - mean) / std), (mean, std)
         description = f"RGB image, (pixel / 255 - {all_means}) / {all_stds} for each channel."
     return ModelCard(
-        name=f"{network.name} {height}x{width} {mode.name}",
-        description=f"{network.paper}, {height}x{width}, {mode.name}, by keras-efficientformer.",
+        name=f"{network.name} {pixels_of_sizes} {mode.name}",
+        description=f"{network.paper}, {pixels_of_sizes}, {mode.name}, by keras-efficientformer.",
         version=importlib.metadata.version("keras-efficientformer"),
         author=AUTHOR,
         license=LICENSE,

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from keras_efficientformer.deploy.report import TensorInfo
+from keras_efficientformer.deploy.tflite.sizes.signatures import signature_network
 from keras_efficientformer.errors import first_line, require
 
-# Opens a file and runs it once, in a process that may be lost, and prints what LiteRT has against it.
+# Opens a file and runs each of its networks once, in a process that may be lost, and prints what LiteRT has against it.
 PROBE = """
 import sys
 import numpy as np
@@ -26,6 +27,10 @@ try:
     for image in interpreter.get_input_details():
         interpreter.set_tensor(image["index"], np.zeros(image["shape"], image["dtype"]))
     interpreter.invoke()
+    if interpreter.num_subgraphs() > 1:
+        for runner in map(interpreter.get_signature_runner, interpreter.get_signature_list()):
+            images = runner.get_input_details().items()
+            runner(**{name: np.zeros(image["shape"], image["dtype"]) for name, image in images})
 except Exception as error:
     print(str(error) or type(error).__name__)
 """
@@ -65,6 +70,8 @@ class LiteRTModel:
         path: the file.
         num_threads: of XNNPACK; None means all of this machine's.
         keep_tensors: whether `tensors` can be asked for what lies between input and outputs, which takes memory.
+        signature: of a file of several input sizes, which of them is run (`sizes.signatures.signature_sizes` lists
+            them); None means the file's first network.
 
     Attributes:
         path: the file.
@@ -72,12 +79,16 @@ class LiteRTModel:
 
     Raises:
         OSError: the file is missing or cannot be read.
-        ValueError: it is no TFLite file, or its input is not one batch of images.
+        ValueError: it is no TFLite file, has no such signature, or its input is not one batch of images.
         ImportError: LiteRT is not installed.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], num_threads: int | None = None, keep_tensors: bool = False
+        self,
+        path: str | os.PathLike[str],
+        num_threads: int | None = None,
+        keep_tensors: bool = False,
+        signature: str | None = None,
     ) -> None:
         interpreter = require("ai_edge_litert.interpreter", "Running a .tflite file", "litert")
         self.path = Path(path)
@@ -95,13 +106,22 @@ class LiteRTModel:
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError, IndexError) as error:
             raise _unfit(path, error) from error
-        self.inputs = tensor_infos(self._interpreter.get_input_details())
-        self.outputs = tensor_infos(self._interpreter.get_output_details())
+        self._network = None if signature is None else signature_network(path, signature)
+        self._runner = None if signature is None else self._interpreter.get_signature_runner(signature)
+        self._input_details, self._output_details = self._end_details()
+        self.inputs, self.outputs = tensor_infos(self._input_details), tensor_infos(self._output_details)
         if len(self.inputs) != 1 or len(self.inputs[0].shape) != 4:
             raise ValueError(
                 f"{path} is not an image network: expected one input (batch, height, width, channels), found "
                 f"{[list(tensor.shape) for tensor in self.inputs]}."
             )
+
+    def _end_details(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """What LiteRT says of the inputs' tensors and of the outputs', in the network's order."""
+        if self._runner is None or self._network is None:
+            return self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        outputs = {detail["index"]: detail for detail in self._runner.get_output_details().values()}
+        return list(self._runner.get_input_details().values()), [outputs[index] for index in self._network.outputs]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -119,7 +139,7 @@ class LiteRTModel:
         Returns:
             {output name: float32 array (number, ...)}, real values.
         """
-        details = self._interpreter.get_output_details()
+        details = self._output_details
         parts = self._run(images, [int(detail["index"]) for detail in details])
         return {
             tensor.name: real_values(np.concatenate(parts[detail["index"]]), tensor)
@@ -145,17 +165,24 @@ class LiteRTModel:
 
     def _run(self, images: np.ndarray, numbers: Sequence[int]) -> dict[int, list[np.ndarray]]:
         """{number of a tensor: its values as they are stored, batch by batch, without what fills up the last}."""
-        (detail,) = self._interpreter.get_input_details()
         found: dict[int, list[np.ndarray]] = {number: [] for number in numbers}
         for batch, filled in self.batches(images):
-            self._interpreter.set_tensor(detail["index"], batch)
             try:
-                self._interpreter.invoke()
+                self._invoke(batch)
             except RuntimeError as error:
                 raise ValueError(f"{self.path} cannot be run in LiteRT: {first_line(error)}") from error
             for number, parts in found.items():
                 parts.append(self._values_of(number, len(batch))[:filled])
         return found
+
+    def _invoke(self, batch: np.ndarray) -> None:
+        if self._runner is None:
+            (detail,) = self._input_details
+            self._interpreter.set_tensor(detail["index"], batch)
+            self._interpreter.invoke()
+        else:
+            (name,) = self._runner.get_input_details()
+            self._runner(**{name: batch})
 
     def batches(self, images: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         """(input tensor, number of images in it) for any number of images; the last is filled up with zeros.
@@ -166,27 +193,34 @@ class LiteRTModel:
         (tensor,) = self.inputs
         yield from filled_batches(quantized(images, tensor), tensor.shape, tensor.dtype)
 
+    @property
+    def _subgraph(self) -> int:
+        return 0 if self._network is None else self._network.subgraph
+
     def _values_of(self, number: int, batch_size: int) -> np.ndarray:
         """A tensor's values after a run; those that have joined the batch with another axis are parted again."""
-        values = self._interpreter.get_tensor(number)
+        values = self._interpreter.get_tensor(number, self._subgraph)
         return values if values.shape[:1] == (batch_size,) else values.reshape(batch_size, -1)
 
     def tensor_details(self) -> dict[int, dict[str, Any]]:
         """What LiteRT says of each tensor, by its number: "name", "shape", "dtype", "quantization"."""
-        return {detail["index"]: detail for detail in self._interpreter.get_tensor_details()}
+        return {detail["index"]: detail for detail in self._interpreter.get_tensor_details(self._subgraph)}
 
     def operator_details(self) -> list[dict[str, Any]]:
-        """What LiteRT says of each operator of the file: "op_name", and the numbers of its "inputs" and "outputs"."""
+        """What LiteRT says of each operator: "op_name", and the numbers of its "inputs" and "outputs"."""
+        if self._network is not None:
+            return list(self._network.operators)
         # A DELEGATE stands for what XNNPACK has taken over and is not in the file.
         return [detail for detail in self._interpreter._get_ops_details() if detail["op_name"] != "DELEGATE"]
 
     def ends(self) -> tuple[int, tuple[int, ...]]:
         """The number of the input's tensor, and those of the outputs' in their order."""
-        (image,) = self._interpreter.get_input_details()
-        return int(image["index"]), tuple(int(detail["index"]) for detail in self._interpreter.get_output_details())
+        (image,) = self._input_details
+        return int(image["index"]), tuple(int(detail["index"]) for detail in self._output_details)
 
     def partitions(self) -> int:
-        """How many parts of the graph XNNPACK has taken over: 1 where nothing is left to other kernels."""
+        """How many parts of the file's first network XNNPACK has taken over: 1 where nothing is left to other kernels.
+        Of the others LiteRT does not say it."""
         return sum(operation["op_name"] == "DELEGATE" for operation in self._interpreter._get_ops_details())
 
     def dtypes(self) -> set[str]:
@@ -194,7 +228,7 @@ class LiteRTModel:
         return {np.dtype(detail["dtype"]).name for detail in self.tensor_details().values()}
 
     def operations(self) -> dict[str, int]:
-        """How many operations of each kind the file holds, most frequent first."""
+        """How many operations of each kind the network holds, most frequent first."""
         return dict(collections.Counter(detail["op_name"] for detail in self.operator_details()).most_common())
 
 

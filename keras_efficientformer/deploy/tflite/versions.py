@@ -36,15 +36,15 @@ BY_FIRST_INPUT: dict[str, dict[int, int]] = {
 
 def set_versions(file: Any) -> None:
     """Sets the versions in a file (`ModelT`): for a kind of operator, the highest that one of them needs."""
-    graph = file.subgraphs[0]
     kinds = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
     for code in file.operatorCodes:
         code.version = 1
-    for operator in graph.operators:
-        code = file.operatorCodes[operator.opcodeIndex]
-        inputs, outputs = ([graph.tensors[index] for index in ends] for ends in (operator.inputs, operator.outputs))
-        version = _version(kinds[code.builtinCode], inputs, outputs, operator.builtinOptions)
-        code.version = max(code.version, version)
+    for graph in file.subgraphs:
+        for operator in graph.operators:
+            code = file.operatorCodes[operator.opcodeIndex]
+            inputs, outputs = ([graph.tensors[index] for index in ends] for ends in (operator.inputs, operator.outputs))
+            version = _version(kinds[code.builtinCode], inputs, outputs, operator.builtinOptions)
+            code.version = max(code.version, version)
 
 
 def _version(kind: str, inputs: list[Any], outputs: list[Any], options: Any) -> int:

@@ -471,8 +471,16 @@ def test_an_untrained_model_is_not_exported(untrained, tmp_path):
 
 
 def test_integer_modes_beyond_int8_need_calibration(trained, tmp_path):
-    with pytest.raises(ValueError, match=r"'int8_integer' measures what training has not learnt the ranges of.*calibration"):
+    with pytest.raises(
+        ValueError, match=r"'int8_integer' measures what training has not learnt.*calibration"
+    ):
         export_tflite(trained, tmp_path, quantize="int8_integer")
+
+
+def test_a_trained_model_has_one_size(trained, tmp_path):
+    with pytest.raises(ValueError, match="made for training at one size and has no other"):
+        export_tflite(trained, tmp_path, quantize="int8", input_sizes=[IMAGES.shape[1], 96])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("use", [to_keras, lambda model: export_tflite(model, "model.tflite")])

@@ -16,9 +16,12 @@ COUNTED = ("conv", "conv_transpose", "linear", "matmul", "add")
 MOVING = ("reshape", "transpose", "split", "squeeze", "expand_dims", "slice_by_index", "cast", "relu")
 
 
-def int8_counts(program: Program) -> dict[str, str]:
-    """{kind of operation: how many of how many are computed in int8, "36 of 37"}; empty where nothing is quantized."""
-    operations = list(computing_operations(program))
+def int8_counts(program: Program, function: str | None = None) -> dict[str, str]:
+    """{kind of operation: how many of how many, of one function or of all, are computed in int8, "36 of 37"}.
+
+    Empty where nothing is quantized.
+    """
+    operations = list(computing_operations(program, function))
     if not _has_int8(operations):
         return {}
     kinds = [kind for kind in COUNTED if any(operation.op_type == kind for operation in operations)]

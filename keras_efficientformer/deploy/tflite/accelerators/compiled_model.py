@@ -53,6 +53,7 @@ def run_compiled(
     float32: bool = True,
     warmup: int = 0,
     runs: int = 0,
+    signature: str = "",
 ) -> CompiledRun:
     """Runs a .tflite file with one input in LiteRT's CompiledModel.
 
@@ -63,13 +64,14 @@ def run_compiled(
         variables: of the environment, by which the process finds libraries.
         float32: whether a GPU's float16 arithmetic is forbidden, which is LiteRT's default.
         warmup, runs: runs of the first input besides those, and how many of them are timed.
+        signature: of the network that is run; "" for the file's first.
 
     Raises:
         DeviceError: it takes longer than half an hour.
     """
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "inputs.npy", inputs)
-        arguments = (os.fspath(file), folder, units, str(int(float32)), str(warmup), str(runs))
+        arguments = (os.fspath(file), folder, units, str(int(float32)), str(warmup), str(runs), signature)
         done = _run_process(*arguments, variables=variables)
         if done.returncode != 0:
             return CompiledRun("crash", _last_words(done), done.stderr, {})

@@ -16,7 +16,7 @@ from typing import Any
 READS = 20
 
 
-def main(file: str, folder: str, units: str, float32: str, warmup: str, runs: str) -> None:
+def main(file: str, folder: str, units: str, float32: str, warmup: str, runs: str, signature: str) -> None:
     """Reads `inputs.npy` in the folder, writes `outputs.npz`, and prints what there is to say of the run as JSON.
 
     Args:
@@ -26,6 +26,7 @@ def main(file: str, folder: str, units: str, float32: str, warmup: str, runs: st
         units: names of `HardwareAccelerator`, "GPU" or "NPU,CPU"; on "GPU" alone the CPU helps where that cannot be.
         float32: "1" where a GPU's float16 arithmetic is forbidden, else "0".
         warmup, runs: numbers of runs of the first input before those that are timed, and of those; "0" for neither.
+        signature: of the network that is run; "" for the file's first.
     """
     import numpy as np
 
@@ -36,15 +37,16 @@ def main(file: str, folder: str, units: str, float32: str, warmup: str, runs: st
         return
     load_ms = 1000 * (time.perf_counter() - started)
 
-    (signature,) = model.get_signature_list()
-    described = model.get_output_tensor_details(signature)
+    index = model.get_signature_index(signature) if signature else 0
+    key = model.get_signature_by_index(index)["key"]
+    described = model.get_output_tensor_details(key)
     # A signature may call an output otherwise than the tensor is called.
-    details = [described[name] for name in model.get_signature_by_index(0)["outputs"]]
-    buffers = model.create_input_buffers(0), model.create_output_buffers(0)
+    details = [described[name] for name in model.get_signature_by_index(index)["outputs"]]
+    buffers = model.create_input_buffers(index), model.create_output_buffers(index)
 
     def infer(batch: np.ndarray) -> list[np.ndarray]:
         buffers[0][0].write(batch)
-        model.run_by_index(0, *buffers)
+        model.run_by_index(index, *buffers)
         return [_values(buffer, detail) for buffer, detail in zip(buffers[1], details, strict=True)]
 
     inputs = np.load(Path(folder) / "inputs.npy")

@@ -68,7 +68,12 @@ class GpuRun:
 
 
 def run_on_gpu(
-    file: str | os.PathLike[str], inputs: np.ndarray, float32: bool = True, warmup: int = 0, runs: int = 0
+    file: str | os.PathLike[str],
+    inputs: np.ndarray,
+    float32: bool = True,
+    warmup: int = 0,
+    runs: int = 0,
+    signature: str = "",
 ) -> GpuRun:
     """Runs a .tflite file with one input on this machine's GPU engine, in another process.
 
@@ -77,12 +82,13 @@ def run_on_gpu(
         inputs: array (number, *shape of the input with its batch), of its dtype.
         float32: whether float16 arithmetic is forbidden, which is LiteRT's default.
         warmup, runs: runs of the first input besides those, and how many of them are timed.
+        signature: of the network that is run; "" for the file's first.
 
     Raises:
         DeviceError: there is no driver, or the engine ended its process.
         ImportError: LiteRT is not installed.
     """
-    run = run_compiled(file, inputs, "GPU", _driver_variables(), float32, warmup, runs)
+    run = run_compiled(file, inputs, "GPU", _driver_variables(), float32, warmup, runs, signature)
     adapter = ADAPTER.search(run.log)
     if adapter is None:
         raise DeviceError(
@@ -168,24 +174,27 @@ class GpuCheck:
         return words + (f"; the engine says: {self.errors[0]}" if self.errors else "")
 
 
-def check_on_gpu(file: str | os.PathLike[str], images: np.ndarray | None = None) -> GpuCheck:
+def check_on_gpu(
+    file: str | os.PathLike[str], images: np.ndarray | None = None, signature: str | None = None
+) -> GpuCheck:
     """Runs a .tflite file on this machine's GPU engine in float32 arithmetic, and compares it with LiteRT's CPU.
 
     Args:
         file: the path of an image network that LiteRT survives (`check_survival`).
         images: float array (number, height, width, channels) as the file takes them; None means four seeded ones.
+        signature: as of `LiteRTModel`.
 
     Raises:
         OSError: the file is missing, or there is no GPU driver (`DeviceError`).
         ValueError: it is no image network that LiteRT can run.
         ImportError: LiteRT is not installed.
     """
-    model = LiteRTModel(file)
+    model = LiteRTModel(file, signature=signature)
     if images is None:
         images = seeded_images(model.input_shape)
         facts = read_facts(model.path)
         images = facts.inputs(images) if facts is not None and facts.mean else images
-    run = run_on_gpu(file, np.stack([batch for batch, _ in model.batches(images)]))
+    run = run_on_gpu(file, np.stack([batch for batch, _ in model.batches(images)]), signature=signature or "")
     expected = model.predict(images)
     limit = _noise(model)
     differences = []

@@ -95,6 +95,16 @@ def test_other_ends(small, tmp_path, arguments):
     assert difference.largest > 0.1
 
 
+@pytest.mark.filterwarnings("ignore:No labels")
+def test_each_of_several_sizes(small, tmp_path):
+    own = small.input_shape[1]
+    report = export_tflite(small, tmp_path / "model.tflite", input_sizes=[own + 32, own], require="gpu")
+    (further,) = report.further_sizes
+    assert report.accelerator.startswith("whole")
+    assert further.accelerator.startswith("whole")
+    assert further.accelerator != report.accelerator  # each has a difference of its own
+
+
 def test_a_plain_conversion_is_found_wrong(small, tmp_path):
     """Its int8 file: the engine says that it is fully accelerated, and returns noise."""
     path = tmp_path / "plain.tflite"
