@@ -33,11 +33,16 @@ def export_coreml_command(
     model: Model,
     path: Annotated[Path, typer.Argument(help="The .mlpackage, or an existing folder to name it in.")] = Path("."),
     precision: Annotated[str, choice(COREML_PRECISIONS, "Arithmetic.")] = "float16",
-    compress: Annotated[str, choice(COMPRESSIONS, "Of the weights; w8a8: of activations too.")] = "none",
+    compress: Annotated[
+        str, choice(COMPRESSIONS, "Of the weights; w8a8: of activations too; auto: as few bits as each layer bears.")
+    ] = "none",
     calibration: Annotated[
         Path | None,
         typer.Option(help="Folder of images to measure ranges and errors on. Default: noise."),
     ] = None,
+    max_drop: Annotated[
+        float, typer.Option(min=0, max=100, help="Of auto: share of the images whose class may change, in percent.")
+    ] = 1.0,
     labels: LabelsFile = None,
     size: Size = None,
     input_sizes: InputSizes = None,
@@ -66,6 +71,7 @@ def export_coreml_command(
             precision=precision,
             compress=compress,
             calibration=calibration,
+            max_drop=max_drop,
             labels=labels,
             minimum_ios=minimum_ios,
             image_input=image_input,

@@ -29,8 +29,9 @@ from keras_efficientformer.deploy.comparison.measuring import (
 from keras_efficientformer.deploy.comparison.modes import ComparedMode, chosen_modes
 from keras_efficientformer.deploy.comparison.results import ComparisonReport, ModeResult
 from keras_efficientformer.deploy.comparison.targets import IMAGES_SCORED, check_target_name, recommend, targets_of
-from keras_efficientformer.deploy.export import label_names, open_source
+from keras_efficientformer.deploy.export import label_names
 from keras_efficientformer.deploy.network.recording import FusedNetwork
+from keras_efficientformer.deploy.source import open_source
 from keras_efficientformer.errors import ExportError, first_line
 from keras_efficientformer.files import bare_name, remove_unfinished, write_json
 from keras_efficientformer.imagenet import CROP

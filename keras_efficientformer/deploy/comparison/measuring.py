@@ -19,9 +19,9 @@ from keras_efficientformer.deploy.comparison.results import ModeResult, ModeScor
 from keras_efficientformer.deploy.coreml.exporter import CLASS_PROBABILITIES, RGB_CHANNELS, export_coreml
 from keras_efficientformer.deploy.coreml.package import load_package
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
-from keras_efficientformer.deploy.export import Source, network_inputs
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.report import ExportReport
+from keras_efficientformer.deploy.source import Source, network_inputs
 from keras_efficientformer.deploy.tflite.accelerators.gpu import check_on_gpu
 from keras_efficientformer.deploy.tflite.accelerators.npu import compile_file
 from keras_efficientformer.deploy.tflite.accelerators.npu_targets import INTEL_CPU, npu_target

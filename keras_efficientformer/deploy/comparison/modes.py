@@ -53,7 +53,7 @@ def all_modes() -> dict[str, ComparedMode]:
             # coremltools makes palettes with scikit-learn, which it does not ask for.
             modules = ("coremltools", "sklearn") if name.startswith("palette") else ("coremltools",)
             options = {"compress": name, "minimum_ios": compression.minimum_ios}
-            found.append(ComparedMode(f"{COREML}:{name}", options, modules, compression.int8_activations))
+            found.append(ComparedMode(f"{COREML}:{name}", options, modules, compression.measures))
     return {mode.name: mode for mode in found}
 
 

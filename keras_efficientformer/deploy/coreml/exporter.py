@@ -51,6 +51,7 @@ from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
 from keras_efficientformer.deploy.input_sizes import InputSize, described, size_name
 from keras_efficientformer.deploy.network.keras_builder import measured_ranges
 from keras_efficientformer.deploy.network.recording import FusedNetwork
+from keras_efficientformer.deploy.network.rounding.bit_choice import choose_bits
 from keras_efficientformer.deploy.report import CLASS_NUMBERS, ExportReport
 from keras_efficientformer.deploy.source import SizedNetwork, at_sizes, network_inputs, open_source
 from keras_efficientformer.errors import require
@@ -74,6 +75,7 @@ def export_coreml(
     precision: str = "float16",
     compress: str = "none",
     calibration: Calibration | None = None,
+    max_drop: float = 1.0,
     labels: Labels | None = None,
     minimum_ios: int = 16,
     include_preprocessing: bool = True,
@@ -103,11 +105,15 @@ def export_coreml(
             (64 or 16 values found by k-means; from iOS 18 on "palette4" has 16 for every 16 channels) or "sparse" (the
             smaller half of each layer's weights zero: for models trained with pruning). "w8a8" has weights as "int8"
             has them, and int8 activations, each tensor with one symmetric scale, between which convolutions, matrix
-            products and additions are computed: for Neural Engines from A17 Pro and M4 on.
+            products and additions are computed: for Neural Engines from A17 Pro and M4 on. "auto" gives each layer's
+            weights 4, 6, 8 or 16 bits: the fewest with which a classifier or segmentation model keeps within
+            `max_drop`, and rounds them so that the layers' outputs on calibration images change least.
         calibration: raw RGB images, values in 0..255: a folder, searched recursively, an array (number, height, width,
             3), or a dataset or other iterable of images or batches, labels left out; at most 128 are taken. "w8a8"
-            measures its ranges on them and cannot do without; all modes are compared with Keras on them, or on four
+            and "auto" measure on them and cannot do without; all modes are compared with Keras on them, or on four
             seeded images where there are none.
+        max_drop: of "auto", on how many of a hundred calibration images, or of their pixels, the best class may be
+            another than the exact network's; 0..100.
         labels: class names, or a text file with one in each line; None means ImageNet's for 1000 classes. Core ML wants
             them unique: of alike ones each gets its class's number. A classifier without them has the numbers alone.
         minimum_ios: 15, 16, 17 or 18; compressed weights need 16, "w8a8" needs 17, several `input_sizes` 18.
@@ -140,11 +146,13 @@ def export_coreml(
         ExportError: the package differs too much from the model. It is not written.
     """
     started = time.perf_counter()
-    _check_arguments(precision, compress, minimum_ios)
+    _check_arguments(precision, compress, minimum_ios, max_drop)
     require("coremltools", "Core ML export", "coreml")
     source, kind = open_source(model), COMPRESSIONS[compress]
     if kind.int8_activations and not source.ranges:
         check_calibration(f"compress={compress!r}", calibration)
+    if kind.chosen_bits:
+        check_calibration(f"compress={compress!r}", calibration, "what the rounding of weights changes")
     network = source.network(include_preprocessing and source.preprocessing, feature_maps)
     sizes = at_sizes(source, network, input_sizes, feature_maps)
     if len(sizes) > 1 and minimum_ios < MULTIFUNCTION_IOS:
@@ -159,6 +167,8 @@ def export_coreml(
             f"An image input is raw RGB, and {network.name} takes {taken}. Export it with image_input=False."
         )
     _check_mask_output(mask_output, network)
+    if kind.chosen_bits:
+        _check_choice(compress, network, len(sizes))
     if compress in ("int8", "w8a8"):
         sizes = tuple(replace(sized, network=keep_weak_channels(sized.network)) for sized in sizes)
     source, network = sizes[0].source, sizes[0].network
@@ -171,6 +181,8 @@ def export_coreml(
 
     def package_of(sized: SizedNetwork, images: np.ndarray) -> Any:
         network = sized.network
+        if kind.chosen_bits:
+            network = choose_bits(network, network_inputs(images, network), max_drop).network
         scales = _int8_scales(sized, calibration, images) if kind.int8_activations else {}
         # coremltools shows a progress bar for each of a dozen passes.
         with contextlib.redirect_stderr(io.StringIO()):
@@ -198,7 +210,7 @@ def export_coreml(
             mode=mode,
             labels=names,
             limit=limit if max_difference is None else float(max_difference),
-            images=lambda: images_to_compare(calibration, network.input_shape, kind.int8_activations),
+            images=lambda: images_to_compare(calibration, network.input_shape, kind.measures),
             write=write,
             run=lambda file, images: _run(file, network, images),
             tools=COREML_TOOLS,
@@ -216,12 +228,12 @@ def _further_size(sized: SizedNetwork, calibration: Calibration | None, kind: Co
     network = sized.network
     return FurtherSize(
         sized,
-        images=functools.cache(lambda: images_to_compare(calibration, network.input_shape, kind.int8_activations)[0]),
+        images=functools.cache(lambda: images_to_compare(calibration, network.input_shape, kind.measures)[0]),
         run=lambda file, images: _run(file, network, images, size_name(sized.size)),
     )
 
 
-def _check_arguments(precision: str, compress: str, minimum_ios: int) -> None:
+def _check_arguments(precision: str, compress: str, minimum_ios: int, max_drop: float) -> None:
     checks: tuple[tuple[str, str | int, Collection[str | int]], ...] = (
         ("precision", precision, COREML_PRECISIONS),
         ("compress", compress, COMPRESSIONS),
@@ -230,9 +242,23 @@ def _check_arguments(precision: str, compress: str, minimum_ios: int) -> None:
     for name, value, choices in checks:
         if value not in choices:
             raise ValueError(f"`{name}` should be one of {', '.join(map(str, choices))}. Received: {name}={value!r}")
+    if not 0 <= max_drop <= 100:
+        raise ValueError(f"`max_drop` should be in 0..100, a percentage. Received: max_drop={max_drop}")
     needed = COMPRESSIONS[compress].minimum_ios
     if minimum_ios < needed:
         raise ValueError(f"compress={compress!r} needs iOS {needed}. Received: minimum_ios={minimum_ios}")
+
+
+def _check_choice(compress: str, network: FusedNetwork, sizes: int) -> None:
+    if network.classes is None:
+        raise ValueError(
+            f"compress={compress!r} looks at the best class, and {network.name} has none. Use another compression."
+        )
+    if sizes > 1:
+        raise ValueError(
+            f"compress={compress!r} rounds weights for one input size, and those of several are shared. Received: "
+            f"{sizes} `input_sizes`"
+        )
 
 
 def _check_mask_output(mask_output: str, network: FusedNetwork) -> None:

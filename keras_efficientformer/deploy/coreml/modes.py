@@ -26,6 +26,8 @@ TARGETS = (15, 16, 17, 18)
 MIN_LARGEST = 127 * 2.0**-24 * 0.51
 # The operations in MIL whose weights are compressed.
 WEIGHTED = ("conv", "linear")
+# How many values the palettes of "auto" have: those of 4, 6 and 8 bits.
+PALETTES = (16, 64, 256)
 # From iOS 18 on, this many channels share a palette in "palette4".
 GROUP = 16
 
@@ -38,11 +40,18 @@ class Compression:
         minimum_ios: the first iOS that can read them.
         limit: the largest `Difference.relative` at which a package is written.
         int8_activations: whether activations are int8 too, of which the ranges must be known.
+        chosen_bits: whether each layer's bits are chosen, and its weights rounded, with images in view.
     """
 
     minimum_ios: int
     limit: float
     int8_activations: bool = False
+    chosen_bits: bool = False
+
+    @property
+    def measures(self) -> bool:
+        """Whether something is measured on calibration images, besides the differences from Keras."""
+        return self.int8_activations or self.chosen_bits
 
 
 COMPRESSIONS = {
@@ -51,6 +60,7 @@ COMPRESSIONS = {
     "w8a8": Compression(17, 0.5, int8_activations=True),
     "palette6": Compression(16, 0.5),
     "palette4": Compression(16, 1.0),
+    "auto": Compression(16, 1.0, chosen_bits=True),
     "sparse": Compression(16, 1.0),
 }
 
@@ -92,7 +102,7 @@ def pass_pipeline(program: Any, compress: str, minimum_ios: int) -> Any:
     else:
         name, config = "palettize_weights", _palette(compress, minimum_ios)
     weighted = [operation for operation in program.functions["main"].operations if operation.op_type in WEIGHTED]
-    left = [operation for operation in weighted if not _takes_int8(operation)] if compress == "w8a8" else weighted[:1]
+    left = [operation for place, operation in enumerate(weighted) if _is_left(operation, compress, place)]
     kinds = dict.fromkeys(WEIGHTED, config)
     # The cast to float16 replaces an operation by one of the second name.
     plain = dict.fromkeys(name for operation in left for name in (operation.name, f"{operation.name}_cast_fp16"))
@@ -102,8 +112,11 @@ def pass_pipeline(program: Any, compress: str, minimum_ios: int) -> Any:
     return pipeline
 
 
-def _takes_int8(operation: Any) -> bool:
-    return operation.x.op is not None and operation.x.op.op_type == "dequantize"
+def _is_left(operation: Any, compress: str, place: int) -> bool:
+    """Whether the weights of an operation, by its place among those that have some, are stored as they are."""
+    if compress == "w8a8":
+        return operation.x.op is None or operation.x.op.op_type != "dequantize"
+    return place == 0 or (compress == "auto" and len(_distinct(operation.weight.val)[0]) > PALETTES[-1])
 
 
 def keep_weak_channels(network: "FusedNetwork") -> "FusedNetwork":
@@ -131,9 +144,25 @@ def _raised(weights: np.ndarray) -> np.ndarray:
     return raised
 
 
+def _distinct(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values of weights, ascending, and each weight's place among them."""
+    # NumPy 2.4's sorting of float16 is wrong on some processors, and coremltools' own mode "unique" relies on it.
+    return np.unique(weights.astype("float32"), return_inverse=True)
+
+
+def _own_values(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The palette of weights that have few values already, as long as Core ML wants it, and each weight's place in it."""
+    values, places = _distinct(weights)
+    palette = np.zeros(next(size for size in PALETTES if len(values) <= size), weights.dtype)
+    palette[: len(values)] = values
+    return palette, places.reshape(-1).astype("uint8")
+
+
 def _palette(compress: str, minimum_ios: int) -> Any:
     import coremltools.optimize.coreml as optimize
 
+    if compress == "auto":
+        return optimize.OpPalettizerConfig(mode="custom", lut_function=_own_values)
     if compress == "palette4" and minimum_ios >= 18:
         return optimize.OpPalettizerConfig(
             mode="kmeans", nbits=4, granularity="per_grouped_channel", group_size=GROUP, channel_axis=0

@@ -224,7 +224,8 @@ def test_modes_get_what_they_need():
     modes = all_modes()
     assert modes["coreml:w8a8"].options == {"compress": "w8a8", "minimum_ios": 17}
     assert modes["coreml:palette4"].options == {"compress": "palette4", "minimum_ios": 16}
-    assert [name for name, mode in modes.items() if mode.calibrated and mode.format == "coreml"] == ["coreml:w8a8"]
+    calibrated = [name for name, mode in modes.items() if mode.calibrated and mode.format == "coreml"]
+    assert calibrated == ["coreml:w8a8", "coreml:auto"]
 
 
 @pytest.fixture(scope="module")
@@ -268,10 +269,10 @@ def test_readme_has_the_comparison_and_the_tables_advice(tables):
     """benchmarks/results/modes.json is what `compare` found on fewer images than the tables are of."""
     report = json.loads((RESULTS / "modes.json").read_text())
     text = (ROOT / "README.md").read_text()
-    spec = importlib.util.spec_from_file_location("modes_table", ROOT / "benchmarks" / "modes_table.py")
-    modes_table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(modes_table)
-    assert modes_table.with_modes(text, report) == text
+    spec = importlib.util.spec_from_file_location("modes", ROOT / "benchmarks" / "modes.py")
+    modes = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(modes)
+    assert modes.with_modes(text, report) == text
     for target, found in report["recommendations"].items():
         assert found["mode"] in (recommend(tables, target, 0.5, 5000)[0], "coreml:w8a8")
 

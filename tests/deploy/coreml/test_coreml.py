@@ -19,6 +19,7 @@ import safetensors.numpy
 import timm_reference
 from coremltools.converters.mil.frontend.milproto import load as milproto
 from exports import assert_interrupt_leaves_nothing, assert_read_only_folder_is_refused, contents, finish
+from networks import make_loud
 from project import CHECKPOINT
 
 import keras_efficientformer as kef
@@ -324,6 +325,29 @@ def test_compressed_classifier_with_more_outputs(build, tmp_path, compress):
     assert found.keys() == {"classLabel", "classLabel_probs", "probabilities_distillation"} | stages
 
 
+def test_chosen_bits(build, tmp_path):
+    """Palettes of the bits that each layer needs: those of less than 2048 weights have none."""
+    model = make_loud(kef.EfficientFormer((1, 1, 1, 1), (16, 32, 48, 64), classes=10, input_shape=(64, 64, 3)))
+    images = np.random.default_rng(0).uniform(0, 255, (8, 64, 64, 3)).astype("float32")
+    sizes = {}
+    for max_drop in (100, 0):
+        options = {"compress": "auto", "calibration": images, "max_drop": max_drop, "max_difference": float("inf")}
+        report = export_coreml(model, tmp_path / f"{max_drop}.mlpackage", **options)
+        palettes = [each.op.lut.val.size for each in weights_in(report.path) if each.op.op_type.endswith("to_dense")]
+        assert len(palettes) > 5 or max_drop == 0
+        sizes[max_drop] = report.size
+        assert set(palettes) <= ({16} if max_drop == 100 else {16, 64, 256})
+    assert report.differences[0].top1_agreement == 1
+    assert sizes[100] < sizes[0]
+
+
+def test_chosen_bits_need_classes(build, tmp_path):
+    images = np.zeros((1, 64, 64, 3), "float32")
+    with pytest.raises(ValueError, match=r"compress='auto' looks at the best class, and .* has none"):
+        export_coreml(build(include_top=False), tmp_path, compress="auto", calibration=images)
+    assert contents(tmp_path) == []
+
+
 def test_no_channel_is_lost_to_int8(build, tmp_path):
     """Layer scales as they start, 1e-5, and some a thousand times smaller still."""
     model = build(classifier_activation=None)
@@ -340,12 +364,15 @@ def test_no_channel_is_lost_to_int8(build, tmp_path):
     assert lost > 0  # channels that float16 itself cannot hold, so that the weakest that it can were met too
 
 
+def weights_in(path):
+    """The weights of the convolutions, as they are stored."""
+    return [operation.weight for operation in program_of(path).operations if operation.op_type == "conv"]
+
+
 def weights_of(path):
-    for operation in program_of(path).operations:
-        if operation.op_type == "conv":
-            weight = operation.weight
-            value = weight.val if weight.val is not None else weight.op.materialized_val_inference()
-            yield np.asarray(value, "float32")
+    for weight in weights_in(path):
+        value = weight.val if weight.val is not None else weight.op.materialized_val_inference()
+        yield np.asarray(value, "float32")
 
 
 # What is refused, and that nothing is left.
@@ -371,6 +398,9 @@ def weights_of(path):
             ValueError,
             "compress='w8a8' measures the ranges of activations: pass calibration, a folder of a hundred",
         ),
+        ({"minimum_ios": 15, "compress": "auto"}, ValueError, "compress='auto' needs iOS 16. Received: minimum_ios=15"),
+        ({"compress": "auto"}, ValueError, "compress='auto' measures what the rounding of weights changes: pass cali"),
+        ({"compress": "auto", "max_drop": 101}, ValueError, r"`max_drop` should be in 0\.\.100.*max_drop=101"),
         ({"calibration": np.zeros((1, 32, 32, 3))}, ValueError, r"the shape \(64, 64, 3\).*\(32, 32, 3\)"),
         ({"labels": ["cat", "dog"]}, ValueError, "10 classes, and there are 2 labels"),
         ({"labels": "missing.txt"}, FileNotFoundError, "missing.txt"),

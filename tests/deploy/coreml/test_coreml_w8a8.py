@@ -13,6 +13,7 @@ from keras_efficientformer import cli
 from keras_efficientformer.deploy import export_coreml
 from keras_efficientformer.deploy.coreml.int8.coverage import int8_counts
 from keras_efficientformer.deploy.coreml.int8.pairs import int8_scales
+from keras_efficientformer.deploy.coreml.package import load_package
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
 from keras_efficientformer.deploy.network.fuse import fuse
 from keras_efficientformer.deploy.network.keras_builder import measured_ranges
@@ -42,7 +43,7 @@ def exported(model, tmp_path_factory):
 
 
 def operations(package, kind):
-    return [operation for operation in package.program.functions["main"].operations if operation.op_type == kind]
+    return [operation for operation in package.block.operations if operation.op_type == kind]
 
 
 def test_the_report(exported):
@@ -60,7 +61,7 @@ def test_all_that_multiplies_lies_between_pairs(exported):
     _, package = exported
     convolutions = len(operations(package, "conv"))
     assert convolutions > 15
-    counts = int8_counts(package.program)
+    counts = int8_counts(load_package(package.path).program)
     assert counts | {"add": ""} == {
         "conv": f"{convolutions} of {convolutions}",
         "matmul": "1 of 2",
@@ -136,7 +137,7 @@ def test_other_networks_and_precisions(tmp_path):
     kinds = {operation.weight.op.op_type for operation in operations(package, "conv")}
     # What mixes the heads' scores is left in float, with its weights.
     assert kinds == {"constexpr_blockwise_shift_scale", "const"}
-    inside, all_ = map(int, int8_counts(package.program)["conv"].split(" of "))
+    inside, all_ = map(int, int8_counts(load_package(package.path).program)["conv"].split(" of "))
     heads = [operation for operation in operations(package, "conv") if "talking_heads" in operation.name]
     assert heads
     assert inside == all_ - len(heads)

@@ -361,7 +361,7 @@ def test_a_package_in_int8_takes_the_learnt_ranges(trained, tmp_path):
     """Symmetric ones, so that it is a little coarser than training saw."""
     report = export_coreml(trained, tmp_path, compress="w8a8", minimum_ios=17)
     assert report.differences[0].max < 2 * ROUNDING
-    operations = CoreMLModel(report.path).program.functions["main"].operations
+    operations = CoreMLModel(report.path).block.operations
     scales = {
         int(operation.name.partition("_")[0].removeprefix("step")): float(operation.scale.val)
         for operation in operations
@@ -471,9 +471,7 @@ def test_an_untrained_model_is_not_exported(untrained, tmp_path):
 
 
 def test_integer_modes_beyond_int8_need_calibration(trained, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"'int8_integer' measures what training has not learnt.*calibration"
-    ):
+    with pytest.raises(ValueError, match=r"'int8_integer' measures what training has not learnt.*calibration"):
         export_tflite(trained, tmp_path, quantize="int8_integer")
 
 

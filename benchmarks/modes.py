@@ -1,6 +1,6 @@
 """Writes the comparison in benchmarks/results/modes.json into README.md, between its `modes` markers.
 
-python benchmarks/modes_table.py [--check]
+python benchmarks/modes.py [--check]
 
 `efficientformer compare ... --output benchmarks/results` makes that file and the picture beside it.
 """
@@ -29,7 +29,7 @@ def main():
     text = README.read_text(encoding="utf-8")
     updated = with_modes(text, json.loads(COMPARISON.read_text(encoding="utf-8")))
     if check and updated != text:
-        raise SystemExit("README.md is not up to date: run python benchmarks/modes_table.py")
+        raise SystemExit("README.md is not up to date: run python benchmarks/modes.py")
     write_text(README, updated)
 
 

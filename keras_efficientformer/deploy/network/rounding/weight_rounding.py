@@ -1,0 +1,157 @@
+"""Rounds a layer's weights to few values, so that its outputs on images change least. Room: deploy/network/rounding.
+
+The values are found by k-means, in which a weight counts as much as its input has power. Then weights are rounded row
+by row, and what one row's rounding changes is made up for in the rows that are left: GPTQ (Frantar et al., arXiv
+2210.17323, algorithm 1). What is left of the mean goes into the bias (Nagel et al., arXiv 1906.04721, section 4.2).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from keras import ops
+
+from keras_efficientformer.deploy.network.builder import Tensor
+from keras_efficientformer.deploy.network.keras_builder import KerasBuilder
+from keras_efficientformer.deploy.network.recording import FusedNetwork, Step, Value
+
+# What has weights that are worth rounding.
+WEIGHTED_OPERATIONS = ("convolution", "dense")
+# So many inputs of a layer are looked at of each batch of images.
+ROWS = 20_000
+BATCH = 32
+# Of the mean power of the inputs, added to each: the inverse exists, and few images are not trusted too far.
+DAMPING = 0.01
+KMEANS_ROUNDS = 30
+# Rows are made up for in blocks, so that most of the work is matrix products.
+BLOCK = 128
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What a layer's weights (inputs, outputs) are multiplied with, over images and positions.
+
+    Attributes:
+        products: mean of the products of each two inputs, float64 (inputs, inputs).
+        mean: float64 (inputs,).
+    """
+
+    products: np.ndarray
+    mean: np.ndarray
+
+    @cached_property
+    def power(self) -> np.ndarray:
+        """Of each input, the mean of its square and the damping: float64 (inputs,)."""
+        squares = np.diag(self.products)
+        return squares + (DAMPING * squares.mean() or 1.0)
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """The inputs' numbers, the one of most power first: it is rounded while there is most to make up with."""
+        return np.argsort(-self.power)
+
+    @cached_property
+    def factor(self) -> np.ndarray:
+        """The upper Cholesky factor of the inverse of the damped products, in `order`."""
+        damped = self.products.copy()
+        np.fill_diagonal(damped, self.power)
+        return np.linalg.cholesky(np.linalg.inv(damped[np.ix_(self.order, self.order)])).T
+
+    def error(self, change: np.ndarray) -> float:
+        """Sum of the squares of what a change of the weights (inputs, outputs) changes in an output position."""
+        return float(np.sum(change * (self.products @ change)))
+
+
+def layers_with_weights(network: FusedNetwork) -> list[int]:
+    """Numbers of the steps whose weights are rounded: all but the first, which is small and whose errors are in all."""
+    numbers = [number for number, step in enumerate(network.steps) if step.operation in WEIGHTED_OPERATIONS]
+    return numbers[1:]
+
+
+def layer_inputs(network: FusedNetwork, images: np.ndarray) -> dict[int, LayerInputs]:
+    """{number of a step: what its weights are multiplied with}, for images as the network takes them."""
+    layers, random = layers_with_weights(network), np.random.default_rng(0)
+    sums: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    counts = dict.fromkeys(layers, 0)
+    for start in range(0, len(images), BATCH):
+        builder = KerasBuilder(images[start : start + BATCH])
+        tensors: dict[Value, Tensor] = {}
+        for number, step in enumerate(network.steps):
+            if number in counts:
+                rows = _rows(ops.convert_to_numpy(tensors[step.arguments["x"]]), step)
+                if len(rows) > ROWS:
+                    rows = rows[random.choice(len(rows), ROWS, replace=False)]
+                rows = rows.astype("float64")
+                products, total = sums.get(number, (0.0, 0.0))
+                sums[number] = products + rows.T @ rows, total + rows.sum(axis=0)
+                counts[number] += len(rows)
+            tensors |= zip(step.results, step.build(builder, tensors), strict=True)
+    return {number: LayerInputs(*(total / counts[number] for total in sums[number])) for number in layers}
+
+
+def rounded(step: Step, inputs: LayerInputs, bits: int) -> Step:
+    """The step with weights of at most 2**bits values, all of them float16, and a bias that keeps the mean output."""
+    weights = step.arguments["weights"]
+    exact = weights.reshape(-1, weights.shape[-1]).astype("float64")
+    values = _values(exact, inputs.power, 2**bits)
+    found = _rounded_in_turn(exact, inputs, values)
+    bias = step.arguments["bias"] + inputs.mean @ (exact - found)
+    changes = {"weights": found.reshape(weights.shape).astype("float32"), "bias": bias.astype("float32")}
+    return replace(step, arguments=step.arguments | changes)
+
+
+def _rows(x: np.ndarray, step: Step) -> np.ndarray:
+    """What the weights of a step, as a matrix, are multiplied with: (images * positions, inputs)."""
+    weights = step.arguments["weights"]
+    if step.operation == "convolution" and weights.shape[0] > 1:
+        size, stride = weights.shape[0], step.arguments["stride"]
+        margin = size // 2
+        x = np.pad(x, [(0, 0), (margin, margin), (margin, margin), (0, 0)])
+        windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))[:, ::stride, ::stride]
+        x = windows.transpose(0, 1, 2, 4, 5, 3)
+        return x.reshape(-1, size * size * weights.shape[2])
+    if step.operation == "convolution":
+        x = x[:, :: step.arguments["stride"], :: step.arguments["stride"]]
+    return x.reshape(-1, x.shape[-1])
+
+
+def _values(weights: np.ndarray, power: np.ndarray, count: int) -> np.ndarray:
+    """Float16 values, ascending, that weights (inputs, outputs) are near to: k-means, by Lloyd's rounds."""
+    order = np.argsort(weights, axis=None)
+    points = weights.ravel()[order]
+    counted = np.repeat(power, weights.shape[1])[order]
+    # Sums up to each point, so that a cluster's are differences of two.
+    counts, sums = (np.concatenate([[0.0], np.cumsum(terms)]) for terms in (counted, counted * points))
+    quantiles = np.quantile(points, (np.arange(count) + 0.5) / count)
+    values = (quantiles + np.linspace(points[0], points[-1], count)) / 2
+    for _ in range(KMEANS_ROUNDS):
+        ends = np.concatenate([[0], np.searchsorted(points, _borders(values)), [len(points)]])
+        within, total = np.diff(counts[ends]), np.diff(sums[ends])
+        values = np.sort(np.where(within > 0, total / np.where(within > 0, within, 1), values))
+    return np.unique(values.astype("float16").astype("float64"))
+
+
+def _borders(values: np.ndarray) -> np.ndarray:
+    return (values[1:] + values[:-1]) / 2
+
+
+def _rounded_in_turn(weights: np.ndarray, inputs: LayerInputs, values: np.ndarray) -> np.ndarray:
+    """GPTQ: weights (inputs, outputs) rounded to `values`, inputs of most power first."""
+    left, factor, borders = weights[inputs.order], inputs.factor, _borders(values)
+    found = np.empty_like(left)
+    for start, end in _blocks(len(left)):
+        errors = np.empty((end - start, left.shape[1]))
+        for row in range(start, end):
+            found[row] = values[np.searchsorted(borders, left[row])]
+            error = errors[row - start] = (left[row] - found[row]) / factor[row, row]
+            left[row + 1 : end] -= np.outer(factor[row, row + 1 : end], error)
+        left[end:] -= factor[start:end, end:].T @ errors
+    in_place = np.empty_like(found)
+    in_place[inputs.order] = found
+    return in_place
+
+
+def _blocks(length: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, length, BLOCK):
+        yield start, min(start + BLOCK, length)
