@@ -52,6 +52,8 @@ def pytest_runtest_teardown(item, nextitem):
 LONGEST = (
     "test_readme_blocks.py",
     "test_training_devices.py",
+    "test_qat.py",
+    "test_site.py",
     "test_coreml.py",
     "test_tflite.py",
     "test_conversion.py",

@@ -151,7 +151,7 @@ def _distinct(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _own_values(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The palette of weights that have few values already, as long as Core ML wants it, and each weight's place in it."""
+    """The palette of weights that have few values already, of a length that Core ML has, and each one's place in it."""
     values, places = _distinct(weights)
     palette = np.zeros(next(size for size in PALETTES if len(values) <= size), weights.dtype)
     palette[: len(values)] = values

@@ -26,6 +26,8 @@ import keras_efficientformer as kef
 from keras_efficientformer.deploy import ExportError, export_coreml
 from keras_efficientformer.deploy.coreml import modes as coreml_modes
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
+from keras_efficientformer.deploy.network.rounding.bit_choice import BitChoice, with_steps
+from keras_efficientformer.deploy.network.rounding.weight_rounding import layer_inputs, rounded
 from keras_efficientformer.deploy.report_sidecar import sidecar_of
 from keras_efficientformer.imagenet import imagenet_labels, preprocess_input
 
@@ -325,20 +327,28 @@ def test_compressed_classifier_with_more_outputs(build, tmp_path, compress):
     assert found.keys() == {"classLabel", "classLabel_probs", "probabilities_distillation"} | stages
 
 
-def test_chosen_bits(build, tmp_path):
-    """Palettes of the bits that each layer needs: those of less than 2048 weights have none."""
+@pytest.mark.parametrize("bits", [(4,), (4, 6, 8, 16)], ids=str)
+def test_chosen_bits(tmp_path, monkeypatch, bits):
+    """Each layer's weights are stored in as many bits as were chosen; less than 2048 have no palette."""
     model = make_loud(kef.EfficientFormer((1, 1, 1, 1), (16, 32, 48, 64), classes=10, input_shape=(64, 64, 3)))
     images = np.random.default_rng(0).uniform(0, 255, (8, 64, 64, 3)).astype("float32")
-    sizes = {}
-    for max_drop in (100, 0):
-        options = {"compress": "auto", "calibration": images, "max_drop": max_drop, "max_difference": float("inf")}
-        report = export_coreml(model, tmp_path / f"{max_drop}.mlpackage", **options)
-        palettes = [each.op.lut.val.size for each in weights_in(report.path) if each.op.op_type.endswith("to_dense")]
-        assert len(palettes) > 5 or max_drop == 0
-        sizes[max_drop] = report.size
-        assert set(palettes) <= ({16} if max_drop == 100 else {16, 64, 256})
-    assert report.differences[0].top1_agreement == 1
-    assert sizes[100] < sizes[0]
+
+    def choose(network, taken, max_drop):
+        inputs = layer_inputs(network, taken)
+        chosen = {number: bits[place % len(bits)] for place, number in enumerate(inputs)}
+        steps = {n: rounded(network.steps[n], inputs[n], count) for n, count in chosen.items() if count < 16}
+        return BitChoice(with_steps(network, steps), chosen, 1.0)
+
+    if len(bits) > 1:  # else all are few enough, because every class may change
+        monkeypatch.setattr("keras_efficientformer.deploy.coreml.exporter.choose_bits", choose)
+    options = {"compress": "auto", "calibration": images, "max_drop": 100, "max_difference": float("inf")}
+    report = export_coreml(model, tmp_path, **options)
+    assert report.path == str(tmp_path / "efficientformer_64_auto.mlpackage")
+    weights = weights_in(report.path)
+    palettes = [each.op.lut.val.size for each in weights if each.op.op_type == "constexpr_lut_to_dense"]
+    assert len(palettes) > 5
+    assert set(palettes) == {2**count for count in bits if count < 16}
+    assert [each.op.op_type for each in weights].count("const") >= (3 if len(bits) > 1 else 1)
 
 
 def test_chosen_bits_need_classes(build, tmp_path):

@@ -135,7 +135,7 @@ def insert_pairs(program: Any, result_scales: dict[StepResult, float]) -> None:
         result_scales: what `int8_scales` returned.
     """
     function = program.functions["main"]
-    results, outputs, operations = step_results(program), function.outputs, list(function.operations)
+    results, outputs, operations = step_results(function), function.outputs, list(function.operations)
     with function:
         for operation, following in itertools.pairwise(operations):
             for index, variable in enumerate(operation.outputs):
