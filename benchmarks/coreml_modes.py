@@ -34,7 +34,11 @@ MODES = {
     "palette4": {"compress": "palette4"},
     "palette4, iOS 18": {"compress": "palette4", "minimum_ios": 18},
     "sparse": {"compress": "sparse"},
+    "auto": {"compress": "auto"},
+    "w8a8": {"compress": "w8a8", "minimum_ios": 17},
 }
+# What measures on images before it is written.
+CALIBRATED = ("auto", "w8a8")
 TOOLS = ("keras-efficientformer", "keras", "coremltools", "scikit-learn", "numpy")
 
 
@@ -44,7 +48,7 @@ def main():
     parser.add_argument("--images", type=int, help="how many test images, spread over the classes; all without it")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    images, classes, _ = read_cifar10(arguments.cifar10)
+    images, classes, calibration = read_cifar10(arguments.cifar10)
     if arguments.images:
         chosen = np.linspace(0, len(images) - 1, arguments.images).astype(int)
         images, classes = images[chosen], classes[chosen]
@@ -53,6 +57,8 @@ def main():
     keras_top1 = percentage(expected == classes)
     rows = {}
     for mode, options in MODES.items():
+        if mode in CALIBRATED:
+            options = options | {"calibration": calibration}
         row, found = run_mode(model, mode, options, images)
         top1 = percentage(found == classes)
         rows[mode] = row | {"top1": top1, "drop": keras_top1 - top1, "same_top1": percentage(found == expected)}

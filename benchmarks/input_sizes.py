@@ -50,10 +50,22 @@ def write(path, rows):
     report = {
         "date": datetime.now(UTC).date().isoformat(),
         "versions": versions_of("keras-efficientformer", "ai-edge-litert", "litert-quantizer", "coremltools"),
-        "sizes": SIZES,
-        "files": rows,
+        "files": {f"{row['network']} {row['format']} {row['mode']}": by_size(row) for row in rows},
     }
     path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def by_size(row):
+    """{input size: of the file that takes this one too, and those before}."""
+    columns = {"bytes": row["bytes"], "growth": [0.0, *row["growth"]]} | {
+        name: row[name] for name in ("differences", "largest", "memory_mb") if name in row
+    }
+    values = zip(*columns.values(), strict=True)
+    return {described(size): dict(zip(columns, found, strict=True)) for size, found in zip(SIZES, values, strict=True)}
+
+
+def described(size):
+    return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
 
 
 def tflite(model, folder, mode):
