@@ -23,10 +23,12 @@ QUICK := tests/test_images.py tests/test_imagenet.py tests/layers tests/models/t
     tests/conversion/test_bad_checkpoints.py::test_malicious_pickle \
     tests/deploy/network/test_network.py::test_equals_keras tests/deploy/tflite/test_tflite_builder.py \
     tests/deploy/coreml/test_coreml_lint.py tests/deploy/benchmark/test_reports.py \
+    tests/deploy/comparison/test_comparison.py::test_front \
     tests/segmentation/test_semantic_fpn.py tests/hub/test_hub.py::test_arguments_that_fit_no_network \
     tests/sharing/test_push.py::test_names_of_classes_are_text \
-    tests/pages tests/training/data/test_training_batches.py tests/cli/test_cli.py::test_convert_to_a_dialect \
-    tests/cli/test_cli.py::test_wrong_usage tests/apps/test_android_kit.py \
+    tests/pages tests/image_folders tests/training/data/test_training_batches.py \
+    tests/cli/test_cli.py::test_convert_to_a_dialect tests/cli/test_cli.py::test_wrong_usage \
+    tests/apps/test_android_kit.py \
     tests/package/test_automation.py tests/package/test_public_names.py tests/package/test_release.py \
     --deselect tests/test_imagenet.py::test_every_backend_and_tf_data \
     --deselect tests/layers/test_layers.py::test_float64 \
