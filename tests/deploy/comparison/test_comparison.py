@@ -255,12 +255,11 @@ def tables():
 
 def test_recommendations_agree_with_the_tables(tables):
     advice = {target: recommend(tables, target, 0.5, 5000)[0] for target in TARGET_RULES}
-    has_w8a8 = any(result.mode == "coreml:w8a8" for result in tables)
     assert advice == {
         "android-cpu": "tflite:int8",
         "android-gpu": "tflite:float16",
-        "iphone": "coreml:palette6",
-        "iphone-a17": "coreml:w8a8" if has_w8a8 else "coreml:palette6",
+        "iphone": "coreml:auto",
+        "iphone-a17": "coreml:w8a8",
         "web": "tflite:int8",
     }
 
@@ -301,7 +300,11 @@ def test_recommendations_follow_the_drop_and_the_gpu(tables):
 
 def test_front(tables):
     coreml = [result for result in tables if result.mode.startswith("coreml")]
-    assert [result.mode for result in front(coreml, MEGABYTES.of)] == ["coreml:palette4", "coreml:palette6"]
+    assert [result.mode for result in front(coreml, MEGABYTES.of)] == [
+        "coreml:palette4",
+        "coreml:auto",
+        "coreml:palette6",
+    ]
 
 
 def test_scores_without_classes():
