@@ -18,6 +18,9 @@ from project import HANG, ROOT
 import keras_efficientformer as kef
 from keras_efficientformer import hub
 from keras_efficientformer.conversion import to_state_dict, write_checkpoint
+from keras_efficientformer.deploy import export_coreml, export_tflite
+from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 from keras_efficientformer.variants import VARIANTS_V2
 
 SHAPE = (64, 96, 3)
@@ -88,6 +91,18 @@ def test_classifier_has_the_networks_logits(network, classifier):
     assert np.ptp(expected) > 0.5
     np.testing.assert_allclose(classifier.predict(RAW, verbose=0), expected, atol=1e-5)
     np.testing.assert_allclose(to_numpy(classifier.preprocessor(RAW)), IMAGES, atol=1e-6)
+
+
+def test_exports_take_the_classifier(network, classifier, tmp_path):
+    """A functional model of its input and output, in both formats."""
+    model = keras.Model(classifier.input, classifier.output)
+    expected = to_numpy(network(IMAGES))
+    tflite, coreml = tmp_path / "hub.tflite", tmp_path / "hub.mlpackage"
+    export_tflite(model, tflite)
+    export_coreml(model, coreml, precision="float32")
+    for file in (LiteRTModel(tflite), CoreMLModel(coreml)):
+        (found,) = file.predict(RAW).values()
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_backbone_preset(classifier, tmp_path):
