@@ -41,8 +41,9 @@ def export_coreml_command(
         typer.Option(help="Folder of images to measure ranges and errors on. Default: noise."),
     ] = None,
     max_drop: Annotated[
-        float, typer.Option(min=0, max=100, help="Of auto: share of the images whose class may change, in percent.")
-    ] = 1.0,
+        float | None,
+        typer.Option(min=0, max=100, help="Of auto: percentage of the images whose class may change. Default: 1."),
+    ] = None,
     labels: LabelsFile = None,
     size: Size = None,
     input_sizes: InputSizes = None,

@@ -65,6 +65,8 @@ PREVIEW_TYPE = "com.apple.coreml.model.preview.type"
 # Xcode draws masks in these colours.
 PREVIEW_PARAMETERS = "com.apple.coreml.model.preview.parameters"
 RGB_CHANNELS = 3
+# Of "auto", in percent of the images.
+MAX_DROP = 1.0
 COREML_TOOLS = ("keras-efficientformer", "keras", "coremltools", "numpy", "scikit-learn")
 
 
@@ -75,7 +77,7 @@ def export_coreml(
     precision: str = "float16",
     compress: str = "none",
     calibration: Calibration | None = None,
-    max_drop: float = 1.0,
+    max_drop: float | None = None,
     labels: Labels | None = None,
     minimum_ios: int = 16,
     include_preprocessing: bool = True,
@@ -113,7 +115,7 @@ def export_coreml(
             and "auto" measure on them and cannot do without; all modes are compared with Keras on them, or on four
             seeded images where there are none.
         max_drop: of "auto", on how many of a hundred calibration images, or of their pixels, the best class may be
-            another than the exact network's; 0..100.
+            another than the exact network's; 0..100, None means 1.
         labels: class names, or a text file with one in each line; None means ImageNet's for 1000 classes. Core ML wants
             them unique: of alike ones each gets its class's number. A classifier without them has the numbers alone.
         minimum_ios: 15, 16, 17 or 18; compressed weights need 16, "w8a8" needs 17, several `input_sizes` 18.
@@ -182,7 +184,9 @@ def export_coreml(
     def package_of(sized: SizedNetwork, images: np.ndarray) -> Any:
         network = sized.network
         if kind.chosen_bits:
-            network = choose_bits(network, network_inputs(images, network), max_drop).network
+            network = choose_bits(
+                network, network_inputs(images, network), MAX_DROP if max_drop is None else max_drop
+            ).network
         scales = _int8_scales(sized, calibration, images) if kind.int8_activations else {}
         # coremltools shows a progress bar for each of a dozen passes.
         with contextlib.redirect_stderr(io.StringIO()):
@@ -233,7 +237,7 @@ def _further_size(sized: SizedNetwork, calibration: Calibration | None, kind: Co
     )
 
 
-def _check_arguments(precision: str, compress: str, minimum_ios: int, max_drop: float) -> None:
+def _check_arguments(precision: str, compress: str, minimum_ios: int, max_drop: float | None) -> None:
     checks: tuple[tuple[str, str | int, Collection[str | int]], ...] = (
         ("precision", precision, COREML_PRECISIONS),
         ("compress", compress, COMPRESSIONS),
@@ -242,7 +246,9 @@ def _check_arguments(precision: str, compress: str, minimum_ios: int, max_drop: 
     for name, value, choices in checks:
         if value not in choices:
             raise ValueError(f"`{name}` should be one of {', '.join(map(str, choices))}. Received: {name}={value!r}")
-    if not 0 <= max_drop <= 100:
+    if max_drop is not None and not COMPRESSIONS[compress].chosen_bits:
+        raise ValueError(f"`max_drop` is what compress='auto' keeps to. Received: compress={compress!r}")
+    if max_drop is not None and not 0 <= max_drop <= 100:
         raise ValueError(f"`max_drop` should be in 0..100, a percentage. Received: max_drop={max_drop}")
     needed = COMPRESSIONS[compress].minimum_ios
     if minimum_ios < needed:

@@ -410,6 +410,7 @@ def weights_of(path):
         ),
         ({"minimum_ios": 15, "compress": "auto"}, ValueError, "compress='auto' needs iOS 16. Received: minimum_ios=15"),
         ({"compress": "auto"}, ValueError, "compress='auto' measures what the rounding of weights changes: pass cali"),
+        ({"compress": "int8", "max_drop": 1}, ValueError, "`max_drop` is what compress='auto' keeps to.*'int8'"),
         ({"compress": "auto", "max_drop": 101}, ValueError, r"`max_drop` should be in 0\.\.100.*max_drop=101"),
         ({"calibration": np.zeros((1, 32, 32, 3))}, ValueError, r"the shape \(64, 64, 3\).*\(32, 32, 3\)"),
         ({"labels": ["cat", "dog"]}, ValueError, "10 classes, and there are 2 labels"),
