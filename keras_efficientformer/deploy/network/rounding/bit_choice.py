@@ -5,7 +5,7 @@ step, and so quarters the change's square. From the fewest bits for all, layers 
 byte gives, until the network answers on enough images as it does with exact weights.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -16,11 +16,7 @@ from keras import ops
 
 from keras_efficientformer.deploy.network.keras_builder import KerasBuilder
 from keras_efficientformer.deploy.network.recording import FusedNetwork, Step, Value
-from keras_efficientformer.deploy.network.rounding.weight_rounding import (
-    BATCH,
-    layer_inputs,
-    rounded,
-)
+from keras_efficientformer.deploy.network.rounding.weight_rounding import BATCH, compute, forget, layer_inputs, rounded
 
 FEWEST_BITS = 4
 # What a layer's weights may have; with the last they stay as they are.
@@ -95,30 +91,19 @@ def _effects(network: FusedNetwork, steps: dict[int, Step], images: np.ndarray) 
         if number in steps:
             found = _outputs(builder, (steps[number], *network.steps[number + 1 :]), tensors)
             yield number, sum(float(np.mean((a - b) ** 2)) for a, b in zip(exact, found, strict=True))
-        _compute(builder, step, tensors)
-        _forget(tensors, network.steps[number + 1 :])
+        compute(builder, step, tensors)
+        forget(tensors, network.steps[number + 1 :])
 
 
 def _outputs(builder: KerasBuilder, steps: tuple[Step, ...], tensors: dict[Value, Any]) -> list[np.ndarray]:
     """The outputs of a network's last steps, given the tensors that they take from those before."""
     tensors, found = dict(tensors), []
     for number, step in enumerate(steps):
-        _compute(builder, step, tensors)
+        compute(builder, step, tensors)
         if step.operation == "output":
             found.append(ops.convert_to_numpy(tensors[step.results[0]]).astype("float64"))
-        _forget(tensors, steps[number + 1 :])
+        forget(tensors, steps[number + 1 :])
     return found
-
-
-def _compute(builder: KerasBuilder, step: Step, tensors: dict[Value, Any]) -> None:
-    tensors |= zip(step.results, step.build(builder, tensors), strict=True)
-
-
-def _forget(tensors: dict[Value, Any], steps: Iterable[Step]) -> None:
-    """Leaves the tensors that steps still take."""
-    needed = {argument for step in steps for argument in step.arguments.values() if isinstance(argument, Value)}
-    for value in [value for value in tensors if value not in needed]:
-        del tensors[value]
 
 
 def _plans(effects: dict[int, float], sizes: dict[int, int]) -> Iterator[dict[int, int]]:

@@ -5,7 +5,7 @@ by row, and what one row's rounding changes is made up for in the rows that are 
 2210.17323, algorithm 1). What is left of the mean goes into the bias (Nagel et al., arXiv 1906.04721, section 4.2).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -86,8 +86,21 @@ def layer_inputs(network: FusedNetwork, images: np.ndarray) -> dict[int, LayerIn
                 products, total = sums.get(number, (0.0, 0.0))
                 sums[number] = products + rows.T @ rows, total + rows.sum(axis=0)
                 counts[number] += len(rows)
-            tensors |= zip(step.results, step.build(builder, tensors), strict=True)
+            compute(builder, step, tensors)
+            forget(tensors, network.steps[number + 1 :])
     return {number: LayerInputs(*(total / counts[number] for total in sums[number])) for number in layers}
+
+
+def compute(builder: KerasBuilder, step: Step, tensors: dict[Value, Tensor]) -> None:
+    """Computes a step of a network from the tensors that it takes, and adds what it gives."""
+    tensors |= zip(step.results, step.build(builder, tensors), strict=True)
+
+
+def forget(tensors: dict[Value, Tensor], steps: Iterable[Step]) -> None:
+    """Leaves the tensors that steps still take."""
+    needed = {argument for step in steps for argument in step.arguments.values() if isinstance(argument, Value)}
+    for value in [value for value in tensors if value not in needed]:
+        del tensors[value]
 
 
 def rounded(step: Step, inputs: LayerInputs, bits: int) -> Step:
