@@ -20,6 +20,7 @@ from keras_efficientformer.apps.projects import (
     task_of,
 )
 from keras_efficientformer.classifiers.exported_files import FileClassifier
+from keras_efficientformer.deploy.coreml.modes import COMPRESSIONS
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
 from keras_efficientformer.deploy.report import CLASS_NUMBERS
 from keras_efficientformer.deploy.report_sidecar import check_sidecar
@@ -29,6 +30,8 @@ from keras_efficientformer.layers.names import MASKS
 
 if TYPE_CHECKING:  # its import takes seconds
     import keras
+
+    from keras_efficientformer.deploy.calibration import Calibration
 
 IOS = Project(
     sample=Path(__file__).with_name("ios"),
@@ -51,6 +54,7 @@ def write_ios_app(
     labels: Labels | None = None,
     crop: float | None = None,
     compress: str | None = None,
+    calibration: "Calibration | None" = None,
     max_difference: float | None = None,
     overwrite: bool = False,
 ) -> PhoneApp:
@@ -66,7 +70,8 @@ def write_ios_app(
         app_id: the bundle identifier; None means one made of the model's name, in `org.example`.
         labels: names of the classes, for a Keras model; None means its own. A package has them inside.
         crop: share of a photograph's short side that a classifier sees, in (0, 1]; None means 0.95. Segmenters see all.
-        compress: as of `export_coreml`, for a Keras model; None means "none".
+        compress: as of `export_coreml`, for a Keras model; None means "none". "w8a8" is for iOS 17 and newer.
+        calibration: as of `export_coreml`, for a Keras model; None means no images.
         max_difference: as of `export_coreml`, for a Keras model; None means the mode's limit.
         overwrite: whether a project that was written before may be replaced.
 
@@ -85,7 +90,12 @@ def write_ios_app(
         raise ValueError(
             f"An iOS app's name has no $, by which Xcode knows variables: choose another name. Received: {name}"
         )
-    settings: dict[str, Any] = {"labels": labels, "compress": compress, "max_difference": max_difference}
+    settings: dict[str, Any] = {
+        "labels": labels,
+        "compress": compress,
+        "calibration": calibration,
+        "max_difference": max_difference,
+    }
     with exported(given, ".mlpackage", _export, settings) as file:
         check_sidecar(file)
         package = CoreMLModel(file)
@@ -122,7 +132,9 @@ def write_ios_app(
 def _export(model: "keras.Model", folder: str, **settings: Any) -> None:
     """The package of a model as the app takes it."""
     mask_output = "classes" if MASKS in model.output_names else "values"
-    deploy.export_coreml(model, folder, mask_output=mask_output, **settings)
+    compression = COMPRESSIONS.get(settings.get("compress", "none"))  # another name is refused by the export
+    oldest = max(OLDEST_IOS, compression.minimum_ios) if compression else OLDEST_IOS
+    deploy.export_coreml(model, folder, mask_output=mask_output, minimum_ios=oldest, **settings)
 
 
 def _check(file: Path, network: FileClassifier) -> None:

@@ -5,6 +5,7 @@ import json
 import re
 
 import kits
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -127,6 +128,12 @@ def test_bad_arguments(projects, tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         write_ios_app(project / PROJECT.models / said.model, tmp_path / "app", **{"name": NAME, **arguments})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_compression_that_measures_and_needs_a_newer_system(tmp_path):
+    images = np.random.default_rng(0).uniform(0, 255, (32, 64, 96, 3))
+    write_ios_app(kits.classifier(kits.LABELS), tmp_path / "app", compress="w8a8", calibration=images)
+    assert 'iOS: "17.0"' in (tmp_path / "app" / "project.yml").read_text()
 
 
 def test_models_that_the_app_cannot_run(tmp_path):

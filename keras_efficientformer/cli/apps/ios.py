@@ -1,6 +1,7 @@
 """The command `efficientformer app ios`: writes a project for Xcode. Room: cli/apps."""
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,12 +35,15 @@ def ios_command(
     size: Size = None,
     crop: Crop = None,
     compress: Annotated[str | None, choice(COMPRESSIONS, "Of the weights. Default: none.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Folder of images to measure ranges and errors on. Default: noise.")
+    ] = None,
     max_difference: MaxDifference = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write a project for Xcode: an app that classifies or segments photos and what the camera sees."""
-    check_inputs(labels)
+    check_inputs(labels, calibration)
     require_installed("coremltools", "An app for iOS", "coreml")
     import_coremltools_alone(compresses=compress not in (None, "none"))
     network, own_crop = open_for(".mlpackage", model, folder, size, overwrite)
@@ -52,6 +56,7 @@ def ios_command(
             labels=labels,
             crop=crop or own_crop,
             compress=compress,
+            calibration=calibration,
             max_difference=max_difference,
             overwrite=overwrite,
         )
