@@ -1,8 +1,8 @@
 """The command `efficientformer`: arguments in, one call of the library, one printed report out.
 
 Exit codes: 0 done, 1 the file or image is not fit or the result not good enough, 2 wrong usage. Reports go to standard
-output, as a table or with --json as JSON; progress and errors go to standard error. What takes seconds to import is
-imported by the library when a command calls it, never here. Room: cli.
+output, as a table or with --json as JSON; progress and errors go to standard error. A command is imported
+when it is called, and what takes seconds to import by the library when the command calls it, never here. Room: cli.
 """
 
 import sys
@@ -13,40 +13,76 @@ from rich.text import Text
 
 import keras_efficientformer
 from keras_efficientformer.backend_choice import missing_backend
-from keras_efficientformer.cli.apps.android import android_command
-from keras_efficientformer.cli.apps.ios import ios_command
-from keras_efficientformer.cli.apps.web import web_command
-from keras_efficientformer.cli.convert import convert
-from keras_efficientformer.cli.evaluate import evaluate
-from keras_efficientformer.cli.export_coreml import export_coreml_command
-from keras_efficientformer.cli.export_tflite import export_tflite_command
-from keras_efficientformer.cli.finetune import finetune
-from keras_efficientformer.cli.inspect import inspect
-from keras_efficientformer.cli.measurements.benchmark_coreml import benchmark_coreml_command
-from keras_efficientformer.cli.measurements.benchmark_tflite import benchmark_tflite_command
-from keras_efficientformer.cli.measurements.compare import compare
-from keras_efficientformer.cli.options import errors
-from keras_efficientformer.cli.photographs.embed import embed
-from keras_efficientformer.cli.photographs.predict import predict
-from keras_efficientformer.cli.push import push
+from keras_efficientformer.cli.on_demand import GroupOnDemand, add_on_demand
 from keras_efficientformer.errors import ExportError
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-export = typer.Typer(help="Write a file for phones, run it and compare it with the Keras model.", no_args_is_help=True)
-export.command("tflite")(export_tflite_command)
-export.command("coreml")(export_coreml_command)
-benchmark = typer.Typer(help="Time a model here, on phones or on an emulated CPU.", no_args_is_help=True)
-benchmark.command("tflite")(benchmark_tflite_command)
-benchmark.command("coreml")(benchmark_coreml_command)
-applications = typer.Typer(help="Write an app around a model.", no_args_is_help=True)
-applications.command("android")(android_command)
-applications.command("ios")(ios_command)
-applications.command("web")(web_command)
-for command in (convert, predict, embed, inspect, finetune, evaluate, compare, push):
-    app.command()(command)
-app.add_typer(export, name="export")
-app.add_typer(benchmark, name="benchmark")
-app.add_typer(applications, name="app")
+# {command: (where its function stands, its summary)}; a command of two words stands in a group.
+COMMANDS = {
+    "convert": (
+        "convert:convert",
+        "Convert a checkpoint: PyTorch's in any dialect, or Keras', to Keras' or PyTorch's in any dialect.",
+    ),
+    "predict": ("photographs.predict:predict", "Classify photographs, or their pixels."),
+    "embed": (
+        "photographs.embed:embed",
+        "Write the embeddings of photographs, or find the most similar ones among written ones.",
+    ),
+    "inspect": (
+        "inspect:inspect",
+        "Say what is in a file; of a Core ML package also what may keep it off the Neural Engine.",
+    ),
+    "finetune": ("finetune:finetune", "Fine-tune a model on a folder of images."),
+    "evaluate": ("evaluate:evaluate", "Measure a model's accuracy and speed on a folder of images."),
+    "compare": (
+        "measurements.compare:compare",
+        "Export a model in many modes, measure each on images, and say which to take. An interrupted one goes on.",
+    ),
+    "push": (
+        "push:push",
+        "Publish a model on the Hugging Face hub: weights that timm reads too, .keras, checked exports and a card.",
+    ),
+    "export tflite": ("export_tflite:export_tflite_command", "Write a TFLite file for Android."),
+    "export coreml": ("export_coreml:export_coreml_command", "Write a Core ML package for iOS."),
+    "benchmark tflite": (
+        "measurements.benchmark_tflite:benchmark_tflite_command",
+        "Time .tflite files: on this computer, with --adb on a phone, with --emulate in instructions of an Arm CPU.",
+    ),
+    "benchmark coreml": (
+        "measurements.benchmark_coreml:benchmark_coreml_command",
+        "Time a model and MobileNetV2 with Core ML on an iPhone connected to this Mac, or on this Mac.",
+    ),
+    "app android": (
+        "apps.android:android_command",
+        "Write a project for Android Studio: an app that classifies or segments photos and what the camera sees.",
+    ),
+    "app ios": (
+        "apps.ios:ios_command",
+        "Write a project for Xcode: an app that classifies or segments photos and what the camera sees.",
+    ),
+    "app web": (
+        "apps.web:web_command",
+        "Write a page that classifies or segments photos, folders and the camera's pictures in a browser, offline.",
+    ),
+}
+GROUPS = {
+    "export": "Write a file for phones, run it and compare it with the Keras model.",
+    "benchmark": "Time a model here, on phones or on an emulated CPU.",
+    "app": "Write an app around a model.",
+}
+
+app = typer.Typer(cls=GroupOnDemand, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _add_commands() -> None:
+    groups = {name: typer.Typer(cls=GroupOnDemand, help=text, no_args_is_help=True) for name, text in GROUPS.items()}
+    for words, (function, summary) in COMMANDS.items():
+        group, _, name = words.rpartition(" ")
+        add_on_demand(groups[group] if group else app, name, f"keras_efficientformer.cli.{function}", summary)
+    for group, commands in groups.items():
+        app.add_typer(commands, name=group)
+
+
+_add_commands()
 
 
 def _print_version(wanted: bool) -> None:
@@ -73,6 +109,9 @@ def main(*command: str) -> None:
     try:
         app([*command, *sys.argv[1:]])
     except (ValueError, OSError, ImportError, ExportError) as error:
+        # Where nothing fails, help need not wait for what this brings.
+        from keras_efficientformer.cli.options import errors
+
         message = (isinstance(error, ImportError) and missing_backend(error)) or error
         # The message is not read as markup, because paths and shapes are full of brackets.
         errors.print(Text.assemble(("error: ", "bold red"), str(message)), soft_wrap=True)

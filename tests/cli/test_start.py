@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import typer
 from project import HANG, ROOT
 
-from keras_efficientformer import from_checkpoint
+from keras_efficientformer import cli, from_checkpoint
+from keras_efficientformer.cli.on_demand import imported
 from keras_efficientformer.deploy import export_coreml, export_tflite
 
 CHECKPOINT = ROOT / "weights" / "efficientformer_l1_cifar10.safetensors"
@@ -109,6 +111,29 @@ def test_answers_before_anything_heavy_is_imported(tmp_path, arguments, code):
     assert bool(out) == (code == 0)
     assert bool(err) == (code != 0)
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["translate"], ["export", "--help"], ["export", "onnx"]])
+def test_no_command_is_imported_where_none_is_called(tmp_path, arguments):
+    start(tmp_path, *arguments)
+    modules = json.loads((tmp_path / "modules.json").read_text())["modules"]
+    assert "keras_efficientformer.cli.on_demand" in modules
+    assert [name for name in modules if name.startswith("keras_efficientformer.deploy") or name == "numpy"] == []
+
+
+def test_summaries_are_the_commands_own():
+    known = typer.main.get_command(cli.app)
+    before = {words: command.help for words, command in each_command(known)}
+    after = {words: command.help.partition("\n\n")[0] for words, command in each_command(imported(known))}
+    assert list(before) == list(cli.COMMANDS)
+    assert after == before
+
+
+def each_command(group, *words):
+    """(words, command) of the commands of a group, and of the groups in it."""
+    for name, command in group.commands.items():
+        inner = hasattr(command, "commands")
+        yield from each_command(command, *words, name) if inner else [(" ".join([*words, name]), command)]
 
 
 @pytest.mark.parametrize(

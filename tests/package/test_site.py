@@ -17,6 +17,7 @@ from project import HANG, ROOT
 from test_public_names import PUBLIC
 
 from keras_efficientformer import cli
+from keras_efficientformer.cli.on_demand import imported
 
 sys.path.append(str(ROOT / "docs" / "hooks"))
 from benchmark_tables import figure
@@ -58,7 +59,7 @@ def test_every_public_name_is_in_the_reference(site):
 
 def test_every_command_is_in_the_reference(site):
     page = (site / "api" / "command.html").read_text()
-    waiting = [("efficientformer", typer.main.get_command(cli.app))]
+    waiting = [("efficientformer", imported(typer.main.get_command(cli.app)))]
     for name, command in waiting:
         waiting += [(f"{name} {inner}", found) for inner, found in getattr(command, "commands", {}).items()]
         for parameter in command.params:
