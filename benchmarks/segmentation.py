@@ -22,7 +22,7 @@ from rich.table import Table
 from keras_efficientformer.classifiers import open_classifier
 from keras_efficientformer.deploy import export_coreml, export_tflite
 from keras_efficientformer.labels import class_colors
-from keras_efficientformer.models import open_model
+from keras_efficientformer.opening import open_model
 from keras_efficientformer.reporting import versions_of
 from keras_efficientformer.segmentation.palette import colour_values, drawn_over
 from keras_efficientformer.training import FineTuneConfig, evaluate, finetune

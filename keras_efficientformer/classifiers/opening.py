@@ -52,11 +52,7 @@ def open_classifier(source: str | os.PathLike[str], input_shape: tuple[int, ...]
     """
     path = Path(source).expanduser()
     if path.suffix not in (".tflite", ".mlpackage"):
-        # They import Keras, which takes seconds and files do without.
-        from keras_efficientformer.classifiers.keras_models import KerasClassifier
-        from keras_efficientformer.models.opening import open_model
-
-        return KerasClassifier(open_model(source, input_shape))
+        return _open_keras(source, input_shape)
     open_file = _open_package if path.suffix == ".mlpackage" else open_tflite
     classifier: Classifier = open_file(path, input_shape)
     own = (*classifier.size, classifier.channels)
@@ -84,17 +80,25 @@ def open_embedder(source: str | os.PathLike[str], input_shape: tuple[int, ...] |
     if Path(source).suffix in (".tflite", ".mlpackage"):
         embedder = open_classifier(source, input_shape)
     else:
-        # They import Keras, which takes seconds and files do without.
-        from keras_efficientformer.classifiers.keras_models import KerasClassifier, without_classifier
-        from keras_efficientformer.models.opening import open_model
-
-        embedder = KerasClassifier(without_classifier(open_model(source, input_shape)))
+        embedder = _open_keras(source, input_shape, embeds=True)
     if embedder.output != "embedding":
         raise ValueError(
             f"{source} gives {embedder.output}, and no embedding: export a model that was made with include_top=False "
             "and pooling='avg'."
         )
     return embedder
+
+
+def _open_keras(
+    source: str | os.PathLike[str], input_shape: tuple[int, ...] | None, embeds: bool = False
+) -> Classifier:
+    """What asks a Keras model, or what of it gives embeddings."""
+    # They import Keras, which takes seconds and files do without.
+    from keras_efficientformer.classifiers.keras_models import KerasClassifier, without_classifier
+    from keras_efficientformer.opening import open_model
+
+    model = open_model(source, input_shape)
+    return KerasClassifier(without_classifier(model) if embeds else model)
 
 
 def _open_package(source: Path, input_shape: tuple[int, ...] | None) -> Classifier:

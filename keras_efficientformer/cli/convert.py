@@ -2,11 +2,11 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keras_efficientformer import conversion
+from keras_efficientformer import conversion, segmentation
 from keras_efficientformer.cli.options import (
     Json,
     Model,
@@ -22,11 +22,19 @@ from keras_efficientformer.conversion.dialects import DIALECTS
 from keras_efficientformer.conversion.formats import check_torch_for, suffix_of
 from keras_efficientformer.files import finished_file
 
+if TYPE_CHECKING:  # its import takes seconds
+    import keras
+
+SEGMENTATION_DIALECT = "snap"
+
 
 def convert(
     source: Model,
     target: Annotated[Path, typer.Argument(help=".keras, .weights.h5, .safetensors, .pth, .pt or .bin")],
-    dialect: Annotated[str, choice(DIALECTS, "Tensor names of a PyTorch target.")] = "timm",
+    dialect: Annotated[
+        str | None,
+        choice(DIALECTS, "Tensor names of a PyTorch target. Default: timm; of segmentation models snap."),
+    ] = None,
     size: Size = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -44,7 +52,7 @@ def convert(
         with finished_file(target, overwrite) as partial:
             model.save(partial) if suffix == ".keras" else model.save_weights(partial)
     else:
-        conversion.write_checkpoint(target, conversion.to_state_dict(model, dialect), overwrite)
+        conversion.write_checkpoint(target, _state_dict(model, dialect), overwrite)
     print_facts(
         {
             "source": source,
@@ -59,3 +67,15 @@ def convert(
         as_json,
         f"Converted to {target.name}",
     )
+
+
+def _state_dict(model: "keras.Model", dialect: str | None) -> conversion.formats.StateDict:
+    """The weights of a classifier, a backbone or a segmentation model under a dialect's names."""
+    if not segmentation.is_segmenter(model):
+        return conversion.to_state_dict(model, dialect or "timm")
+    if dialect not in (None, SEGMENTATION_DIALECT):
+        raise ValueError(
+            f"{model.name} gives masks, and the dialect of such models is {SEGMENTATION_DIALECT}. Received: {dialect}; "
+            "leave --dialect out."
+        )
+    return segmentation.to_state_dict(model)

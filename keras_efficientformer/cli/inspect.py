@@ -9,7 +9,7 @@ import numpy as np
 import typer
 from rich.table import Column, Table
 
-from keras_efficientformer import conversion, models
+from keras_efficientformer import conversion, models, segmentation
 from keras_efficientformer.cli.options import (
     ANY_MODEL,
     Json,
@@ -20,7 +20,8 @@ from keras_efficientformer.cli.options import (
     print_facts,
 )
 from keras_efficientformer.cli.quiet import import_coremltools_alone, import_keras_alone
-from keras_efficientformer.conversion.formats import stated_in_keras, suffix_of
+from keras_efficientformer.conversion.checkpoint import is_of_segmentation
+from keras_efficientformer.conversion.formats import keras_layers, read_tensors, stated_in_keras, suffix_of
 from keras_efficientformer.deploy.coreml.package import function_sizes, image_size, load_package
 from keras_efficientformer.deploy.coreml.runtime import facts_of
 from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
@@ -29,6 +30,7 @@ from keras_efficientformer.deploy.tflite.metadata import read_facts
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
 from keras_efficientformer.deploy.tflite.sizes.signatures import signature_sizes
 from keras_efficientformer.files import size_of
+from keras_efficientformer.layers.names import MASKS
 from keras_efficientformer.reporting import finite_only
 
 if TYPE_CHECKING:  # it imports coremltools
@@ -156,15 +158,35 @@ def _findings_table(findings: "tuple[Finding, ...]") -> Table:
 
 def _inspect_checkpoint(file: Path) -> dict[str, Any]:
     import_keras_alone()
+    if suffix_of(file) == ".keras":
+        tensors = read_tensors(file)
+        if MASKS in [name for _, name in keras_layers(file)]:
+            return _inspect_segmenter(file) | _inspect_tensors(tensors)
     checkpoint = conversion.read_checkpoint(file)
+    if is_of_segmentation(checkpoint):
+        return _inspect_segmenter(file) | _inspect_tensors(checkpoint)
     variant = conversion.infer_variant(checkpoint)
     info = dataclasses.asdict(variant)
-    floats = [tensor for tensor in checkpoint.values() if tensor.dtype.kind not in "iub"]
     shape, labels = stated_in_keras(file) if suffix_of(file) == ".keras" else (None, checkpoint.stated.labels)
     size = shape[:2] if shape else variant.input_size
-    return info | {
-        "input_size": list(size) if size else None,
-        "labels": list(labels) if labels else None,
+    return (
+        info
+        | {
+            "input_size": list(size) if size else None,
+            "labels": list(labels) if labels else None,
+        }
+        | _inspect_tensors(checkpoint)
+    )
+
+
+def _inspect_segmenter(file: Path) -> dict[str, Any]:
+    """What a segmentation model is, of a .keras file or a checkpoint."""
+    return segmentation.facts_of(open_keras(str(file), None))
+
+
+def _inspect_tensors(checkpoint: conversion.Checkpoint) -> dict[str, Any]:
+    floats = [tensor for tensor in checkpoint.values() if tensor.dtype.kind not in "iub"]
+    return {
         "wrappers": list(checkpoint.wrappers),
         "tensors": len(checkpoint),
         "values": sum(tensor.size for tensor in floats),

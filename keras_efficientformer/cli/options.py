@@ -142,7 +142,9 @@ def choice(names: Iterable[str | int], meaning: str, *flags: str) -> Any:
 def open_keras(source: str, size: tuple[int, int] | None) -> "keras.Model":
     """The model that a command's argument names, at the input size (height, width); None means its own."""
     import_keras_alone()
-    return models.open_model(source, size, progress=partial(track, description="Loading weights"))
+    from keras_efficientformer.opening import open_model  # it imports Keras, which takes seconds
+
+    return open_model(source, size, progress=partial(track, description="Loading weights"))
 
 
 def prepare_for(source: str) -> None:

@@ -1,7 +1,7 @@
 """Reads and writes checkpoints, and infers from names and shapes which network one is of. Room: conversion."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ PUBLISHED_SIZE = (224, 224)
 # The tables of both families belong to grids of as many pixels: tokens of the last stages, and of V2 those that its
 # downsampling reads.
 TABLE_STRIDES = (16, 32, 64)
+# So begin names of tensors in mmsegmentation's checkpoints, and in no classifier's.
+SEGMENTATION_HEAD = "decode_head."
 # A model of this package has layers of these Keras classes at its top level, under these names alone.
 NAMED_LAYERS = {"Dense": HEADS, "BatchNormalization": ("norm",), "LayerNormalization": ("norm",)}
 
@@ -142,6 +144,11 @@ def infer_variant(state_dict: Mapping[str, Any]) -> CheckpointInfo:
     return infer_from_tensors(arrays_of(state_dict, source), source, input_size_of(state_dict))
 
 
+def is_of_segmentation(tensors: Iterable[str]) -> bool:
+    """Whether tensors of these names are a segmentation model's, as mmsegmentation has them."""
+    return any(name.startswith(SEGMENTATION_HEAD) for name in tensors)
+
+
 def input_size_of(state_dict: Mapping[str, Any]) -> tuple[int, int] | None:
     """(height, width) of the images that a state dict says it is of; None where it does not."""
     return getattr(state_dict, "input_size", None)
@@ -152,10 +159,10 @@ def infer_from_tensors(
 ) -> CheckpointInfo:
     """What `infer_variant` returns, from what `arrays_of` returns; error messages begin with `source`."""
     dialect = find_dialect(tensors)
-    if dialect is None and any(name.startswith("decode_head.") for name in tensors):
+    if dialect is None and is_of_segmentation(tensors):
         raise CheckpointError(
             f"{source} is of a segmentation model, mmsegmentation's: `keras_efficientformer.segmentation."
-            "from_checkpoint` makes the model of it, which everything takes that is saved as .keras."
+            "from_checkpoint` makes the model of it."
         )
     if dialect is None:
         expected = ", ".join(f"{dialect.mark} ({dialect.name}, {dialect.family.family})" for dialect in ALL_DIALECTS)

@@ -29,13 +29,13 @@ from keras_efficientformer.conversion.checkpoint import (
     resolution_of_table,
     source_name,
 )
-from keras_efficientformer.conversion.dialects import Dialect, add_prefix, dialects_of
+from keras_efficientformer.conversion.dialects import add_prefix, dialects_of
 from keras_efficientformer.conversion.formats import StateDict
 from keras_efficientformer.conversion.stated import Stated
 from keras_efficientformer.errors import CheckpointError, listing
 from keras_efficientformer.layers.image_normalization import normalization_of
 from keras_efficientformer.layers.keras_quantization import check_without_lora
-from keras_efficientformer.layers.names import HEADS, PREDICTIONS
+from keras_efficientformer.layers.names import HEADS, MASKS, PREDICTIONS
 from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.variants import AnyArchitecture, ArchitectureV2, class_name, variant_name, variants_of
 
@@ -101,9 +101,7 @@ def load_state_dict(
     wanted = {names[binding.name]: binding for binding in model_bindings}
     ignored = _ignored(tensors, names, wanted)
     _check_heads(info, wanted, names, source)
-    _check_names(tensors, wanted, ignored, source)
-    _check_values({name: tensors[name] for name in wanted}, source)
-    values, resized = _fit(tensors, wanted, dialect, source, input_size_of(state_dict))
+    values, resized = fitting(tensors, wanted, ignored, source, dialect.scale_axes, input_size_of(state_dict))
     for name, binding in progress(list(wanted.items())):
         binding.variable.assign(values.pop(name))
     remember_source(model, getattr(state_dict, "source", None))
@@ -136,7 +134,7 @@ def _digest(model: keras.Model) -> int:
     return total
 
 
-def to_state_dict(model: keras.Model, dialect: str = "timm") -> dict[str, np.ndarray]:
+def to_state_dict(model: keras.Model, dialect: str = "timm") -> StateDict:
     """The model's weights as a PyTorch state dict.
 
     Buffers are made again, so that torch's strict `load_state_dict` accepts the result: in timm's
@@ -178,13 +176,13 @@ def to_state_dict(model: keras.Model, dialect: str = "timm") -> dict[str, np.nda
     names = names_in_dialect(architecture, target)
     height, width = model.inputs[0].shape[1:3]
     renamed = {add_prefix(names[name], target): tensor for name, tensor in tensors.items()}
-    return StateDict(renamed, (height, width), _stated(model))
+    return StateDict(renamed, (height, width), stated_of(model))
 
 
-def _stated(model: keras.Model) -> Stated:
+def stated_of(model: keras.Model) -> Stated:
     """What is said of a model beside its tensors."""
     normalization = normalization_of(model)
-    heads = [layer for layer in model.layers if layer.name == PREDICTIONS[0]]
+    heads = [layer for layer in model.layers if layer.name in (PREDICTIONS[0], MASKS)]
     activation = keras.activations.serialize(heads[0].activation) if heads else None
     return Stated(
         labels_of(model),
@@ -246,6 +244,36 @@ def _check_heads(info: CheckpointInfo, wanted: Mapping[str, Binding], names: Map
         )
 
 
+def fitting(
+    tensors: Mapping[str, np.ndarray],
+    wanted: Mapping[str, Binding],
+    ignored: set[str],
+    source: str,
+    scale_axes: int = 1,
+    input_size: tuple[int, int] | None = None,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The values for a model's variables, in Keras' layouts and the model's sizes; nothing is assigned.
+
+    Args:
+        tensors: of a checkpoint, as `arrays_of` returns them.
+        wanted: {tensor name: the variable that gets it}.
+        ignored: names of tensors that no variable gets.
+        source: what error messages call the checkpoint.
+        scale_axes: number of axes that layer scales have in its dialect.
+        input_size: (height, width) of the images that it says it is of.
+
+    Returns:
+        {tensor name: value}, and a line for each attention bias table that was resized.
+
+    Raises:
+        CheckpointError: tensors are missing, are more than the model has, are not finite, of no floating-point dtype or
+            of other shapes.
+    """
+    _check_names(tensors, wanted, ignored, source)
+    _check_values({name: tensors[name] for name in wanted}, source)
+    return _fit(tensors, wanted, source, scale_axes, input_size)
+
+
 def _check_names(
     tensors: Mapping[str, np.ndarray], wanted: Mapping[str, Binding], ignored: set[str], source: str
 ) -> None:
@@ -294,16 +322,15 @@ def _is_finite(tensor: np.ndarray) -> bool:
 def _fit(
     tensors: Mapping[str, np.ndarray],
     wanted: Mapping[str, Binding],
-    dialect: Dialect,
     source: str,
+    scale_axes: int,
     input_size: tuple[int, int] | None,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The values in Keras' layouts and the model's sizes, and a line for each resized table."""
     values: dict[str, np.ndarray] = {}
     resized, misfits = [], []
     for name, binding in wanted.items():
         value = to_keras_layout(np.asarray(tensors[name], dtype="float32"), binding.kind)
-        if binding.kind == "scale" and value.shape[1:] == (1,) * (dialect.scale_axes - 1):
+        if binding.kind == "scale" and value.shape[1:] == (1,) * (scale_axes - 1):
             value = value.reshape(-1)
         # Only bias tables have a resolution.
         if binding.resolution is not None and value.ndim == 2:

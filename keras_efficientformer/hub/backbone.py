@@ -91,7 +91,7 @@ class EfficientFormerBackbone(keras_hub.models.FeaturePyramidBackbone):
 
         Args:
             preset: a folder that `save_to_preset` wrote, or its place on a hub (`kaggle://`, `hf://`,
-                `modelscope://`); else what `models.open_model` takes: "l1", "v2-s0",
+                `modelscope://`); else what `opening.open_model` takes: "l1", "v2-s0",
                 "hf://timm/efficientformer_l1.snap_dist_in1k", a checkpoint file.
             load_weights: whether the preset's weights are loaded; else they are random.
             **kwargs: other values of the constructor's arguments, e.g. `drop_path_rate`. For another `image_shape`

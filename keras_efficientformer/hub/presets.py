@@ -6,8 +6,9 @@ from pathlib import Path
 import keras
 
 from keras_efficientformer.conversion.pretrained import repository_file
-from keras_efficientformer.models.opening import build, open_model
+from keras_efficientformer.models.opening import build
 from keras_efficientformer.models.sources import HubModel, PublishedModel, model_source
+from keras_efficientformer.opening import open_model
 from keras_efficientformer.variants import ALL_VARIANTS, model_name
 
 # Only KerasHub reads these; "hf://" is read by both.
@@ -19,7 +20,7 @@ PRESET_SIGN = "registered_name"
 
 
 def is_keras_preset(preset: str) -> bool:
-    """Whether KerasHub has written a preset; else `models.open_model` takes it.
+    """Whether KerasHub has written a preset; else `opening.open_model` takes it.
 
     Args:
         preset: as for `EfficientFormerBackbone.from_preset`.

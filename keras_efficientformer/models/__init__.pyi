@@ -11,7 +11,7 @@ from .efficientformer_v2 import (
     EfficientFormerV2S1,
     EfficientFormerV2S2,
 )
-from .opening import from_checkpoint, open_model
+from .opening import from_checkpoint
 from .pyramid import feature_pyramid
 from .sources import HubModel, PublishedModel, crop_of, local_file, model_source
 
@@ -32,5 +32,4 @@ __all__ = [
     "from_checkpoint",
     "local_file",
     "model_source",
-    "open_model",
 ]

@@ -1,4 +1,4 @@
-"""Opens a model from a name, a .keras file or a checkpoint, at its own input size or another. Room: models."""
+"""Makes the model that a checkpoint is of, at its own input size or another. Room: models."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -8,12 +8,9 @@ from typing import Any
 import keras
 
 from keras_efficientformer import conversion
-from keras_efficientformer.conversion.formats import suffix_of
-from keras_efficientformer.conversion.hdf5_survival import check_hdf5
+from keras_efficientformer.conversion.formats import Checkpoint
 from keras_efficientformer.conversion.hub_config import normalization_beside
-from keras_efficientformer.conversion.state_dict import remember_source
 from keras_efficientformer.conversion.stated import Stated
-from keras_efficientformer.errors import CheckpointError, first_line
 from keras_efficientformer.labels import Labels
 from keras_efficientformer.layers.image_normalization import normalization_arguments
 from keras_efficientformer.layers.initialization import weights_follow
@@ -33,7 +30,7 @@ from keras_efficientformer.models.efficientformer_v2 import (
     EfficientFormerV2S1,
     EfficientFormerV2S2,
 )
-from keras_efficientformer.models.sources import HUB, PublishedModel, local_file, model_source
+from keras_efficientformer.models.sources import HUB, local_file
 from keras_efficientformer.variants import AnyArchitecture, Architecture, ArchitectureV2, model_name
 
 PUBLISHED: dict[str, Callable[..., keras.Model]] = {
@@ -58,7 +55,7 @@ def build(architecture: AnyArchitecture, **arguments: Any) -> keras.Model:
 
 
 def from_checkpoint(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Checkpoint,
     *,
     input_shape: tuple[int, ...] | None = None,
     classifier_activation: Any = "auto",
@@ -73,7 +70,7 @@ def from_checkpoint(
 
     Args:
         path: a checkpoint, as for `weights` of `EfficientFormer`; or "hf://owner/name", a repository of the
-            Hugging Face hub that holds one.
+            Hugging Face hub that holds one; or what `conversion.read_checkpoint` returned.
         input_shape: (h, w) or (h, w, channels), both sides at least 32; None means the size that the attention biases
             are of, and the channels are the file's.
         classifier_activation: activation of the classifier, `"softmax"`, `None` for logits, or any Keras activation;
@@ -96,9 +93,11 @@ def from_checkpoint(
         ValueError: `input_shape` is wrong or needed and not given, or the checkpoint is unfit.
         OSError: the file cannot be read or downloaded.
     """
-    if str(path).startswith(HUB):
-        path = local_file(path)
-    state_dict = conversion.read_checkpoint(path)
+    if isinstance(path, Checkpoint):
+        state_dict, path = path, path.source
+    else:
+        state_dict = conversion.read_checkpoint(local_file(path) if str(path).startswith(HUB) else path)
+        path = state_dict.source
     info = conversion.infer_variant(state_dict)
     if input_shape is None:
         if info.input_size is None:
@@ -141,58 +140,6 @@ def _stated_normalization(
         if mean is not None and len(mean) == channels:
             return mean, std
     return None, None
-
-
-def open_model(
-    source: str | os.PathLike[str],
-    input_shape: tuple[int, ...] | None = None,
-    progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
-) -> keras.Model:
-    """The Keras model that a file or a name stands for.
-
-    Args:
-        source: a name such as "l1", "l1:imagenet-300" or "hf://owner/name" (`sources.model_source` lists them), which
-            is downloaded; a .keras file or a checkpoint file.
-        input_shape: (h, w), or (h, w, channels); None means the file's own, or 224x224.
-        progress: wraps the iteration over a checkpoint's variables, e.g. `rich.progress.track`.
-
-    Raises:
-        FileNotFoundError: `source` is neither a name nor a file.
-        ValueError, OSError: as `from_checkpoint`, or of a name as `EfficientFormerL1`.
-    """
-    found = model_source(source)
-    if isinstance(found, PublishedModel):
-        shape = None if input_shape is None else (*input_shape[:2], *(input_shape[2:] or (3,)))
-        return PUBLISHED[found.variant](weights=found.weights, input_shape=shape)
-    path = local_file(source)
-    if suffix_of(path) == ".keras":
-        model = _load_keras(path)
-        remember_source(model, os.fspath(path))
-        own = tuple(model.inputs[0].shape[1:])
-        shape = own if input_shape is None else (*input_shape[:2], *(input_shape[2:] or own[2:]))
-        return model if shape == own else at_size(model, shape)
-    return from_checkpoint(path, input_shape=input_shape, progress=progress)
-
-
-def _load_keras(path: str | os.PathLike[str]) -> keras.Model:
-    """The model in a .keras file."""
-    with open(path, "rb"):  # an OSError names a file that is missing, a folder or not permitted
-        pass
-    check_hdf5(path)
-    try:
-        with weights_follow():
-            model = keras.saving.load_model(path, compile=False)
-        if not isinstance(model, keras.Model) or not model.inputs:
-            raise ValueError(f"it holds a {type(model).__name__}, and a model of images was expected")
-        return model
-    except MemoryError:
-        raise
-    # Damaged bytes come out of zipfile, JSON, h5py and Keras as exceptions of every kind.
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} cannot be opened as a Keras model: {first_line(error)}. It is truncated, damaged, of a newer "
-            "version, or holds layers of other packages, which have to be imported first."
-        ) from error
 
 
 def at_size(model: keras.Model, input_shape: tuple[int, ...]) -> keras.Model:

@@ -2,6 +2,7 @@
 
 A checkpoint has mmsegmentation's parts, `backbone`, `neck` and `decode_head`. The backbone's attention has tables of
 its own, `attention_biases_seg`, for images of 512x512; beside them lie those for classification, zero and unused.
+Where this package has BatchNorms on the stages' outputs, they have the names of snap-research's norms there.
 Source: snap-research/EfficientFormer, segmentation/backbone.py and backbonev2.py; mmsegmentation's FPN and FPNHead.
 """
 
@@ -17,20 +18,20 @@ from keras_efficientformer.conversion.bindings import (
     Binding,
     batch_norm_bindings,
     bindings,
-    family_of_stage,
     layer_norm_bindings,
-    to_keras_layout,
     to_torch_layout,
 )
-from keras_efficientformer.conversion.checkpoint import arrays_of, source_name
+from keras_efficientformer.conversion.checkpoint import arrays_of, input_size_of, source_name
+from keras_efficientformer.conversion.formats import Checkpoint, StateDict
+from keras_efficientformer.conversion.state_dict import fitting, remember_source, stated_of
 from keras_efficientformer.errors import CheckpointError, listing
 from keras_efficientformer.labels import Labels
 from keras_efficientformer.layers.initialization import weights_follow
-from keras_efficientformer.layers.names import NORM, STAGES
+from keras_efficientformer.layers.names import NORM
 from keras_efficientformer.models.opening import build
 from keras_efficientformer.models.pyramid import LEVELS
-from keras_efficientformer.segmentation.decoder import backbone_of
-from keras_efficientformer.segmentation.semantic_fpn import PAPER_FEATURE_NORMS, SemanticFPN, doublings_of
+from keras_efficientformer.segmentation.decoder import backbone_of, decoder_arguments
+from keras_efficientformer.segmentation.semantic_fpn import SemanticFPN, doublings_of
 from keras_efficientformer.variants import model_name
 
 BACKBONE = "backbone."
@@ -39,29 +40,31 @@ PUBLISHED_SIDE = 512
 LOGITS = "decode_head.conv_seg"
 # What counts a BatchNorm's batches, which Keras does not.
 COUNTER = "num_batches_tracked"
-# The backbone's norms of the stages' outputs are these, in the first family alone.
+# The backbone's norms of the stages' outputs are these; snap-research has them in the first family alone.
 FEATURE_NORM_NAMES = tuple(f"norm{2 * number}" for number in range(len(LEVELS)))
 # The shapes of a classifier's indices, by whether its attention downsamples; its tables are as long as the second side.
 CLASSIFIER_INDICES = {False: (49, 49), True: (49, 196)}
 
 
 def from_checkpoint(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Checkpoint,
     *,
-    input_shape: tuple[int, int, int] = (PUBLISHED_SIDE, PUBLISHED_SIDE, 3),
-    activation: str | None = "softmax",
+    input_shape: tuple[int, ...] | None = None,
+    activation: str | None = "auto",
     output_stride: int = 1,
     labels: Labels | None = None,
 ) -> keras.Model:
     """Makes the segmentation model that a checkpoint of snap-research's segmentation code is of.
 
     Args:
-        path: the checkpoint, `.pth` or any other file that `conversion.read_checkpoint` takes.
-        input_shape: (height, width, 3), both sides multiples of 32. The attention's biases are of 512x512; for another
-            size their tables are resized, where mmsegmentation resizes what they are spread to: results then differ.
-        activation: as of `SemanticFPN`.
+        path: the checkpoint, `.pth` or any other file that `conversion.read_checkpoint` takes; or what that returned.
+        input_shape: (h, w) or (h, w, channels), both sides multiples of 32; None means the size that the attention
+            biases are of, 512x512 in snap-research's. For another size their tables are resized, where mmsegmentation
+            resizes what they are spread to: results then differ.
+        activation: as of `SemanticFPN`; "auto" means what the file states, as .safetensors files of this package do,
+            else softmax.
         output_stride: as of `SemanticFPN`.
-        labels: as of `SemanticFPN`.
+        labels: as of `SemanticFPN`; None means what the file states.
 
     Returns:
         A `SemanticFPN` with the checkpoint's backbone, channels, classes and feature norms.
@@ -71,27 +74,30 @@ def from_checkpoint(
         ValueError: an argument is out of its range.
         OSError: the file cannot be read.
     """
-    state_dict = conversion.read_checkpoint(path)
+    state_dict = path if isinstance(path, Checkpoint) else conversion.read_checkpoint(path)
     backbone, head = _parts(state_dict)
-    info = conversion.infer_variant(backbone)
-    source = source_name(state_dict)
+    info = conversion.infer_variant(Checkpoint(backbone, state_dict.source, input_size=state_dict.input_size))
+    stated = state_dict.stated
+    size = input_shape or info.input_size or (PUBLISHED_SIDE, PUBLISHED_SIDE)
     with weights_follow():
         base = build(
             info.architecture,
             include_top=False,
-            input_shape=input_shape,
+            input_shape=(*size[:2], *(size[2:] or (info.channels,))),
+            mean=stated.mean,
+            std=stated.std,
             **({"name": model_name(info.variant)} if info.variant else {}),
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in head.items()}
     model = SemanticFPN(
         base,
-        classes=_first(shapes, f"{LOGITS}.weight", source),
-        pyramid_channels=_first(shapes, "neck.lateral_convs.0.conv.weight", source),
-        head_channels=_first(shapes, "decode_head.scale_heads.0.0.conv.weight", source),
-        feature_norm=PAPER_FEATURE_NORMS[type(info.architecture)],
-        activation=activation,
+        classes=_first(shapes, f"{LOGITS}.weight", state_dict.source),
+        pyramid_channels=_first(shapes, "neck.lateral_convs.0.conv.weight", state_dict.source),
+        head_channels=_first(shapes, "decode_head.scale_heads.0.0.conv.weight", state_dict.source),
+        feature_norm=_feature_norm(head),
+        activation=(stated.activation or "softmax") if activation == "auto" else activation,
         output_stride=output_stride,
-        labels=labels,
+        labels=stated.labels if labels is None else labels,
     )
     load_state_dict(model, state_dict)
     return model
@@ -114,28 +120,30 @@ def load_state_dict(model: keras.Model, state_dict: Mapping[str, Any]) -> None:
     source = source_name(state_dict)
     backbone, head = _parts(state_dict)
     wanted = {binding.name: binding for binding in _head_bindings(model)}
-    _check_head(head, wanted, source)
+    values, _ = fitting(head, wanted, {name for name in head if name.endswith(COUNTER)}, source)
     base = backbone_of(model)
     # Its last norm is a fresh one, and segmentation does without.
     last = {b.name: np.ones(b.torch_shape, "float32") for b in bindings(base) if b.name.startswith(f"{NORM}.")}
-    conversion.load_state_dict(base, conversion.Checkpoint(backbone | last, source))
+    conversion.load_state_dict(base, Checkpoint(backbone | last, source, input_size=input_size_of(state_dict)))
     for name, binding in wanted.items():
-        binding.variable.assign(to_keras_layout(np.asarray(head[name], "float32"), binding.kind))
+        binding.variable.assign(values[name])
+    remember_source(model, getattr(state_dict, "source", None))
 
 
-def to_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
+def to_state_dict(model: keras.Model) -> StateDict:
     """A segmentation model's weights under the names of snap-research's segmentation code.
 
     Args:
-        model: a `SemanticFPN` for images of 512x512, whose modules strictly load what is returned; of another size, the
+        model: a `SemanticFPN`. snap-research's modules strictly load what is returned of one for images of 512x512 with
+            their norms of the stages' outputs, "group" in the first family and None in the second; of another size, the
             tables of attention are those of that size.
 
     Returns:
-        {tensor name: contiguous array}, float32 weights and int64 buffers.
+        {tensor name: contiguous array}, float32 weights and int64 buffers; as a `StateDict`, as of
+            `conversion.to_state_dict`.
 
     Raises:
-        ValueError: the model is no `SemanticFPN`, or has other feature norms than snap-research's: "group" in the first
-            family, None in the second.
+        ValueError: the model is no `SemanticFPN`.
     """
     head = {binding.name: to_torch_layout(binding.value, binding.kind) for binding in _head_bindings(model)}
     tensors: dict[str, np.ndarray] = {}
@@ -152,7 +160,8 @@ def to_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
     counters = {
         f"{name.rpartition('.')[0]}.{COUNTER}": np.zeros((), "int64") for name in head if name.endswith("running_var")
     }
-    return tensors | head | counters
+    height, width = model.inputs[0].shape[1:3]
+    return StateDict(tensors | head | counters, (height, width), stated_of(model))
 
 
 def _first(shapes: Mapping[str, tuple[int, ...]], name: str, source: str) -> int:
@@ -162,6 +171,12 @@ def _first(shapes: Mapping[str, tuple[int, ...]], name: str, source: str) -> int
             f"{source} is no checkpoint of a Semantic FPN: it lacks {name}. Found {listing(sorted(shapes))}."
         )
     return shapes[name][0]
+
+
+def _feature_norm(head: Mapping[str, np.ndarray]) -> str | None:
+    """`SemanticFPN`'s `feature_norm` of a checkpoint with these tensors beside its backbone's."""
+    norm = f"{BACKBONE}{FEATURE_NORM_NAMES[0]}"
+    return "batch" if f"{norm}.running_var" in head else "group" if f"{norm}.weight" in head else None
 
 
 def _parts(state_dict: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -189,21 +204,14 @@ def _head_bindings(model: keras.Model) -> Iterator[Binding]:
     """Every variable of everything but the backbone, under its name in snap-research's code.
 
     Raises:
-        ValueError: the model is no `SemanticFPN`, or has other feature norms than snap-research's.
+        ValueError: the model is no `SemanticFPN`.
     """
+    feature_norm = decoder_arguments(model)["feature_norm"]
     layers = {layer.name: layer for layer in model.layers}
-    if not {*STAGES, "logits", *(f"{level}_lateral" for level in LEVELS)} <= layers.keys():
-        raise ValueError(f"{model!r} is no SemanticFPN of this package: found the layers {listing(sorted(layers))}.")
-    feature_norm = PAPER_FEATURE_NORMS[family_of_stage(layers[STAGES[0]])]
-    found = [type(layers[name]) for name in (f"{level}_norm" for level in LEVELS) if name in layers]
-    if found != ([keras.layers.GroupNormalization] * len(LEVELS) if feature_norm else []):
-        raise ValueError(
-            f"{model.name} has other norms on the stages' outputs than snap-research's code has in this family: make "
-            f"it with feature_norm={feature_norm!r}."
-        )
     for number, level in enumerate(LEVELS):
         if feature_norm:
-            yield from layer_norm_bindings(f"{BACKBONE}{FEATURE_NORM_NAMES[number]}", layers[f"{level}_norm"])
+            norm_bindings = batch_norm_bindings if feature_norm == "batch" else layer_norm_bindings
+            yield from norm_bindings(f"{BACKBONE}{FEATURE_NORM_NAMES[number]}", layers[f"{level}_norm"])
         yield from _convolution(f"neck.lateral_convs.{number}.conv", layers[f"{level}_lateral"])
         yield from _convolution(f"neck.fpn_convs.{number}.conv", layers[f"{level}_pyramid"])
         for step in range(max(doublings_of(level), 1)):
@@ -218,25 +226,3 @@ def _convolution(name: str, layer: Any) -> Iterator[Binding]:
     yield Binding(f"{name}.weight", "conv", layer.kernel)
     if layer.use_bias:
         yield Binding(f"{name}.bias", "vector", layer.bias)
-
-
-def _check_head(head: Mapping[str, np.ndarray], wanted: Mapping[str, Binding], source: str) -> None:
-    missing = sorted(wanted.keys() - head.keys())
-    extra = sorted(name for name in head.keys() - wanted.keys() if not name.endswith(COUNTER))
-    if missing or extra:
-        raise CheckpointError(
-            f"{source} does not fit the model: missing {listing(missing)}; more than the model has {listing(extra)}. "
-            "Nothing was loaded; `from_checkpoint` makes the model of the file."
-        )
-    wrong = []
-    for name, binding in wanted.items():
-        tensor, expected = to_keras_layout(np.asarray(head[name], "float32"), binding.kind), binding.variable.shape
-        if tensor.shape != tuple(expected):
-            wrong.append(f"{name}: {tensor.shape} in Keras' order, {tuple(expected)} expected")
-        elif not np.isfinite(tensor).all():
-            wrong.append(f"{name}: values that are NaN or infinite")
-    if wrong:
-        raise CheckpointError(
-            f"{source} has {len(wrong)} tensors that do not fit: {listing(wrong)}. Nothing was loaded; bring the "
-            "checkpoint of this very model."
-        )

@@ -1,13 +1,15 @@
 """Takes a Semantic FPN apart: its backbone, the arguments it was made with, its own weights. Room: segmentation."""
 
+from dataclasses import asdict
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_efficientformer.conversion.bindings import family_of_stage
+from keras_efficientformer.conversion.bindings import architecture_of, family_of_stage
 from keras_efficientformer.layers.names import BODY_LAYERS, MASKS, NORM, NORMALIZATION, STAGES
 from keras_efficientformer.layers.normalization import batch_norm, layer_norm
+from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.variants import ArchitectureV2
 
 # The layer whose weights are of the classes.
@@ -49,6 +51,25 @@ def decoder_arguments(model: keras.Model) -> dict[str, Any]:
         "feature_norm": None if norm is None else "batch" if _is_batch_norm(norm) else "group",
         "output_stride": 4 // enlarged.size[0] if enlarged else 4,
         "dropout": layers["head_dropout"].rate,
+    }
+
+
+def facts_of(model: keras.Model) -> dict[str, Any]:
+    """What a Semantic FPN is, as plain values that JSON takes.
+
+    Raises:
+        ValueError: the model gives masks by other layers.
+    """
+    arguments, labels = decoder_arguments(model), labels_of(model)
+    height, width, channels = model.inputs[0].shape[1:]
+    return {
+        "model": model.name,
+        "architecture": asdict(architecture_of(backbone_of(model))),
+        "classes": model.outputs[0].shape[-1],
+        **arguments,
+        "channels": channels,
+        "input_size": [height, width],
+        "labels": list(labels) if labels else None,
     }
 
 

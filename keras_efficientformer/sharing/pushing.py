@@ -17,7 +17,8 @@ from keras_efficientformer.files import finished_file, write_json, write_text
 from keras_efficientformer.imagenet import CROP
 from keras_efficientformer.layers.names import HEADS
 from keras_efficientformer.layers.predictions import labels_of
-from keras_efficientformer.models.opening import from_checkpoint, open_model
+from keras_efficientformer.models.opening import from_checkpoint
+from keras_efficientformer.opening import open_model
 from keras_efficientformer.sharing.export_checks import check_exports
 from keras_efficientformer.sharing.export_reports import read_reports
 from keras_efficientformer.sharing.finished_runs import PICTURES, read_finished_run

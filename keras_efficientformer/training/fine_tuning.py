@@ -21,7 +21,7 @@ from keras_efficientformer.image_folders.image_folder import (
 from keras_efficientformer.imagenet import imagenet_labels
 from keras_efficientformer.images import count_other_files
 from keras_efficientformer.labels import Labels, class_names
-from keras_efficientformer.models.opening import open_model
+from keras_efficientformer.opening import open_model
 from keras_efficientformer.pages.render import require_page_tools
 from keras_efficientformer.segmentation.decoder import is_segmenter
 from keras_efficientformer.segmentation.palette import Palette, read_palette

@@ -21,7 +21,7 @@ import numpy as np
 from keras_efficientformer.files import Interrupts, finished_file, write_json
 from keras_efficientformer.images import of_channels
 from keras_efficientformer.layers.image_normalization import model_inputs
-from keras_efficientformer.models.opening import open_model
+from keras_efficientformer.opening import open_model
 from keras_efficientformer.training.config import BEST_FILE, REPORT_FILE, FineTuneConfig
 from keras_efficientformer.training.data.batches import Batches, augmented, prefetched
 from keras_efficientformer.training.devices import Devices

@@ -19,7 +19,7 @@ def failure(*arguments):
 @pytest.fixture
 def _no_keras(monkeypatch):
     """An import of the module that opens Keras models fails."""
-    monkeypatch.setitem(sys.modules, "keras_efficientformer.models.opening", None)
+    monkeypatch.setitem(sys.modules, "keras_efficientformer.opening", None)
 
 
 @pytest.mark.usefixtures("_no_keras")

@@ -22,7 +22,7 @@ import keras_efficientformer as kef
 from keras_efficientformer import conversion
 from keras_efficientformer.conversion import hdf5_survival
 from keras_efficientformer.errors import CheckpointError
-from keras_efficientformer.models import open_model
+from keras_efficientformer.opening import open_model
 
 SMALL = {"depths": (1, 1, 1, 2), "widths": (8, 16, 24, 32), "num_meta3d": 1}
 NETWORK = timm_reference.small_model()

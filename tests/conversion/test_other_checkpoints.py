@@ -22,7 +22,7 @@ from keras_efficientformer.deploy import export_tflite
 from keras_efficientformer.errors import CheckpointError
 from keras_efficientformer.imagenet import MEAN
 from keras_efficientformer.layers.image_normalization import normalization_of
-from keras_efficientformer.models.opening import open_model
+from keras_efficientformer.opening import open_model
 
 PART = "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"

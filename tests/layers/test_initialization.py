@@ -9,7 +9,7 @@ import pytest
 import keras_efficientformer as kef
 from keras_efficientformer import conversion
 from keras_efficientformer.layers.initialization import GlorotUniform, TruncatedNormal, weights_follow
-from keras_efficientformer.models.opening import open_model
+from keras_efficientformer.opening import open_model
 
 V1: dict[str, Any] = {
     "depths": (1, 1, 0, 2),

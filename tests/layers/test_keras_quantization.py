@@ -8,7 +8,7 @@ from networks import raw_images, small
 from keras_efficientformer import conversion
 from keras_efficientformer.deploy import export_coreml, export_tflite
 from keras_efficientformer.imagenet import preprocess_input
-from keras_efficientformer.models.opening import open_model
+from keras_efficientformer.opening import open_model
 from keras_efficientformer.training import prune_low_magnitude, quantize_aware
 
 

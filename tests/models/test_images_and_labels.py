@@ -17,7 +17,7 @@ from keras_efficientformer.deploy import export_coreml, export_tflite
 from keras_efficientformer.imagenet import MEAN, STD, imagenet_labels, preprocess_input
 from keras_efficientformer.layers.image_normalization import Normalization, normalization_of, takes_raw_pixels
 from keras_efficientformer.layers.predictions import labels_of
-from keras_efficientformer.models.opening import open_model
+from keras_efficientformer.opening import open_model
 from keras_efficientformer.training import FineTuneConfig, evaluate, finetune, quantize_aware, to_keras
 
 OWN = {"mean": (0.5, 0.4, 0.3), "std": (0.25, 0.5, 0.2)}

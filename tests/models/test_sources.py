@@ -13,7 +13,8 @@ from hub_server import HubServer
 from project import HANG, NO_COLLECTOR, ROOT
 
 from keras_efficientformer import from_checkpoint
-from keras_efficientformer.models import HubModel, PublishedModel, crop_of, model_source, open_model
+from keras_efficientformer.models import HubModel, PublishedModel, crop_of, model_source
+from keras_efficientformer.opening import open_model
 
 CHECKPOINT = ROOT / "weights" / "efficientformer_l1_cifar10.safetensors"
 L1, S0 = PublishedModel("l1"), PublishedModel("v2_s0")

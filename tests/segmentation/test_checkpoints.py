@@ -1,16 +1,25 @@
 """Checkpoints of snap-research's segmentation code: read and written, beside a transcription in PyTorch."""
 
+import json
+
+import keras
 import numpy as np
 import pytest
 import timm_reference
 import timm_reference_v2
 import torch
+from networks import make_loud as make_loud_model
 from semantic_fpn_reference import SemanticFPNReference, logits_of, make_loud
+from typer.testing import CliRunner
 
 import keras_efficientformer as kef
-from keras_efficientformer.conversion import CheckpointError
+from keras_efficientformer.cli import app
+from keras_efficientformer.conversion import CheckpointError, write_checkpoint
 from keras_efficientformer.conversion.checkpoint import names_in_dialect
 from keras_efficientformer.conversion.dialects import DIALECTS, DIALECTS_V2
+from keras_efficientformer.layers.image_normalization import normalization_of
+from keras_efficientformer.layers.predictions import labels_of
+from keras_efficientformer.opening import open_model
 from keras_efficientformer.segmentation import (
     SemanticFPN,
     from_checkpoint,
@@ -73,6 +82,7 @@ def test_equals_pytorch(reference, file, images):
 def test_comes_back(reference, file):
     model = from_checkpoint(file, input_shape=SHAPE)
     found = to_state_dict(model)
+    assert found.input_size == SHAPE[:2]
     unused = [name for name in found if name.endswith(("attention_biases", "attention_bias_idxs"))]
     assert unused
     assert not any(found[name].any() for name in unused if name.endswith("attention_biases"))
@@ -91,11 +101,12 @@ def test_mutations(reference, file, images):
     tensors = {name: tensor.numpy() for name, tensor in reference[1].items()}
     lateral = "neck.lateral_convs.2.conv.weight"
     mutations = (
-        ({lateral: None}, f"missing {lateral}"),
-        ({"decode_head.more": tensors[lateral]}, "more than the model has decode_head.more"),
-        ({lateral: tensors[lateral][:3]}, r"neck\.lateral_convs\.2\.conv\.weight: \(1, 1, \d+, 3\)"),
+        ({lateral: None}, rf"1 missing \({lateral} \(16, \d+, 1, 1\)\)"),
+        ({"decode_head.more": tensors[lateral]}, r"1 that the model does not have \(decode_head.more"),
+        ({lateral: tensors[lateral][:3]}, rf"{lateral}: found \(3, \d+, 1, 1\), expected \(16, "),
         ({lateral: np.full_like(tensors[lateral], np.nan)}, "values that are NaN"),
-        ({"backbone.patch_embed.0.bias": None}, "missing"),
+        ({lateral: tensors[lateral].astype("int64")}, f"other dtypes .*{lateral} int64"),
+        ({"backbone.patch_embed.0.bias": None}, "1 missing"),
         ({name: None for name in tensors if name.startswith("backbone.")}, "no tensor's name begins with backbone"),
     )
     for changes, words in mutations:
@@ -116,11 +127,62 @@ def test_classifiers_are_refused(tmp_path):
         from_checkpoint(tmp_path / "classifier.pth")
 
 
-def test_other_norms_and_other_models():
+@pytest.mark.parametrize("reference", [first_family], indirect=True)
+def test_commands(file, tmp_path):
+    """mmsegmentation's file to Keras' and back; what there is in a file is said of both kinds alike."""
+
+    def run(command, *arguments):
+        return CliRunner().invoke(app, [command, *map(str, arguments), "--json"], catch_exceptions=False).stdout
+
+    keras_file, again = tmp_path / "model.keras", tmp_path / "again.pth"
+    assert json.loads(run("convert", file, keras_file))["output"] == [[128, 128, 5]]
+    run("convert", keras_file, again)
+    same_weights(open_model(again), from_checkpoint(file))
+    for path in (keras_file, again):
+        found = json.loads(run("inspect", path))
+        assert (found["classes"], found["pyramid_channels"], found["head_channels"]) == (5, 16, 8)
+        assert (found["input_size"], found["feature_norm"], found["finite"]) == ([128, 128], "group", True)
+    with pytest.raises(ValueError, match="Received: timm; leave --dialect out"):
+        run("convert", keras_file, tmp_path / "t.pth", "--dialect", "timm")
+
+
+def same_weights(model, other):
+    for variable, expected in zip(model.weights, other.weights, strict=True):
+        if "seed" not in variable.path:
+            np.testing.assert_array_equal(variable, expected, err_msg=variable.path)
+
+
+def test_what_is_stated_comes_back(tmp_path):
+    """A model of other norms, of other raw images and with names, through a .safetensors file."""
+    arguments = {"include_top": False, "mean": (0.5,), "std": (0.25,)}
+    backbone = kef.EfficientFormer((1, 1, 1, 2), (8, 16, 24, 32), input_shape=(64, 96, 1), **arguments)
+    model = SemanticFPN(backbone, 3, 8, 8, "batch", None, labels=("sky", "road", "tree"))
+    make_loud_model(model)
+    write_checkpoint(tmp_path / "model.safetensors", to_state_dict(model))
+    again = open_model(tmp_path / "model.safetensors")
+    assert labels_of(again) == ("sky", "road", "tree")
+    assert normalization_of(again) == normalization_of(model)
+    same_weights(again, model)
+    assert again.get_layer("masks").activation is model.get_layer("masks").activation is keras.activations.linear
+    assert open_model(tmp_path / "model.safetensors", (64, 64)).output_shape == (None, 64, 64, 3)
+
+
+def test_damaged_files_of_commands(reference, tmp_path):
+    """What a command is given is as strictly checked as what the function is."""
+    tensors = reference[1]
+    logits = "decode_head.conv_seg.weight"
+    without = {name: tensor for name, tensor in tensors.items() if not name.startswith("neck.")}
+    narrow = tensors | {logits: tensors[logits][:, :4]}
+    wrong_sides = rf"{logits}: found \(5, 4, 1, 1\), expected \(5, 8, 1, 1\)"
+    for damaged, words in ((narrow, wrong_sides), (without, "it lacks neck")):
+        torch.save(damaged, tmp_path / "damaged.pth")
+        with pytest.raises(CheckpointError, match=words):
+            open_model(tmp_path / "damaged.pth")
+
+
+def test_other_models():
     backbone = kef.EfficientFormer((1, 1, 1, 2), (8, 16, 24, 32), input_shape=(64, 64, 3), include_top=False)
-    with pytest.raises(ValueError, match="make it with feature_norm='group'"):
-        to_state_dict(SemanticFPN(backbone, 3, 8, 8))
-    with pytest.raises(ValueError, match="is no SemanticFPN of this package"):
+    with pytest.raises(ValueError, match="is no SemanticFPN"):
         to_state_dict(backbone)
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from keras_efficientformer import cli
 from keras_efficientformer.deploy import export_tflite
-from keras_efficientformer.models import open_model
+from keras_efficientformer.opening import open_model
 from keras_efficientformer.sharing import write_repository
 from keras_efficientformer.training import FineTuneConfig, finetune
 

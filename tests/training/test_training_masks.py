@@ -21,7 +21,7 @@ from keras_efficientformer.cli.photographs.predict import _print_csv as print_cs
 from keras_efficientformer.cli.photographs.predict import predict as predict_command
 from keras_efficientformer.deploy import export_coreml, export_tflite
 from keras_efficientformer.layers.predictions import labels_of
-from keras_efficientformer.models import open_model
+from keras_efficientformer.opening import open_model
 from keras_efficientformer.segmentation import SemanticFPN
 from keras_efficientformer.segmentation.decoder import decoder_arguments
 from keras_efficientformer.training import FineTuneConfig, evaluate, finetune
