@@ -7,10 +7,11 @@ from typing import Any
 
 from keras_efficientformer.errors import CheckpointError
 
+TIMM_FILE, TIMM_ENTRY = "config.json", "pretrained_cfg"
 # {file beside the checkpoint: (where in it, names of the mean and of the deviation)}: timm's hub format has a model's
-# "pretrained_cfg", transformers' image processors a file of their own.
+# `TIMM_ENTRY`, transformers' image processors a file of their own.
 CONFIGS = {
-    "config.json": ("pretrained_cfg", "mean", "std"),
+    TIMM_FILE: (TIMM_ENTRY, "mean", "std"),
     "preprocessor_config.json": (None, "image_mean", "image_std"),
 }
 
@@ -28,9 +29,8 @@ def normalization_beside(path: str | os.PathLike[str]) -> tuple[tuple[float, ...
         CheckpointError: it says something else than a number for each channel.
     """
     for name, (part, mean_name, std_name) in CONFIGS.items():
-        content = _read(Path(path).with_name(name))
-        content = content.get(part) if part and isinstance(content, dict) else content
-        if not isinstance(content, dict) or mean_name not in content or std_name not in content:
+        content = _read(Path(path).with_name(name), part)
+        if mean_name not in content or std_name not in content:
             continue
         mean, std = content[mean_name], content[std_name]
         if not all(isinstance(value, list) and all(map(_is_number, value)) for value in (mean, std)):
@@ -42,12 +42,37 @@ def normalization_beside(path: str | os.PathLike[str]) -> tuple[tuple[float, ...
     return None
 
 
-def _read(path: Path) -> Any:
-    """The content of a JSON file; None where there is none, or it is another program's."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def crop_beside(path: str | os.PathLike[str]) -> float | None:
+    """The share of the resized image's side that evaluation keeps, as timm's config.json beside a checkpoint states it.
+
+    Args:
+        path: of the checkpoint.
+
+    Returns:
+        None where there is no such file, or it says nothing of that.
+
+    Raises:
+        CheckpointError: it is no number above 0 and up to 1.
+    """
+    config = Path(path).with_name(TIMM_FILE)
+    crop = _read(config, TIMM_ENTRY).get("crop_pct")
+    if crop is None:
         return None
+    if not _is_number(crop) or not 0 < crop <= 1:
+        raise CheckpointError(
+            f"{config} should state a crop_pct above 0 and up to 1. Found: {crop!r}; mend it, or pass another crop."
+        )
+    return float(crop)
+
+
+def _read(path: Path, part: str | None) -> dict[str, Any]:
+    """The object in a JSON file, or the one in an entry of it; empty where there is none, or of another program."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    found = content.get(part) if part and isinstance(content, dict) else content
+    return found if isinstance(found, dict) else {}
 
 
 def _is_number(value: Any) -> bool:

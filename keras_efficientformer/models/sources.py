@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from keras_efficientformer.conversion.hub_config import crop_beside
 from keras_efficientformer.conversion.pretrained import (
     PRETRAINED,
     download,
@@ -86,9 +87,17 @@ def local_file(source: str | os.PathLike[str]) -> Path:
 
 
 def crop_of(source: str | os.PathLike[str]) -> float:
-    """The share of the resized image's side that a model's evaluation keeps: its published weights' own, or 0.95."""
+    """The share of the resized image's side that a model's evaluation keeps: its published weights' own, what timm's
+    config.json beside the file or in the repository states, or 0.95.
+
+    Raises:
+        CheckpointError: that file is damaged.
+        OSError: as `local_file`.
+    """
     found = model_source(source)
-    return PRETRAINED[found.variant, found.weights].crop if isinstance(found, PublishedModel) else CROP
+    if isinstance(found, PublishedModel):
+        return PRETRAINED[found.variant, found.weights].crop
+    return crop_beside(local_file(source)) or CROP
 
 
 def _hub_model(text: str) -> HubModel | PublishedModel:

@@ -91,6 +91,18 @@ def test_crop_is_the_one_of_the_published_accuracy():
     assert crop_of("l1") == crop_of("v2_l") == crop_of(CHECKPOINT) == 0.95
 
 
+def test_crop_that_timms_configuration_states(tmp_path):
+    checkpoint, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    checkpoint.touch()
+    for content, crop in (({"crop_pct": 1.0}, 1.0), ({"crop_pct": None}, 0.95), ({}, 0.95)):
+        config.write_text(json.dumps({"pretrained_cfg": content}))
+        assert crop_of(checkpoint) == crop
+    for crop in (0, 87.5, "0.9"):
+        config.write_text(json.dumps({"pretrained_cfg": {"crop_pct": crop}}))
+        with pytest.raises(ValueError, match=f"should state a crop_pct above 0 and up to 1. Found: {crop!r}"):
+            crop_of(checkpoint)
+
+
 def test_open_model_takes_every_spelling_of_a_file():
     assert open_model(CHECKPOINT).name == open_model(str(CHECKPOINT)).name == "efficientformer_l1"
 
@@ -100,9 +112,10 @@ import json, sys
 import numpy as np
 from keras_efficientformer import from_checkpoint
 from keras_efficientformer.layers.image_normalization import normalization_of
+from keras_efficientformer.models import crop_of
 model = from_checkpoint(sys.argv[1])
 image = np.linspace(-1, 1, 32 * 32 * 3, dtype="float32").reshape(1, 32, 32, 3)
-print(json.dumps([model.predict(image, verbose=0).tolist(), normalization_of(model).mean]))
+print(json.dumps([model.predict(image, verbose=0).tolist(), normalization_of(model).mean, crop_of(sys.argv[1])]))
 """
 
 
@@ -119,7 +132,7 @@ def test_repositories_of_the_hub(tmp_path):
     model = timm_reference.small_model()
     tensors = timm_reference.state_dict(model)
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors", metadata={"input_size": "32x32"})
-    config = {"pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.5, 0.5]}}
+    config = {"pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.5, 0.5], "crop_pct": 0.875}}
     files = {
         "owner/name": {
             "main": {
@@ -132,8 +145,8 @@ def test_repositories_of_the_hub(tmp_path):
     with HubServer(files) as hub:
         process = python(hub, tmp_path / "home", "-c", NO_COLLECTOR + PROGRAM, "hf://owner/name")
         assert process.returncode == 0, process.stderr
-        scores, mean = json.loads(process.stdout.splitlines()[-1])
-        assert mean == [0.5, 0.4, 0.3]
+        scores, mean, crop = json.loads(process.stdout.splitlines()[-1])
+        assert (mean, crop) == ([0.5, 0.4, 0.3], 0.875)
         local = from_checkpoint(tmp_path / "model.safetensors")
         image = np.linspace(-1, 1, 32 * 32 * 3, dtype="float32").reshape(1, 32, 32, 3)
         np.testing.assert_allclose(scores, local.predict(image, verbose=0), atol=1e-6)
