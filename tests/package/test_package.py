@@ -158,7 +158,7 @@ except ImportError as error:
 """
     path = tmp_path / "checkpoint.pth"
     path.write_bytes(b"anything")
-    message = run(ABSENT + program, "torch", path)
+    message = run(ABSENT + program, "torch", path, KERAS_BACKEND="tensorflow")
     assert str(path) in message
     assert "pip install 'keras-efficientformer[torch]', or use a .safetensors file" in message
 
