@@ -2,7 +2,8 @@
 
 JAX: `keras.distribution.DataParallel`, over the processes that Keras' KERAS_DISTRIBUTION_* variables name. TensorFlow:
 `tf.distribute.MirroredStrategy`, or `MultiWorkerMirroredStrategy` where TF_CONFIG tells of several processes. The model
-is not told: the statistics of BatchNorm are over the whole batch on both, as on one device.
+is not told: the statistics of BatchNorm, and the mean over pixels that have a class, are over the whole batch on both,
+as on one device.
 """
 
 import functools
@@ -35,6 +36,17 @@ class Devices:
 
     def prepare(self, model: keras.Model) -> None:
         """Called once, in the scope, with the model that is to be trained."""
+
+    def share(self, weight: Any) -> Any:
+        """How much of the mean over a whole batch this replica's own weighted mean is, in a training step.
+
+        Args:
+            weight: the sum of the weights on this replica, a float32 scalar of the backend.
+
+        Returns:
+            A float32 scalar, 1 on average of the replicas; 1 on one device, and where Keras' step sees the whole batch.
+        """
+        return 1.0
 
     def step(self, model: keras.Model, batch: Sequence[Any]) -> dict[str, float]:
         """One training step on this process' part of a batch, (x, y, sample_weight or None); what Keras reports."""
@@ -79,6 +91,15 @@ class TensorFlowDevices(Devices):
             for layer in model._flatten_layers():
                 if isinstance(layer, keras.layers.BatchNormalization):
                     layer.synchronized = True
+
+    def share(self, weight: Any) -> Any:
+        import tensorflow as tf
+
+        context = tf.distribute.get_replica_context()
+        if context is None or self.replicas == 1:  # Keras also calls losses outside of steps, to see their shapes
+            return 1.0
+        # Keras takes the mean of the replicas' losses, each of which has been divided by its own weights alone.
+        return tf.math.divide_no_nan(self.replicas * weight, context.all_reduce("sum", weight))
 
     def step(self, model: keras.Model, batch: Sequence[Any]) -> dict[str, float]:
         if model.optimizer is not self._compiled_for:

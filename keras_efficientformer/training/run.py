@@ -204,6 +204,7 @@ class Run:
                     steps=(end - frozen) * self.data.training.steps if phase else None,
                     distilled=self.teacher is not None,
                     masks=self.data.masks,
+                    share=self.devices.share,
                 )
                 if values is not None:
                     variables = self._variables() if saved_phase == phase else self.student.variables

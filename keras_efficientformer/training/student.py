@@ -1,6 +1,7 @@
 """Makes and compiles a run's networks from a pretrained one: the trained and the saved one. Room: training."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,9 @@ from keras_efficientformer.variants import AnyArchitecture
 # These are the ends of the names of biases, of the norms' and layer scales' factors and offsets, and of the attention
 # biases. TensorFlow appends ":0" to them.
 NOT_DECAYED = r"(bias|biases|gamma|beta)(:\d+)?$"
+
+# `Devices.share`.
+Share = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,13 @@ def set_trainable(model: keras.Model, everything: bool) -> None:
 
 
 def compile_student(
-    model: keras.Model, config: FineTuneConfig, warmup: int, steps: int | None, distilled: bool, masks: bool = False
+    model: keras.Model,
+    config: FineTuneConfig,
+    warmup: int,
+    steps: int | None,
+    distilled: bool,
+    masks: bool = False,
+    share: Share | None = None,
 ) -> None:
     """Gives a model of logits its loss and a new optimizer, built.
 
@@ -187,6 +197,7 @@ def compile_student(
         steps: of the whole schedule; None means a constant learning rate.
         distilled: whether the second output learns a teacher's choices.
         masks: whether it gives masks.
+        share: as of `PixelCrossentropy`.
     """
     optimizer = keras.optimizers.AdamW(
         _learning_rate(config, warmup, steps),
@@ -203,7 +214,7 @@ def compile_student(
         weights = [1 - config.distillation, config.distillation]
         model.compile(optimizer, [loss, choices], loss_weights=weights, metrics=[["accuracy"], []])
     elif masks:
-        model.compile(optimizer, PixelCrossentropy(config.label_smoothing), metrics=[pixel_accuracy])
+        model.compile(optimizer, PixelCrossentropy(config.label_smoothing, share), metrics=[pixel_accuracy])
     else:
         model.compile(optimizer, loss, metrics=[label_accuracy if config.multi_label else "accuracy"])
     model.optimizer.build(model.trainable_variables)
@@ -220,11 +231,19 @@ class PixelCrossentropy(keras.losses.Loss):
 
     Args:
         label_smoothing: of the labels, in [0, 1).
+        share: `Devices.share` of what trains, so that pixels count alike on all devices, however many of them have a
+            class on each; None for one device.
     """
 
-    def __init__(self, label_smoothing: float) -> None:
+    def __init__(self, label_smoothing: float, share: Share | None = None) -> None:
         super().__init__(reduction="mean_with_sample_weight")
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self._share = label_smoothing, share
+
+    def __call__(self, masks: Any, logits: Any, sample_weight: Any = None) -> Any:
+        loss = super().__call__(masks, logits, sample_weight)
+        if self._share is None or sample_weight is None:
+            return loss
+        return loss * self._share(keras.ops.sum(keras.ops.cast(sample_weight, "float32")))
 
     def call(self, masks: Any, logits: Any) -> Any:
         # Keras' cross-entropy of class numbers has no label smoothing. Pixels without a class have no weight.

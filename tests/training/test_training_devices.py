@@ -39,6 +39,8 @@ if keras.backend.backend() == "tensorflow":
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 from keras_efficientformer.training import FineTuneConfig, TrainingError, finetune
+from keras_efficientformer.training.devices import open_devices
+from keras_efficientformer.training.student import compile_student, pixel_weights
 
 
 def run(name, data, devices, **options):
@@ -53,6 +55,23 @@ def loader(*batches):
 run("one", folder, "one")
 run("devices", folder, "all")
 run("another head", loader(8), "all", labels=list("abcde"))
+
+
+def pixel_losses(name):
+    # Of the first image nearly all pixels have a class, of the second nearly none.
+    devices = open_devices(name, 2)
+    rng = np.random.default_rng(0)
+    masks = np.where(rng.random((2, 8, 8)) < np.reshape((0.9, 0.1), (2, 1, 1)), rng.integers(0, 3, (2, 8, 8)), -1)
+    batch = rng.normal(size=(2, 8, 8, 3)).astype("float32"), masks.astype("int32"), pixel_weights(masks, None)
+    with devices.scope():
+        layer = keras.layers.Conv2D(3, 1, kernel_initializer=keras.initializers.RandomNormal(seed=1))
+        model = keras.Sequential([keras.Input((8, 8, 3)), layer])
+        settings = FineTuneConfig(learning_rate=0.1)
+        compile_student(model, settings, 0, None, distilled=False, masks=True, share=devices.share)
+        return [devices.step(model, batch)["loss"] for _ in range(3)]
+
+
+print(json.dumps([pixel_losses("one"), pixel_losses("all")]))
 try:
     run("refused", loader(8, 3), "all", labels=list("abcde"))
 except TrainingError as error:
@@ -156,6 +175,12 @@ def assert_same_losses(setting, output):
 
 def test_two_devices(setting):
     assert_same_losses(setting, "devices")
+
+
+def test_pixels_count_alike_on_all_devices(setting):
+    one, several = json.loads(setting.printed.splitlines()[-2])
+    np.testing.assert_allclose(several, one, rtol=1e-5)
+    assert one[2] < one[0]
 
 
 def test_another_run_with_another_head(setting):
