@@ -2,7 +2,9 @@
 
 The mask of `IMAGES/a/1.jpg` is `MASKS/a/1.png`, as large as the image as it is seen. Without a palette its values, grey
 or indices, of 1, 8 or 16 bits, are the numbers of the classes, and the highest, 255 or 65535, stands for pixels that
-count for nothing; with one (`segmentation.palette`) its colours are looked up there.
+count for nothing; with one (`segmentation.palette`) its colours are looked up there. Two data sets are read as they
+are published: Cityscapes' `leftImg8bit` and `gtFine`, whose files are called otherwise, and Pascal VOC's `JPEGImages`
+and `SegmentationClass`, of whose images the lists in `ImageSets/Segmentation` beside them say which have masks.
 """
 
 import os
@@ -24,6 +26,10 @@ from keras_efficientformer.segmentation.palette import Palette, in_digits
 IGNORED = -1
 NUMBER_MODES = ("1", "L", "P", "I;16", "I")
 COLOUR_MODES = ("RGB", "P")
+# How the names of Cityscapes' images and of their masks end. cityscapesScripts writes the masks.
+CITYSCAPES_IMAGE, CITYSCAPES_MASK = "_leftImg8bit", "_gtFine_labelTrainIds"
+CITYSCAPES_TOOL = "csCreateTrainIdLabelImgs"
+VOC_IMAGES, VOC_LISTS = "JPEGImages", Path("ImageSets", "Segmentation")
 # The first EXIF orientation of those that turn an image on its side.
 FIRST_TURNED = 5
 
@@ -35,7 +41,7 @@ def read_masked(
 
     Args:
         data: a folder of images, at any depth; or `train` (or training) with those, and beside it nothing or `val` (or
-            valid, validation, test).
+            valid, validation, test); or Pascal VOC's `JPEGImages`, which `train.txt` and `val.txt` divide.
         masks: a folder that has for each image of `data` a mask at the same place.
         validation_split: share of the images that is held out where there is no `val`.
         seed: draws which.
@@ -46,7 +52,9 @@ def read_masked(
     """
     data, masks = Path(data), Path(masks)
     training, validation = split_folders(data) if data.is_dir() else (None, None)
-    images = list_masked(training or data, masks / training.name if training else masks)
+    images = list_masked(training or data, masks / training.name if training else masks, "train")
+    if _voc_names(data, "val") is not None:
+        return images, list_masked(data, masks, "val"), len(images)
     if validation is not None:
         return images, list_masked(validation, masks / validation.name), len(images)
     if len(images) < 2:
@@ -57,11 +65,16 @@ def read_masked(
     return images.take(np.flatnonzero(~held_out)), images.take(np.flatnonzero(held_out)), len(images)
 
 
-def list_masked(folder: str | os.PathLike[str], masks: str | os.PathLike[str]) -> ImageSet:
+def list_masked(folder: str | os.PathLike[str], masks: str | os.PathLike[str], part: str = "val") -> ImageSet:
     """The images of a folder, at any depth, and as their targets the paths of their masks.
 
+    Args:
+        folder, masks: the two folders.
+        part: which of Pascal VOC's lists says of what images there are masks, "train" or "val".
+
     Raises:
-        FileNotFoundError: a folder does not exist, or images have no mask; the message names them.
+        FileNotFoundError: a folder does not exist, or images have no mask or are on VOC's list alone; the message names
+            them.
         ValueError: there are no images, the masks are among them, two images would have one mask, or the folder holds
             the parts of a split.
     """
@@ -77,19 +90,46 @@ def list_masked(folder: str | os.PathLike[str], masks: str | os.PathLike[str]) -
     files = image_files(folder)
     if not files:
         raise ValueError(f"{folder} holds no images that Pillow reads (.jpg, .png and so on).")
+    names = _voc_names(folder, part)
+    if names is not None:
+        files = _listed(files, names, folder.parent / VOC_LISTS / f"{part}.txt")
     found = {path.relative_to(masks).with_suffix(""): path for path in image_files(masks) if _is_png(path)}
-    places = [path.relative_to(folder).with_suffix("") for path in files]
+    places = [_mask_place(path.relative_to(folder).with_suffix("")) for path in files]
     missing = [str(file.relative_to(folder)) for file, place in zip(files, places, strict=True) if place not in found]
     if missing:
+        expected = masks / _mask_place(Path(missing[0]).with_suffix(""))
+        hint = f", which {CITYSCAPES_TOOL} of cityscapesScripts writes" if CITYSCAPES_MASK in expected.name else ""
         raise FileNotFoundError(
             f"{len(missing)} of {len(files)} images have no mask in {masks}: {listing(missing)}. The mask of "
-            f"{missing[0]} would be {(masks / missing[0]).with_suffix('.png')}."
+            f"{missing[0]} would be {expected}.png{hint}."
         )
     counts = Counter(places)
     twice = [str(file.relative_to(folder)) for file, place in zip(files, places, strict=True) if counts[place] > 1]
     if twice:
         raise ValueError(f"Images of {folder} have one name, and so one mask: {listing(twice)}. Rename them.")
     return ImageSet(tuple(files), np.array([found[place] for place in places], object), np.arange(len(files)))
+
+
+def _mask_place(place: Path) -> Path:
+    """Where the mask of an image is, both without suffixes."""
+    if not place.name.endswith(CITYSCAPES_IMAGE):
+        return place
+    return place.with_name(place.name.removesuffix(CITYSCAPES_IMAGE) + CITYSCAPES_MASK)
+
+
+def _voc_names(folder: Path, part: str) -> list[str] | None:
+    """The names that Pascal VOC's list has of a part of its images; None of other folders."""
+    path = folder.parent / VOC_LISTS / f"{part}.txt"
+    return path.read_text(encoding="utf-8").split() if folder.name == VOC_IMAGES and path.is_file() else None
+
+
+def _listed(files: list[Path], names: list[str], path: Path) -> list[Path]:
+    """The images of these names, which stand in the file `path`."""
+    by_name = {file.stem: file for file in files}
+    missing = [name for name in names if name not in by_name]
+    if missing or not names:
+        raise FileNotFoundError(f"{path} should list images that are in {files[0].parent}. Missing: {listing(missing)}")
+    return [by_name[name] for name in names]
 
 
 def _is_png(path: Path) -> bool:

@@ -51,6 +51,47 @@ def test_split(tmp_path):
         assert not set(training.files) & set(held_out.files)
 
 
+def test_cityscapes(tmp_path):
+    images, masks = tmp_path / "leftImg8bit", tmp_path / "gtFine"
+    for part, count in (("train", 3), ("val", 2)):
+        for number in range(count):
+            name = f"{part}/aachen/aachen_00000{number}_000019"
+            for folder, end in ((images, "leftImg8bit"), (masks, "gtFine_labelIds"), (masks, "gtFine_labelTrainIds")):
+                path = folder / f"{name}_{end}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(GREY).convert("RGB" if folder is images else "L").save(path)
+    training, held_out, listed = read_masked(images, masks, 0.5, 0)
+    assert (len(training), len(held_out), listed) == (3, 2, 3)
+    assert training.targets[1] == masks / "train" / "aachen" / "aachen_000001_000019_gtFine_labelTrainIds.png"
+    np.testing.assert_array_equal(check_masks(held_out, None, 3), [16, 16, 16])
+    training.targets[0].unlink()
+    with pytest.raises(FileNotFoundError, match=r"_gtFine_labelTrainIds\.png, which csCreateTrainIdLabelImgs"):
+        read_masked(images, masks, 0.5, 0)
+
+
+def test_pascal_voc(tmp_path):
+    """Most of its images have no mask, and its lists say which have."""
+    images, masks, lists = (tmp_path / name for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"))
+    for folder in (images, masks, lists):
+        folder.mkdir(parents=True)
+    for number in range(6):
+        Image.new("RGB", SIZE[::-1]).save(images / f"2007_{number}.jpg")
+    for number in range(4):
+        Image.fromarray(GREY).convert("P").save(masks / f"2007_{number}.png")
+    (lists / "train.txt").write_text("2007_3\n2007_0\n2007_1\n")
+    (lists / "val.txt").write_text("2007_2\n")
+    training, held_out, listed = read_masked(images, masks, 0.5, 0)
+    assert [path.stem for path in training.targets] == ["2007_3", "2007_0", "2007_1"]
+    assert ([path.stem for path in held_out.files], listed) == (["2007_2"], 3)
+    assert list_masked(images, masks).files == held_out.files
+    (lists / "val.txt").write_text("2007_2\n2007_5\n2008_7\n")
+    with pytest.raises(FileNotFoundError, match=r"val\.txt should list images .*JPEGImages\. Missing: 2008_7"):
+        list_masked(images, masks)
+    (lists / "val.txt").write_text("2007_2\n2007_5\n")
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images have no mask .*: 2007_5\.jpg"):
+        list_masked(images, masks)
+
+
 @pytest.mark.parametrize(
     ("mode", "dtype", "highest"), [("L", "uint8", 255), ("P", "uint8", 255), ("I;16", "uint16", 65535)]
 )
