@@ -5,7 +5,9 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from keras_efficientformer import EfficientFormer, conversion, segmentation
 from keras_efficientformer.cli import app
+from keras_efficientformer.cli.apps.phones import open_for
 
 FORMATS = {"android": ".tflite", "ios": ".mlpackage"}
 
@@ -44,6 +46,17 @@ def test_bad_arguments(kind, tmp_path):
         with pytest.raises(error, match=message):
             raise result.exception
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "taken", exported.name}
+
+
+def test_crop_is_the_one_that_is_stated_and_segmenters_have_none(tmp_path):
+    backbone = EfficientFormer((1, 1, 1, 1), (8, 8, 8, 8), input_shape=(32, 32, 3), include_top=False)
+    masks = segmentation.SemanticFPN(backbone, 2, 8, 8)
+    for name, tensors in (("m", segmentation.to_state_dict(masks)), ("b", conversion.to_state_dict(backbone))):
+        conversion.write_checkpoint(tmp_path / f"{name}.safetensors", tensors)
+    (tmp_path / "config.json").write_text('{"pretrained_cfg": {"crop_pct": 0.8}}')
+    for name, crop in (("m", None), ("b", 0.8)):
+        source = str(tmp_path / f"{name}.safetensors")
+        assert open_for(".tflite", source, tmp_path / "app", None, False)[1] == crop
 
 
 @pytest.mark.parametrize(("kind", "option"), [("android", "--quantize"), ("ios", "--compress")])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keras_efficientformer import models
+from keras_efficientformer import models, segmentation
 from keras_efficientformer.cli.options import MODEL_NAMES, check_inputs, open_keras
 from keras_efficientformer.files import check_target
 from keras_efficientformer.sharing.finished_runs import read_finished_run
@@ -27,7 +27,7 @@ AppName = Annotated[str | None, typer.Option("--name", help="Of the app. Default
 def open_for(
     suffix: str, source: str, folder: Path, size: tuple[int, int] | None, overwrite: bool
 ) -> tuple["keras.Model | Path", float | None]:
-    """What an app is written of, and the crop that its published weights were measured with, if there is one.
+    """What an app is written of, and the crop that a classifier's weights were measured with; None of a segmenter's.
 
     Args:
         suffix: of the exported files that the app runs, which are given on as they are.
@@ -49,5 +49,5 @@ def open_for(
         if size is not None:
             raise ValueError(f"{source} is exported already, for images of one size: leave --size out.")
         return path, None
-    is_file = isinstance(models.model_source(source), Path)
-    return open_keras(source, size), None if is_file else models.crop_of(source)
+    model = open_keras(source, size)
+    return model, None if segmentation.is_segmenter(model) else models.crop_of(source)
