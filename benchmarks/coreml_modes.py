@@ -48,10 +48,7 @@ def main():
     parser.add_argument("--images", type=int, help="how many test images, spread over the classes; all without it")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    images, classes, calibration = read_cifar10(arguments.cifar10)
-    if arguments.images:
-        chosen = np.linspace(0, len(images) - 1, arguments.images).astype(int)
-        images, classes = images[chosen], classes[chosen]
+    images, classes, calibration = read_cifar10(arguments.cifar10, arguments.images)
     model = from_checkpoint(CHECKPOINT)
     expected = model.predict(preprocess_input(images), batch_size=64, verbose=0).argmax(-1)
     keras_top1 = percentage(expected == classes)

@@ -82,19 +82,22 @@ def measure_accuracy(model, archive, folder, rows):
         rows[mode]["top1"] = round(100 * float(np.mean(scores.argmax(-1) == classes)), 2)
 
 
-def read_cifar10(archive):
-    """Test images, their classes, and training images to calibrate on."""
+def read_cifar10(archive, images=None):
+    """Test images, all or so many that are spread over the classes, their classes, and training images to calibrate
+    on."""
     with zipfile.ZipFile(archive) as content:
         names = sorted(name for name in content.namelist() if name.endswith(".jpg"))
         test = [name for name in names if name.startswith("test/")]
+        labels = sorted({name.split("/")[1] for name in test})
+        if images:
+            test = [test[place] for place in np.linspace(0, len(test) - 1, images).astype(int)]
         train = [name for name in names if name.startswith("train/")]
         train = train[:: len(train) // CALIBRATION_IMAGES][:CALIBRATION_IMAGES]
-        images, calibration = (
+        tests, calibration = (
             np.stack([resize_and_crop(load_image(content.open(n)), (64, 64), 1.0) for n in part]).astype("float32")
             for part in (test, train)
         )
-    labels = sorted({name.split("/")[1] for name in test})
-    return images, np.array([labels.index(name.split("/")[1]) for name in test]), calibration
+    return tests, np.array([labels.index(name.split("/")[1]) for name in test]), calibration
 
 
 def print_table(rows):
