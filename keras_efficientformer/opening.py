@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_efficientformer import conversion
-from keras_efficientformer.conversion.checkpoint import is_of_segmentation
+from keras_efficientformer.conversion.dialects import is_of_segmentation
 from keras_efficientformer.conversion.formats import suffix_of
 from keras_efficientformer.conversion.hdf5_survival import check_hdf5
 from keras_efficientformer.conversion.state_dict import remember_source

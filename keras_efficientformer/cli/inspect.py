@@ -20,7 +20,7 @@ from keras_efficientformer.cli.options import (
     print_facts,
 )
 from keras_efficientformer.cli.quiet import import_coremltools_alone, import_keras_alone
-from keras_efficientformer.conversion.checkpoint import is_of_segmentation
+from keras_efficientformer.conversion.dialects import is_of_segmentation
 from keras_efficientformer.conversion.formats import keras_layers, read_tensors, stated_in_keras, suffix_of
 from keras_efficientformer.deploy.coreml.package import function_sizes, image_size, load_package
 from keras_efficientformer.deploy.coreml.runtime import facts_of

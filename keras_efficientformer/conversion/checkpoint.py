@@ -1,13 +1,19 @@
 """Reads and writes checkpoints, and infers from names and shapes which network one is of. Room: conversion."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from keras_efficientformer.conversion.dialects import ALL_DIALECTS, Dialect, find_dialect, strip_prefix
+from keras_efficientformer.conversion.dialects import (
+    ALL_DIALECTS,
+    Dialect,
+    find_dialect,
+    is_of_segmentation,
+    strip_prefix,
+)
 from keras_efficientformer.conversion.formats import (
     Checkpoint,
     keras_layers,
@@ -29,8 +35,6 @@ PUBLISHED_SIZE = (224, 224)
 # The tables of both families belong to grids of as many pixels: tokens of the last stages, and of V2 those that its
 # downsampling reads.
 TABLE_STRIDES = (16, 32, 64)
-# So begin names of tensors in mmsegmentation's checkpoints, and in no classifier's.
-SEGMENTATION_HEAD = "decode_head."
 # A model of this package has layers of these Keras classes at its top level, under these names alone.
 NAMED_LAYERS = {"Dense": HEADS, "BatchNormalization": ("norm",), "LayerNormalization": ("norm",)}
 
@@ -144,11 +148,6 @@ def infer_variant(state_dict: Mapping[str, Any]) -> CheckpointInfo:
     return infer_from_tensors(arrays_of(state_dict, source), source, input_size_of(state_dict))
 
 
-def is_of_segmentation(tensors: Iterable[str]) -> bool:
-    """Whether tensors of these names are a segmentation model's, as mmsegmentation has them."""
-    return any(name.startswith(SEGMENTATION_HEAD) for name in tensors)
-
-
 def input_size_of(state_dict: Mapping[str, Any]) -> tuple[int, int] | None:
     """(height, width) of the images that a state dict says it is of; None where it does not."""
     return getattr(state_dict, "input_size", None)
@@ -162,7 +161,7 @@ def infer_from_tensors(
     if dialect is None and is_of_segmentation(tensors):
         raise CheckpointError(
             f"{source} is of a segmentation model, mmsegmentation's: `keras_efficientformer.segmentation."
-            "from_checkpoint` makes the model of it."
+            "from_checkpoint` makes the model of it, and so does every command."
         )
     if dialect is None:
         expected = ", ".join(f"{dialect.mark} ({dialect.name}, {dialect.family.family})" for dialect in ALL_DIALECTS)

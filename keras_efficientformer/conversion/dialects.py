@@ -13,6 +13,9 @@ from keras_efficientformer.variants import AnyArchitecture, Architecture, Archit
 
 Array = TypeVar("Array")
 
+# So begin names of tensors in mmsegmentation's checkpoints, and in no classifier's.
+SEGMENTATION_HEAD = "decode_head."
+
 STEM_NAMES = (
     ("stem.conv1", "patch_embed.0", "patch_embed.convolution1"),
     ("stem.norm1", "patch_embed.1", "patch_embed.batchnorm_before"),
@@ -240,6 +243,11 @@ TRANSFORMERS_PREFIX = "efficientformer."
 def dialects_of(architecture: AnyArchitecture) -> dict[str, Dialect]:
     """The dialects that there are for a network's family, by name."""
     return _named(*(dialect for dialect in ALL_DIALECTS if isinstance(architecture, dialect.family)))
+
+
+def is_of_segmentation(tensors: Iterable[str]) -> bool:
+    """Whether tensors of these names are a segmentation model's, as mmsegmentation has them."""
+    return any(name.startswith(SEGMENTATION_HEAD) for name in tensors)
 
 
 def find_dialect(names: Iterable[str]) -> Dialect | None:

@@ -23,12 +23,14 @@ class Stated:
         labels: class names in the order of the outputs.
         mean, std: one number for each channel, of pixels scaled to 0..1.
         activation: Keras' name of the classifier's activation, e.g. "sigmoid".
+        output_stride: how many pixels of the image, in both directions, one of a segmentation model's masks stands for.
     """
 
     labels: tuple[str, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     activation: str | None = None
+    output_stride: int | None = None
 
     def to_json(self) -> str:
         """The facts as a JSON object."""
@@ -45,9 +47,11 @@ class Stated:
             content: Any = json.loads(text)
             labels, activation = content.get("labels"), content.get("activation")
             mean, std = (None if content.get(n) is None else tuple(map(float, content[n])) for n in ("mean", "std"))
-            if (mean is None) != (std is None) or not isinstance(activation, str | None):
-                raise ValueError(f"mean={mean}, std={std}, activation={activation!r}")
-            return cls(None if labels is None else class_names(labels), mean, std, activation)
+            stride = content.get("output_stride")
+            are_numbers = (mean is None) == (std is None) and isinstance(stride, int | None)
+            if not are_numbers or not isinstance(activation, str | None):
+                raise ValueError(f"mean={mean}, std={std}, activation={activation!r}, output_stride={stride!r}")
+            return cls(None if labels is None else class_names(labels), mean, std, activation, stride)
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{path} has metadata of this package that are damaged ({error}). Bring the file again."

@@ -8,6 +8,7 @@ Source: snap-research/EfficientFormer, segmentation/backbone.py and backbonev2.p
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -30,6 +31,7 @@ from keras_efficientformer.layers.initialization import weights_follow
 from keras_efficientformer.layers.names import NORM
 from keras_efficientformer.models.opening import build
 from keras_efficientformer.models.pyramid import LEVELS
+from keras_efficientformer.models.sources import HUB, local_file
 from keras_efficientformer.segmentation.decoder import backbone_of, decoder_arguments
 from keras_efficientformer.segmentation.semantic_fpn import SemanticFPN, doublings_of
 from keras_efficientformer.variants import model_name
@@ -51,19 +53,20 @@ def from_checkpoint(
     *,
     input_shape: tuple[int, ...] | None = None,
     activation: str | None = "auto",
-    output_stride: int = 1,
+    output_stride: int | None = None,
     labels: Labels | None = None,
 ) -> keras.Model:
     """Makes the segmentation model that a checkpoint of snap-research's segmentation code is of.
 
     Args:
-        path: the checkpoint, `.pth` or any other file that `conversion.read_checkpoint` takes; or what that returned.
+        path: the checkpoint, `.pth` or any other file that `conversion.read_checkpoint` takes; or what that returned;
+            or "hf://owner/name", a repository of the Hugging Face hub that holds one.
         input_shape: (h, w) or (h, w, channels), both sides multiples of 32; None means the size that the attention
             biases are of, 512x512 in snap-research's. For another size their tables are resized, where mmsegmentation
             resizes what they are spread to: results then differ.
         activation: as of `SemanticFPN`; "auto" means what the file states, as .safetensors files of this package do,
             else softmax.
-        output_stride: as of `SemanticFPN`.
+        output_stride: as of `SemanticFPN`; None means what the file states, else 1.
         labels: as of `SemanticFPN`; None means what the file states.
 
     Returns:
@@ -72,9 +75,12 @@ def from_checkpoint(
     Raises:
         CheckpointError: the file holds another network, lacks tensors or has more, or values that are not finite.
         ValueError: an argument is out of its range.
-        OSError: the file cannot be read.
+        OSError: the file cannot be read or downloaded.
     """
-    state_dict = path if isinstance(path, Checkpoint) else conversion.read_checkpoint(path)
+    if isinstance(path, Checkpoint):
+        state_dict = path
+    else:
+        state_dict = conversion.read_checkpoint(local_file(path) if str(path).startswith(HUB) else path)
     backbone, head = _parts(state_dict)
     info = conversion.infer_variant(Checkpoint(backbone, state_dict.source, input_size=state_dict.input_size))
     stated = state_dict.stated
@@ -96,7 +102,7 @@ def from_checkpoint(
         head_channels=_first(shapes, "decode_head.scale_heads.0.0.conv.weight", state_dict.source),
         feature_norm=_feature_norm(head),
         activation=(stated.activation or "softmax") if activation == "auto" else activation,
-        output_stride=output_stride,
+        output_stride=(stated.output_stride or 1) if output_stride is None else output_stride,
         labels=stated.labels if labels is None else labels,
     )
     load_state_dict(model, state_dict)
@@ -161,7 +167,8 @@ def to_state_dict(model: keras.Model) -> StateDict:
         f"{name.rpartition('.')[0]}.{COUNTER}": np.zeros((), "int64") for name in head if name.endswith("running_var")
     }
     height, width = model.inputs[0].shape[1:3]
-    return StateDict(tensors | head | counters, (height, width), stated_of(model))
+    stated = replace(stated_of(model), output_stride=decoder_arguments(model)["output_stride"])
+    return StateDict(tensors | head | counters, (height, width), stated)
 
 
 def _first(shapes: Mapping[str, tuple[int, ...]], name: str, source: str) -> int:

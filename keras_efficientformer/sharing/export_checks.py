@@ -7,7 +7,7 @@ import keras
 
 from keras_efficientformer.classifiers.keras_models import KerasClassifier
 from keras_efficientformer.classifiers.opening import open_classifier
-from keras_efficientformer.deploy.report import compare
+from keras_efficientformer.deploy.report import CLASS_NUMBERS, compare
 from keras_efficientformer.deploy.source import checkpoint_of
 from keras_efficientformer.images import seeded_images
 
@@ -16,7 +16,7 @@ def check_exports(model: keras.Model, reports: dict[Path, dict[str, Any]]) -> No
     """Runs exported files beside a model.
 
     Args:
-        model: the classifier.
+        model: the classifier or segmentation model.
         reports: as `read_reports` has them.
 
     Raises:
@@ -34,17 +34,19 @@ def check_exports(model: keras.Model, reports: dict[Path, dict[str, Any]]) -> No
         _check_checkpoint(file, report["checkpoint"], checkpoint)
         theirs = open_classifier(file)
         shape, own = (*theirs.size, theirs.channels), (*ours.size, ours.channels)
-        if theirs.output != "scores" or shape != own:
+        if theirs.output != ours.output or shape != own:
             raise ValueError(
-                f"{file} gives {theirs.output} of images {shape}, and the model gives scores of images {own}: it is "
-                "another model's. Export this one, or leave the file out."
+                f"{file} gives {theirs.output} of images {shape}, and the model gives {ours.output} of images {own}: "
+                "it is another model's. Export this one, or leave the file out."
             )
         if ours.labels and theirs.labels and ours.labels != theirs.labels:
             raise ValueError(f"{file} calls its classes otherwise than the model does. Export this model again.")
         found = theirs.predict(images)
         if found.shape != expected.shape:
             raise ValueError(f"{file} has {found.shape[-1]} classes, and the model {expected.shape[-1]}.")
-        difference = compare("scores", expected, found, classes=True).relative
+        if getattr(theirs, "output_name", None) == CLASS_NUMBERS:
+            found = found.argmax(-1)
+        difference = compare(ours.output, expected, found, classes=True).relative
         if not difference <= report["limit"]:
             raise ValueError(
                 f"{file} is another model's: its answers differ from this one's by {difference:.2g}, and the limit of "

@@ -10,18 +10,19 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_efficientformer import conversion
+from keras_efficientformer import conversion, segmentation
 from keras_efficientformer.deploy.report_sidecar import sidecar_of
 from keras_efficientformer.errors import listing, require
 from keras_efficientformer.files import finished_file, write_json, write_text
 from keras_efficientformer.imagenet import CROP
 from keras_efficientformer.layers.names import HEADS
 from keras_efficientformer.layers.predictions import labels_of
-from keras_efficientformer.models.opening import from_checkpoint
+from keras_efficientformer.models.sources import crop_of
 from keras_efficientformer.opening import open_model
+from keras_efficientformer.segmentation.decoder import decoder_arguments, is_segmenter
 from keras_efficientformer.sharing.export_checks import check_exports
 from keras_efficientformer.sharing.export_reports import read_reports
-from keras_efficientformer.sharing.finished_runs import PICTURES, read_finished_run
+from keras_efficientformer.sharing.finished_runs import PICTURES, FinishedRun, read_finished_run
 from keras_efficientformer.sharing.model_card import CardFacts, model_card
 from keras_efficientformer.sharing.timm_config import timm_config, timm_reads
 from keras_efficientformer.sharing.upload import Repository, Upload, check_repo_id, check_token, upload_repository
@@ -41,7 +42,8 @@ def push(
     token: str | None = None,
     commit_message: str = "Upload model with keras-efficientformer",
 ) -> Upload:
-    """Publishes a classifier on the Hugging Face hub: `from_checkpoint("hf://owner/name")` reads it back.
+    """Publishes a classifier on the Hugging Face hub, or a segmentation model: `from_checkpoint("hf://owner/name")`
+    reads it back, `segmentation.from_checkpoint` the latter.
 
     Args:
         source: as of `write_repository`.
@@ -75,9 +77,10 @@ def write_repository(
 ) -> Repository:
     """Writes what `push` would upload into a folder.
 
-    That is `model.safetensors` in timm's dialect with the `config.json` by which timm, and transformers through timm,
-    read it; `model.keras`; `labels.txt`; exports with their reports; the run's curves; and a card, `README.md`. The
-    weights are read back and compared bit for bit, exports are run and compared, before the folder has its name.
+    That is `model.safetensors`, of a classifier in timm's dialect with the `config.json` by which timm, and
+    transformers through timm, read it, of a segmentation model with mmsegmentation's names; `model.keras`;
+    `labels.txt`; exports with their reports; the run's curves; and a card, `README.md`. The weights are read back and
+    compared bit for bit, exports are run and compared, before the folder has its name.
 
     Args:
         source: the folder of a finished run of `finetune`, a .keras file, a checkpoint, or a model of this package.
@@ -91,8 +94,9 @@ def write_repository(
         A `Repository`.
 
     Raises:
-        ValueError: `repo_id` is no "owner/name", the model is no classifier of this package alone, the run has not
-            ended, its weights are not finite, or an export is another model's or was not checked.
+        ValueError: `repo_id` is no "owner/name", the model is no classifier or segmentation model of this package
+            alone, the run has not ended, its weights are not finite, or an export is another model's or was not
+            checked.
         OSError: a file cannot be read or written, or `folder` exists.
         ImportError: Jinja2, or what runs an export, is not installed.
     """
@@ -101,7 +105,7 @@ def write_repository(
     reports = read_reports(exports)
     run = None if isinstance(source, keras.Model) or not Path(source).is_dir() else read_finished_run(source)
     model = source if isinstance(source, keras.Model) else open_model(run.model if run else source)
-    _check_classifier(model)
+    _check_publishable(model)
     check_exports(model, reports)
     if license is None and run and run.published:
         license = PUBLISHED_LICENSE
@@ -110,7 +114,8 @@ def write_repository(
     with finished_file(folder) as partial:
         partial.mkdir()
         _write_model(model, run.model if run else source, partial)
-        write_json(partial / "config.json", timm_config(model, run.config.crop_fraction if run else CROP))
+        if not is_segmenter(model):
+            write_json(partial / "config.json", timm_config(model, _crop(run, source)))
         for name, picture in pictures.items():
             shutil.copyfile(picture, partial / name)
         for file in reports:
@@ -122,16 +127,28 @@ def write_repository(
     return Repository(repo_id, os.fspath(folder), sizes, timm_reads(model), license)
 
 
-def _check_classifier(model: keras.Model) -> None:
-    if not any(layer.name == HEADS[0] for layer in model.layers):
-        raise ValueError(f"{model.name} has no classifier of this package, and only those are published.")
+def _check_publishable(model: keras.Model) -> None:
+    if is_segmenter(model):
+        decoder_arguments(model)
+    elif not any(layer.name == HEADS[0] for layer in model.layers):
+        raise ValueError(
+            f"{model.name} has no classifier of this package and gives no masks, and only such models are published."
+        )
+
+
+def _crop(run: FinishedRun | None, source: Any) -> float:
+    """The share of the resized image's side that the model's evaluation keeps."""
+    if run:
+        return run.config.crop_fraction
+    return CROP if isinstance(source, keras.Model) else crop_of(source)
 
 
 def _write_model(model: keras.Model, source: Any, folder: Path) -> None:
     """Writes the weights, the Keras model and the names of its classes."""
-    tensors = conversion.to_state_dict(model)
+    to_state_dict = segmentation.to_state_dict if is_segmenter(model) else conversion.to_state_dict
+    tensors = to_state_dict(model)
     conversion.write_checkpoint(folder / WEIGHTS_FILE, tensors)
-    again = conversion.to_state_dict(from_checkpoint(folder / WEIGHTS_FILE))
+    again = to_state_dict(open_model(folder / WEIGHTS_FILE))
     different = [name for name in tensors if name not in again or not np.array_equal(tensors[name], again[name])]
     if different or len(again) != len(tensors):
         raise ValueError(f"{model.name} does not come back as it is from {WEIGHTS_FILE}: {listing(different)} differ.")

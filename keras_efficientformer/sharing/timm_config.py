@@ -12,6 +12,7 @@ from keras_efficientformer.conversion.bindings import architecture_of, bindings
 from keras_efficientformer.layers.image_normalization import normalization_of
 from keras_efficientformer.layers.names import HEADS
 from keras_efficientformer.layers.predictions import labels_of
+from keras_efficientformer.segmentation.decoder import is_segmenter
 from keras_efficientformer.variants import AnyArchitecture, Architecture, model_name, variant_name, variants_of
 
 # timm's EfficientFormer has attention for this grid of tokens alone, whatever the size of its images.
@@ -22,7 +23,9 @@ TIMM_SIZE = 224
 
 
 def timm_reads(model: keras.Model) -> bool:
-    """Whether timm has a network that takes a model's weights."""
+    """Whether timm has a network that takes a model's weights; it has none that gives masks."""
+    if is_segmenter(model):
+        return False
     if not isinstance(architecture_of(model), Architecture):
         return True
     return all(binding.resolution in (None, TIMM_GRID) for binding in bindings(model))

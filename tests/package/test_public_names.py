@@ -105,7 +105,9 @@ PUBLIC = {
     ],
     "keras_efficientformer.segmentation": [
         "SemanticFPN",
+        "facts_of",
         "from_checkpoint",
+        "is_segmenter",
         "load_state_dict",
         "paper_semantic_fpn",
         "to_state_dict",

@@ -30,6 +30,7 @@ DRIVER = """
 import json, os, sys
 import keras, numpy as np, torch
 import keras_efficientformer as kef
+from keras_efficientformer import segmentation
 from keras_efficientformer.conversion import load_state_dict, to_state_dict
 from keras_efficientformer.sharing import UploadError, push
 import timm_reference
@@ -94,6 +95,12 @@ try:
     timm.create_model("hf-hub:anna/run", pretrained=True)
 except KeyError as error:
     found["not in timm"] = str(error)
+
+backbone = kef.EfficientFormer((1, 1, 1, 2), (8, 16, 24, 32), input_shape=(64, 64, 3), include_top=False)
+masks = loud(segmentation.SemanticFPN(backbone, 3, 8, 8, output_stride=4, labels=labels))
+push(masks, "anna/masks")
+again = segmentation.from_checkpoint("hf://anna/masks")
+found["masks"] = equal(segmentation.to_state_dict(again), segmentation.to_state_dict(masks)), again.output_shape
 
 tensors = timm_reference.state_dict(timm_reference.loud_model("l1", num_classes=3))
 l1 = kef.EfficientFormerL1(weights=None, classes=3, head="single", labels=labels)
@@ -189,6 +196,11 @@ def test_timm_knows_how_images_are_prepared(found, hub):
     assert "label_names" not in cfg
     assert found["v2"]["cfg"]["input_size"] == [3, 64, 96]
     assert hub.private == {"anna/l1"}
+
+
+def test_a_segmentation_model_comes_back(found, hub):
+    assert found["masks"] == [True, [None, 16, 16, 3]]
+    assert "config.json" not in hub.repos["anna/masks"]["main"]
 
 
 def test_what_timm_has_no_network_for_is_refused_there(found, hub):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import training_images
 import typer
+import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -22,8 +23,9 @@ from keras_efficientformer.cli.photographs.predict import predict as predict_com
 from keras_efficientformer.deploy import export_coreml, export_tflite
 from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.opening import open_model
-from keras_efficientformer.segmentation import SemanticFPN
+from keras_efficientformer.segmentation import SemanticFPN, to_state_dict
 from keras_efficientformer.segmentation.decoder import decoder_arguments
+from keras_efficientformer.sharing import write_repository
 from keras_efficientformer.training import FineTuneConfig, evaluate, finetune
 from keras_efficientformer.training.config import read_run
 from keras_efficientformer.training.scores import MaskCounter, NotFiniteError
@@ -283,7 +285,7 @@ def test_evaluation(finished, folders, expected):
     assert (found["images"], found["classes_from"]) == (6, "by the numbers in the masks")
 
 
-def test_exported_files(best, folders, expected, tmp_path):
+def test_exported_files(finished, best, folders, expected, tmp_path):
     """Files answer as the Keras model does, on the grid of the masks that they give."""
     export_tflite(best, tmp_path / "m.tflite")
     export_coreml(best, tmp_path / "m.mlpackage", precision="float32")
@@ -298,6 +300,32 @@ def test_exported_files(best, folders, expected, tmp_path):
         [np.asarray(Image.open(expected[0][0]).resize(SIDES[::-1], Image.Resampling.BICUBIC))], "float32"
     )
     assert np.mean(classifier.predict(pixels).argmax(-1) == expected[2][:1].argmax(-1)) > 0.99
+    check_repository(finished, best, tmp_path)
+
+
+def check_repository(finished, best, folder):
+    """What is published of the run: both kinds of exports are found to be the model's, and the weights come back."""
+    output, report = finished
+    exports = [folder / "m.tflite", folder / "c.mlpackage"]
+    written = write_repository(output, "anna/masks", folder / "repository", exports=exports)
+    assert {"model.safetensors", "model.keras", "labels.txt", "curves.png", "README.md"} < written.files.keys()
+    assert "config.json" not in written.files
+    again = open_model(folder / "repository" / "model.safetensors")
+    assert (again.output_shape, labels_of(again)) == (best.output_shape, masked_images.NAMES)
+    for name, tensor in to_state_dict(best).items():
+        np.testing.assert_array_equal(to_state_dict(again)[name], tensor)
+    _, metadata, text = (folder / "repository" / "README.md").read_text().split("---\n", 2)
+    facts = yaml.safe_load(metadata)
+    assert facts["pipeline_tag"] == "image-segmentation"
+    (result,) = facts["model-index"][0]["results"]
+    assert result["task"]["type"] == "image-segmentation"
+    assert result["metrics"][0] == {"type": "mean_iou", "name": "mean IoU", "value": report.scores.mean_iou}
+    assert "from keras_efficientformer.segmentation import from_checkpoint" in text
+    assert f"| mean IoU | {100 * report.scores.mean_iou:.2f}% |" in text
+    assert "in the order of the outputs: background, disc, square." in text
+    worst, name = min(zip(report.scores.iou, masked_images.NAMES, strict=True))
+    first_row = text.partition("| worst classes | IoU | pixels |")[2].split("\n")[2]
+    assert first_row.startswith(f"| {name} | {worst:.1%} |")
 
 
 def test_evaluation_of_something_else(finished, best, folders, tmp_path):
