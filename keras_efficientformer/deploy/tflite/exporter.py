@@ -287,9 +287,13 @@ def _graph(
 
 def _content(graphs: Sequence[Any], card: ModelCard, facts: FileFacts, mode: Mode) -> bytes:
     """The finished file's content, of its networks at each input size."""
-    # It imports ai_edge_litert, which not every installation has.
+    # These import ai_edge_litert, which not every installation has.
     from keras_efficientformer.deploy.tflite import file as tflite_file
+    from keras_efficientformer.deploy.tflite.sizes.tables import shrink_tables
 
+    if len(graphs) > 1 and mode.recipe:
+        for graph in graphs:
+            shrink_tables(graph, to_int8=mode.calibrated)
     return tflite_file.finish(join(graphs), card, facts, mode.runtime, mode.float16_arithmetic)
 
 

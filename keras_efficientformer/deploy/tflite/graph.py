@@ -132,7 +132,7 @@ class Graph:
         file, graph = schema.ModelT(), schema.SubGraphT()
         file.version, file.subgraphs = FORMAT_VERSION, [graph]
         file.buffers = [schema.BufferT()]  # tensors without content share it
-        file.operatorCodes = [_operator_code(kind) for kind in codes]
+        file.operatorCodes = [operator_code(kind) for kind in codes]
         graph.name = "main"
         graph.inputs, graph.outputs = ([numbers[index] for index in ends] for ends in (self._inputs, self._outputs))
         graph.tensors = [self._tensors[index] for index in indices]
@@ -182,7 +182,7 @@ def text(name: str | bytes) -> str:
     return name.decode() if isinstance(name, bytes) else name
 
 
-def _operator_code(kind: str) -> Any:
+def operator_code(kind: str) -> Any:
     code = schema.OperatorCodeT()
     code.builtinCode = getattr(schema.BuiltinOperator, kind)
     code.deprecatedBuiltinCode = min(code.builtinCode, 127)

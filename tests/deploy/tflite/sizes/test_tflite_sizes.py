@@ -6,21 +6,26 @@ import sys
 import keras
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from exports import run_litert
 from mediapipe_tasks import vision_tasks
 from networks import raw_images, small
 from PIL import Image
+from typer.testing import CliRunner
 
 from keras_efficientformer import cli, from_checkpoint
 from keras_efficientformer.classifiers.opening import open_classifier
 from keras_efficientformer.conversion import to_state_dict, write_checkpoint
 from keras_efficientformer.deploy import export_tflite
+from keras_efficientformer.deploy.benchmark.computer import benchmark_tflite
 from keras_efficientformer.deploy.layer_errors import layer_errors
+from keras_efficientformer.deploy.report import short
 from keras_efficientformer.deploy.tflite import file as tflite_file
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
 from keras_efficientformer.deploy.tflite.sizes.signatures import signature_sizes
 from keras_efficientformer.imagenet import preprocess_input
 from keras_efficientformer.segmentation import SemanticFPN
+from keras_efficientformer.sharing.pushing import write_repository
 
 SIZES = {"serving_default": (96, 64), "size_64": (64, 64), "size_75x47": (75, 47)}
 LABELS = tuple("abcdefghij")
@@ -150,6 +155,20 @@ def test_what_reads_files_finds_the_size(models, file, capsys):
     assert facts["signatures"] == {name: list(size) for name, size in SIZES.items()}
     with pytest.raises(ValueError, match=r"no signature 'size_32'\. Found: serving_default, size_64, size_75x47"):
         LiteRTModel(file, signature="size_32")
+    (result,) = benchmark_tflite([file], runs=1, warmup=0).results
+    assert result.note == f"{file.name}: the first of its sizes, 96x64, 64x64, 75x47; all of them are loaded"
+    refused = CliRunner().invoke(cli.app, ["inspect", str(file), "--size", "64"])
+    assert (refused.exit_code, "model that --against names" in " ".join(refused.stderr.split())) == (2, True)
+
+
+def test_what_is_published_is_checked_at_the_size_of_the_model(file, tmp_path):
+    """Which is not the file's first; the card tells the largest difference of all sizes."""
+    write_repository(file.parent / "model.keras", "owner/name", tmp_path / "repository", exports=[file])
+    report = json.loads((file.parent / f"{file.name}.json").read_text())
+    found = [difference["max"] for size in (report, *report["further_sizes"]) for difference in size["differences"]]
+    assert max(found) > found[0]
+    (row,) = (row for row in (tmp_path / "repository" / "README.md").read_text().splitlines() if file.name in row)
+    assert f" {short(max(found))} " in row
 
 
 def test_a_later_network_that_cannot_run_is_found(file, tmp_path):
@@ -163,18 +182,27 @@ def test_a_later_network_that_cannot_run_is_found(file, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Only 4 calibration images")
-def test_int8_ranges_are_those_of_each_size(models, tmp_path):
-    """A further size computes what a file of it alone does, calibrated on the same images."""
+@pytest.mark.parametrize(("mode", "stored"), [("int8", "INT8"), ("dynamic", "FLOAT16")])
+def test_quantized_sizes_answer_as_a_file_of_each_alone(models, tmp_path, mode, stored):
+    """Ranges are those of each size; only the tables of biases are stored smaller than in a file of one size."""
     rng = np.random.default_rng(5)
     noise = [Image.fromarray(rng.integers(0, 256, (8, 9, 3), "uint8")).resize((120, 100)) for _ in range(4)]
-    arguments = {"quantize": "int8", "labels": LABELS, "max_difference": 1.0}
+    arguments = {"quantize": mode, "labels": LABELS, "max_difference": 1.0}
     several, alone = tmp_path / "several.tflite", tmp_path / "alone.tflite"
     export_tflite(models["serving_default"], several, input_sizes=[(96, 64), 64], calibration=iter(noise), **arguments)
-    export_tflite(models["size_64"], alone, calibration=noise, **arguments)
-    images = raw_images(models["size_64"], 3)
+    report = export_tflite(models["size_64"], alone, calibration=noise, **arguments)
+    for graph in tflite_file.read(several.read_bytes()).subgraphs:
+        tensors = {tensor.name: tensor for tensor in graph.tensors}
+        (name,) = (name for name in tensors if b"add" in name and name.endswith(b"/DEQUANTIZE"))
+        table, of_it = tensors[name], tensors[name.removesuffix(b"/DEQUANTIZE")]
+        assert (of_it.type, table.type) == (getattr(schema.TensorType, stored), schema.TensorType.FLOAT32)
+    images = raw_images(models["size_64"], 8)
+    exact = models["size_64"].predict(preprocess_input(images), verbose=0)
     found = LiteRTModel(several, signature="size_64").predict(images)["probabilities"]
-    np.testing.assert_array_equal(found, LiteRTModel(alone).predict(images)["probabilities"])
-    assert np.ptp(found, axis=0).max() > 0.01
+    error = np.abs(LiteRTModel(alone).predict(images)["probabilities"] - exact).mean()
+    assert 0 < np.abs(found - exact).mean() < 1.1 * error
+    # What is dequantized is no operation that XNNPACK leaves out.
+    assert LiteRTModel(several).partitions() == report.partitions
 
 
 @pytest.mark.parametrize(
