@@ -4,6 +4,7 @@ The sample lies in `android/`; the app knows its model by `Model.kt`, which is w
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
@@ -20,6 +21,8 @@ from keras_efficientformer.apps.projects import (
 )
 from keras_efficientformer.classifiers.exported_files import FileClassifier
 from keras_efficientformer.classifiers.opening import open_tflite
+from keras_efficientformer.deploy.tflite.sizes.signatures import signature_sizes
+from keras_efficientformer.deploy.tflite.step_names import SIGNATURE
 from keras_efficientformer.files import bare_name
 from keras_efficientformer.labels import Labels, class_names, labels_beside
 from keras_efficientformer.layers.names import MASKS
@@ -61,7 +64,8 @@ def write_android_app(
     """Writes a project for Android Studio around a classifier or a segmentation model.
 
     The app takes photos and the live camera, runs the model with MediaPipe Tasks and, a classifier, with LiteRT on the
-    CPU or the GPU, and shows classes or a mask and the time.
+    CPU or the GPU, and shows classes or a mask and the time. Of a file of several input sizes it offers the choice, and
+    runs it with LiteRT alone, because MediaPipe refuses such files.
 
     Args:
         model: a Keras model, which is exported and compared as by `export_tflite`, or the path of a .tflite file.
@@ -99,24 +103,28 @@ def write_android_app(
         if known is None:
             raise no_labels(file)
         names = class_names(known, classes)
-        height, width = network.size
+        sizes = signature_sizes(file) or {SIGNATURE: network.size}
         facts = {
             "ASSET": kotlin_string(file.name),
             "INPUT": kotlin_string(network.file.inputs[0].name),
-            "HEIGHT": str(height),
-            "WIDTH": str(width),
             "CROP_FRACTION": str(crop_for(task, crop)),
             "OUTPUT": kotlin_string(network.output_name),
             "CLASSES": str(classes),
         }
         constants = {f"const val {fact} = ": value for fact, value in facts.items()}
         lines = {
-            f"{CODE}/Model.kt": constants | {"val TASK = ": f"Task.{task.upper()}"},
+            f"{CODE}/Model.kt": constants
+            | {"val TASK = ": f"Task.{task.upper()}", "val SIZES = ": f"listOf({_input_sizes(sizes)})"},
             "app/build.gradle.kts": {"applicationId = ": f'"{app_id}"'},
             "app/src/main/res/values/strings.xml": {'<string name="app_name">': f"{android_text(name)}</string>"},
         }
         size = ANDROID.write(folder, overwrite, file, lines, {ASSET_OF_LABELS: "".join(f"{name}\n" for name in names)})
-    return PhoneApp(bare_name(folder), name, app_id, file.name, task, (height, width), names, size)
+    return PhoneApp(bare_name(folder), name, app_id, file.name, task, tuple(sizes.values()), names, size)
+
+
+def _input_sizes(sizes: Mapping[str, tuple[int, int]]) -> str:
+    """The arguments of Kotlin's `listOf`, of {signature: (height, width)}."""
+    return ", ".join(f"InputSize({kotlin_string(key)}, {height}, {width})" for key, (height, width) in sizes.items())
 
 
 def _check(file: Path, network: FileClassifier) -> None:

@@ -6,6 +6,7 @@ classes are in the package itself.
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from keras_efficientformer.apps.projects import (
 )
 from keras_efficientformer.classifiers.exported_files import FileClassifier
 from keras_efficientformer.deploy.coreml.modes import COMPRESSIONS
+from keras_efficientformer.deploy.coreml.package import function_sizes
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
 from keras_efficientformer.deploy.report import CLASS_NUMBERS
 from keras_efficientformer.deploy.report_sidecar import check_sidecar
@@ -61,7 +63,8 @@ def write_ios_app(
     """Writes a project for XcodeGen and Xcode around a classifier or a segmentation model.
 
     The app takes photos and the live camera, runs the model with Vision and Core ML on the compute units that are
-    chosen, and shows classes or a mask and the time; an XCTest times a classifier.
+    chosen, and shows classes or a mask and the time; an XCTest times a classifier. Of a package of several input sizes
+    it offers the choice.
 
     Args:
         model: a Keras model, which is exported and compared as by `export_coreml`, or the path of an .mlpackage.
@@ -104,13 +107,12 @@ def write_ios_app(
         _check(file, network)
         if network.labels is None or not package.has_names:
             raise no_labels(file)
-        height, width = network.size
+        sizes = function_sizes(file)
         facts = {
             "name = ": swift_string(file.stem),
             "task = ": f"ModelTask.{task}",
             "input = ": swift_string(package.inputs[0].name),
-            "width = ": str(width),
-            "height = ": str(height),
+            "sizes = ": f"[{_input_sizes(sizes)}]",
             "cropFraction: CGFloat = ": str(crop_for(task, crop)),
             "output = ": swift_string(network.output_name),
             "classes = ": str(len(network.labels)),
@@ -126,7 +128,15 @@ def write_ios_app(
             },
         }
         size = IOS.write(folder, overwrite, file, lines)
-    return PhoneApp(bare_name(folder), name, app_id, file.name, task, (height, width), network.labels, size)
+    return PhoneApp(bare_name(folder), name, app_id, file.name, task, tuple(sizes.values()), network.labels, size)
+
+
+def _input_sizes(sizes: Mapping[str, tuple[int, int]]) -> str:
+    """The elements of Swift's array, of {function: (height, width)}; a package of one size is loaded without a name."""
+    return ", ".join(
+        f"InputSize(function: {swift_string(name) if len(sizes) > 1 else 'nil'}, width: {width}, height: {height})"
+        for name, (height, width) in sizes.items()
+    )
 
 
 def _export(model: "keras.Model", folder: str, **settings: Any) -> None:

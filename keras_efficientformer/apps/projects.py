@@ -35,7 +35,7 @@ class PhoneApp:
         app_id: Android's application id, or the bundle identifier of iOS.
         model: name of the exported file that the app runs.
         task: "classification" or "segmentation".
-        size: (height, width) of the network's input.
+        sizes: (height, width) of each input size that the file has; the app starts with the first.
         labels: names of the classes, in the order of the scores.
         bytes: of the whole folder.
     """
@@ -45,7 +45,7 @@ class PhoneApp:
     app_id: str
     model: str
     task: str
-    size: tuple[int, int]
+    sizes: tuple[tuple[int, int], ...]
     labels: tuple[str, ...]
     bytes: int
 

@@ -19,6 +19,8 @@ from keras_efficientformer.apps.litert_js import PAGE, copy_litert_js, locked_ve
 from keras_efficientformer.classifiers.exported_files import FileClassifier
 from keras_efficientformer.classifiers.opening import open_tflite
 from keras_efficientformer.deploy.report import TensorInfo
+from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
+from keras_efficientformer.deploy.tflite.sizes.signatures import signature_sizes
 from keras_efficientformer.files import bare_name, check_target, finished_file, size_of, write_json
 from keras_efficientformer.imagenet import CROP, default_names
 from keras_efficientformer.images import of_channels
@@ -118,30 +120,49 @@ def _is_page(folder: Path) -> bool:
 
 def _facts(file: Path, labels: Labels | None, crop: float) -> dict[str, Any]:
     """An entry of models.json."""
-    network = open_tflite(file)
+    networks = _networks(file)
+    network = networks[0][1]
     if network.output not in KINDS:
         raise ValueError(f"{file} is neither a classifier nor a segmenter: it gives {network.output}.")
-    tensors = network.file.inputs[0], *network.file.outputs
-    index = [tensor.name for tensor in network.file.outputs].index(network.output_name)
-    _check_tensors(file, tensors)
-    values = _test_answer(file, network)
-    classes = values.shape[-1]
+    sizes = [_size_facts(file, *named) for named in networks]
+    classes = sizes[0]["output"]["shape"][-1]
     names = labels or network.labels or labels_beside(file) or default_names(classes)
     return {
         "file": file.name,
         "kind": KINDS[network.output],
         "bytes": file.stat().st_size,
-        "size": list(network.size),
         "channels": network.channels,
         "crop": crop,
         "mean": list(network.facts.mean),
         "std": list(network.facts.std),
-        "input": dataclasses.asdict(tensors[0]),
-        "output": dataclasses.asdict(tensors[1 + index]) | {"index": index},
         "scores": network.output_name,
         "labels": list(class_names(names, classes)),
         "colors": class_colors(classes) if network.output == MASKS else None,
-        "check": [float(str(value)) for value in _checked(values).ravel()],
+        "sizes": sizes,
+    }
+
+
+def _networks(file: Path) -> list[tuple[str | None, FileClassifier]]:
+    """The signature and the network of each of a file's input sizes, of which the first opens by default; a file of one
+    size is run without naming a signature."""
+    first = open_tflite(file)
+    sizes = signature_sizes(file)
+    if len(sizes) < 2:
+        return [(None, first)]
+    return [(key, FileClassifier(LiteRTModel(file, signature=key), first.facts)) for key in sizes]
+
+
+def _size_facts(file: Path, signature: str | None, network: FileClassifier) -> dict[str, Any]:
+    """What the page knows of one of a file's input sizes."""
+    tensors = network.file.inputs[0], *network.file.outputs
+    index = [tensor.name for tensor in network.file.outputs].index(network.output_name)
+    _check_tensors(file, tensors)
+    return {
+        "signature": signature,
+        "size": list(network.size),
+        "input": dataclasses.asdict(tensors[0]),
+        "output": dataclasses.asdict(tensors[1 + index]) | {"index": index},
+        "check": [float(str(value)) for value in _checked(_test_answer(file, network)).ravel()],
     }
 
 

@@ -1,5 +1,6 @@
 """The Android sample and the projects made of it: Kotlin that compiles, and facts that are the exported files'."""
 
+import itertools
 import json
 import re
 import tomllib
@@ -8,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import kits
 import numpy as np
 import pytest
-from kotlin import compiled, in_class_file
+from kotlin import compiled, in_class_file, run_class
 from networks import make_loud
 from project import ROOT
 
@@ -29,13 +30,16 @@ ANDROID = "{http://schemas.android.com/apk/res/android}"
 # As a file may be called on Linux.
 FILE = 'a "5" $x ${y} \\n 花🐈.tflite'
 NAME = 'Anna\'s "birds" <&> @\\'
+SIZES = {"classification": ((64, 96), (64, 64)), "segmentation": ((64, 96),)}
+# Prints which ways to run its model an app offers.
+PROBE = 'package org.example.efficientformer\n\nfun main() = print(Engine.choices.joinToString(separator = "\\n"))\n'
 
 
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory):
-    """{kind: (project, what was said of it)}, of a given file and of a model that is exported."""
+    """{kind: (project, what was said of it)}, of a given file, of two sizes, and of a model that is exported."""
     folder = tmp_path_factory.mktemp("projects")
-    export_tflite(kits.classifier(kits.LABELS), folder / FILE)
+    export_tflite(kits.classifier(kits.LABELS), folder / FILE, input_sizes=SIZES["classification"])
     classifier = write_android_app(folder / FILE, folder / "birds", name=NAME, app_id="com.example.B1_rds", crop=0.875)
     segmenter = write_android_app(kits.segmenter(kits.LABELS), folder / "streets")
     return {"classification": (folder / "birds", classifier), "segmentation": (folder / "streets", segmenter)}
@@ -75,11 +79,15 @@ def test_kotlin_compiles_without_a_warning(projects, tmp_path):
     (second,) = other.rglob("Model.kt")
     renamed = tmp_path / "SegmentationModel.kt"
     renamed.write_text(second.read_text().replace("package org.example.", "package other.example."))
-    classes = compiled(project / "app" / "src" / "main", renamed, target=tmp_path)
+    probe = tmp_path / "Probe.kt"
+    probe.write_text(PROBE)
+    classes = compiled(project / "app" / "src" / "main", renamed, probe, target=tmp_path)
     written = {path.relative_to(classes).as_posix() for path in classes.rglob("*.class")}
     assert {f"org/example/efficientformer/{name}.class" for name in ("MainActivity", "Segmenter", "Timing")} <= written
     content = (classes / "org/example/efficientformer/Model.class").read_bytes()
     assert in_class_file(FILE) in content
+    # MediaPipe refuses files of several sizes.
+    assert run_class(classes, "ProbeKt") == "LiteRT CompiledModel, CPU\nLiteRT CompiledModel, GPU"
 
 
 def test_packages_are_those_of_the_folders():
@@ -96,14 +104,17 @@ def test_model_equals_the_file(projects, kind):
     found = facts(project)
     file = project / PROJECT.models / said.model
     interpreter = Interpreter(model_content=file.read_bytes())
-    (image,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
-    size = [found["HEIGHT"], found["WIDTH"]]
-    assert interpreter.get_signature_list() == {
-        found["SIGNATURE"]: {"inputs": [found["INPUT"]], "outputs": [found["OUTPUT"]]}
-    }
-    assert (image["dtype"], list(image["shape"])) == (np.float32, [1, *size, 3])
-    assert (output["dtype"], output["shape"][-1]) == (np.float32, found["CLASSES"])
-    assert (found["TASK"], said.task, list(said.size)) == (kind, kind, size)
+    (model,) = project.rglob("Model.kt")
+    sizes = kits.input_sizes(kits.parse(model))
+    ends = {"inputs": [found["INPUT"]], "outputs": [found["OUTPUT"]]}
+    assert interpreter.get_signature_list() == {signature: ends for signature, *_ in sizes}
+    for signature, *size in sizes:
+        runner = interpreter.get_signature_runner(signature)
+        image, output = runner.get_input_details()[found["INPUT"]], runner.get_output_details()[found["OUTPUT"]]
+        assert (image["dtype"], list(image["shape"])) == (np.float32, [1, *size, 3])
+        assert (output["dtype"], output["shape"][-1]) == (np.float32, found["CLASSES"])
+    assert (found["TASK"], said.task) == (kind, kind)
+    assert said.sizes == SIZES[kind] == tuple((height, width) for _, height, width in sizes)
     labels = (project / PROJECT.models / found["LABELS"]).read_text(encoding="utf-8").split("\n")
     assert labels == [*open_classifier(file).labels, ""]
     assert labels[:-1] == list(said.labels) == kits.LABELS
@@ -215,14 +226,16 @@ def test_colors_are_the_package_s():
 
 def test_facts_stand_in_model_only():
     constants = kits.constants(kits.declaration(kits.parse(MODEL), "Model"))
-    values = {value for value in constants.values() if isinstance(value, str) or value > 100}
+    sizes = kits.input_sizes(kits.parse(MODEL))
+    facts = [*constants.values(), *itertools.chain.from_iterable(sizes)]
+    values = {value for value in facts if isinstance(value, str) or value > 100}
     used = set()
     for path in MAIN.rglob("*.kt"):
         if path != MODEL:
             root = kits.parse(path)
             assert values.isdisjoint(kits.literals(root)), path.name
             used |= kits.references(root, "Model")
-    assert used == constants.keys() | {"TASK"}
+    assert used == constants.keys() | {"TASK", "SIZES"}
 
 
 def test_xml_parses_and_resources_exist():

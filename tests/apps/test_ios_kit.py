@@ -1,6 +1,7 @@
 """The iOS sample and the projects made of it: Swift that parses, and facts that are the packages'."""
 
 import dataclasses
+import itertools
 import json
 import re
 
@@ -28,13 +29,14 @@ LATENCY = KIT / "SampleTests" / "LatencyTests.swift"
 # As a folder may be called.
 FILE = 'a "5" $x \\(y) 花🐈.mlpackage'
 NAME = 'Anna\'s "birds": #1'
+SIZES = {"classification": ((64, 96), (64, 64)), "segmentation": ((64, 96),)}
 
 
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory):
-    """{kind: (project, what was said of it)}, of a given package for iOS 17 and of a model that is exported."""
+    """{kind: (project, what was said of it)}, of a given package, of two sizes, and of a model that is exported."""
     folder = tmp_path_factory.mktemp("projects")
-    export_coreml(kits.classifier(kits.LABELS), folder / FILE, minimum_ios=17)
+    export_coreml(kits.classifier(kits.LABELS), folder / FILE, minimum_ios=18, input_sizes=SIZES["classification"])
     classifier = write_ios_app(folder / FILE, folder / "birds", name=NAME, app_id="com.example.B1-rds", crop=0.875)
     segmenter = write_ios_app(kits.segmenter(kits.LABELS), folder / "streets", compress="int8")
     return {"classification": (folder / "birds", classifier), "segmentation": (folder / "streets", segmenter)}
@@ -71,10 +73,16 @@ def test_model_equals_the_package(projects, kind):
     package = project / PROJECT.models / said.model
     assert unquoted(facts["name"]) == package.stem
     description = MLModel(str(package), skip_model_load=True).get_spec().description
-    (image,) = description.input
-    assert (image.name, image.type.WhichOneof("Type")) == (facts["input"], "imageType")
-    assert (image.type.imageType.height, image.type.imageType.width) == (facts["height"], facts["width"]) == said.size
-    assert facts["output"] in [output.name for output in description.output]
+    sizes = kits.input_sizes(root)
+    # A package of one size describes no functions, and is opened without naming one.
+    functions = {function.name: function for function in description.functions} or {None: description}
+    assert [function for function, *_ in sizes if kind == "classification"] == list(functions if len(sizes) > 1 else ())
+    for function, (*_, width, height) in zip(functions.values(), sizes, strict=True):
+        (image,) = function.input
+        assert (image.name, image.type.WhichOneof("Type")) == (facts["input"], "imageType")
+        assert (image.type.imageType.height, image.type.imageType.width) == (height, width)
+        assert facts["output"] in [output.name for output in function.output]
+    assert said.sizes == SIZES[kind] == tuple((height, width) for *_, width, height in sizes)
     assert (len(said.labels), list(said.labels)) == (facts["classes"], kits.LABELS)
     assert open_classifier(package).labels == said.labels
     assert kits.references(root, "ModelTask") == {said.task} == {kind}
@@ -86,7 +94,7 @@ def test_model_equals_the_package(projects, kind):
         fields = kits.nodes(kits.declaration(kits.parse(KIT / "Sample" / "Segmenter.swift"), "Legend"), "pattern")
         assert {kits.text(field) for field in fields} >= legend.keys()
         (output,) = description.output
-        assert list(output.type.multiArrayType.shape) == [1, facts["height"], facts["width"]]
+        assert list(output.type.multiArrayType.shape) == [1, *said.sizes[0]]
 
 
 def test_project_has_names_and_the_oldest_ios(projects):
@@ -96,7 +104,7 @@ def test_project_has_names_and_the_oldest_ios(projects):
     assert settings["PRODUCT_BUNDLE_IDENTIFIER"] == project["options"]["bundleIdPrefix"] == "com.example.B1-rds"
     assert settings["INFOPLIST_KEY_CFBundleDisplayName"] == NAME
     assert (said.model, said.name, said.app_id) == (FILE, NAME, "com.example.B1-rds")
-    assert project["options"]["deploymentTarget"] == {"iOS": "17.0"}
+    assert project["options"]["deploymentTarget"] == {"iOS": "18.0"}
     assert (other.name, other.app_id) == ("street scenes", "org.example.street-scenes")
     assert yaml.safe_load((streets / "project.yml").read_text())["options"]["deploymentTarget"] == {"iOS": "16.0"}
     assert other.model == "street_scenes_64x96_int8.mlpackage"
@@ -156,14 +164,16 @@ def test_icon_is_one_that_apple_takes():
 
 def test_facts_stand_in_model_only():
     constants = kits.constants(kits.declaration(kits.parse(MODEL), "Model"))
-    values = {value for value in constants.values() if isinstance(value, str) or value > 100}
+    sizes = kits.input_sizes(kits.parse(MODEL))
+    facts = [*constants.values(), *itertools.chain.from_iterable(sizes)]
+    values = {value for value in facts if isinstance(value, str) or value > 100}
     used = set()
     for path in SOURCES:
         if path != MODEL:
             root = kits.parse(path)
             assert values.isdisjoint(kits.literals(root)), path.name
             used |= kits.references(root, "Model")
-    assert used == constants.keys() | {"task"}
+    assert used == constants.keys() | {"task", "sizes"}
 
 
 def test_compute_units_are_the_benchmark_s():

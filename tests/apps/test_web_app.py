@@ -35,9 +35,10 @@ from keras_efficientformer.segmentation import SemanticFPN
 
 PAGE = ROOT / "keras_efficientformer" / "apps" / "web"
 DRIVER = ROOT / "tests" / "apps" / "web"
+SIZES = [(64, 64), (96, 64)]
 LABELS = (*(f"kind {letter}" for letter in "abcdefgh"), "<b>bold</b>", 'ein "Hügel"')
 # The same kernels compute in WebAssembly, but for a mode that quantizes while it runs.
-TOLERANCE = dict.fromkeys((*MODES, "normalised", "grey", "uint8", "segmenter"), 2e-6) | {"dynamic": 5e-3}
+TOLERANCE = dict.fromkeys((*MODES, "normalised", "grey", "uint8", "segmenter", "sizes"), 2e-6) | {"dynamic": 5e-3}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,7 @@ def models(tmp_path_factory, network):
     grey = make_loud(EfficientFormer((1, 1, 1, 2), (8, 16, 16, 32), input_shape=(64, 64, 1), classes=4, **raw))
     export_tflite(grey, files["grey"])
     export_tflite(segmenter(), files["segmenter"])
+    export_tflite(network, files["sizes"], input_sizes=SIZES)
     return files
 
 
@@ -163,9 +165,9 @@ def seen(tmp_path_factory, page, models):
     return json.loads(done.stdout) | {"url": asked["url"]}
 
 
-def answers(file, image):
+def answers(file, image, size=(64, 64)):
     """What the page should show of an image: (label, score in words, width of its bar) of the best five classes."""
-    scores = open_classifier(file).predict(resize_and_crop(image, (64, 64))[None].astype("float32"))[0]
+    scores = open_classifier(file, size).predict(resize_and_crop(image, size)[None].astype("float32"))[0]
     order = np.argsort(-scores, kind="stable")[:5]
     return [(LABELS[index], float(scores[index])) for index in order]
 
@@ -248,6 +250,19 @@ def test_camera(seen):
     assert seen["cameraOff"] == {"pressed": "false", "video": False}
 
 
+def test_another_size_is_taken_without_the_server(seen, models):
+    image = load_image(io.BytesIO(PICTURES["down"][0]))
+    (first,), (second,) = (seen["sizes"][name]["results"] for name in ("first", "second"))
+    assert_shows(first, answers(models["sizes"], image))
+    assert_shows(second, answers(models["sizes"], image, SIZES[1]))
+    assert first["classes"] != second["classes"]
+    assert seen["sizes"]["offered"] == ["64x64 pixels", "96x64 pixels"]
+    assert seen["sizes"]["facts"].startswith("96x64 pixels, 10 classes")
+    words = r"Checked on a test picture: the scores differ from LiteRT's by ([\d.e-]+)\."
+    assert float(re.fullmatch(words, seen["sizes"]["check"])[1]) < 2e-6
+    assert seen["sizes"]["otherwise"] == 0  # models of one size offer no choice
+
+
 def test_an_unreadable_image_does_not_end_the_others(seen):
     good, bad = seen["several"]["results"]
     assert good["classes"]
@@ -296,9 +311,10 @@ def test_facts_are_the_file_s(page, models, network):
     assert list(facts) == [file.name for file in models.values()]
     entry = facts["int8.tflite"]
     assert (page / "int8.tflite").read_bytes() == models["int8"].read_bytes()
-    assert (entry["size"], entry["channels"], entry["crop"]) == ([64, 64], 3, 0.95)
+    (size,) = entry["sizes"]
+    assert (size["signature"], size["size"], entry["channels"], entry["crop"]) == (None, [64, 64], 3, 0.95)
     assert (entry["mean"], entry["std"], entry["labels"]) == ([0.0] * 3, [1.0] * 3, list(LABELS))
-    assert (entry["kind"], entry["scores"], entry["output"]["index"], entry["bytes"]) == (
+    assert (entry["kind"], entry["scores"], size["output"]["index"], entry["bytes"]) == (
         "classifier",
         "probabilities",
         0,
@@ -306,7 +322,13 @@ def test_facts_are_the_file_s(page, models, network):
     )
     entry = facts["segmenter.tflite"]
     assert (entry["kind"], entry["scores"], entry["colors"]) == ("segmenter", "masks", class_colors(len(LABELS)))
-    assert (entry["output"]["shape"], len(entry["check"])) == ([1, 64, 64, 10], 64 * 10)
+    (size,) = entry["sizes"]
+    assert (size["output"]["shape"], len(size["check"])) == ([1, 64, 64, 10], 64 * 10)
+    sizes = facts["sizes.tflite"]["sizes"]
+    assert [(size["signature"], size["size"]) for size in sizes] == [
+        ("serving_default", [64, 64]),
+        ("size_96x64", [96, 64]),
+    ]
 
 
 def test_command(models, litert_js, tmp_path, monkeypatch, capsys):

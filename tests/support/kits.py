@@ -81,6 +81,12 @@ def constants(root: Node) -> dict[str, str | int | float]:
     return found
 
 
+def input_sizes(root: Node) -> list[list[str | int | float]]:
+    """The literals in each `InputSize(...)` of a `Model`."""
+    calls = nodes(declaration(root, "Model"), "call_expression")
+    return [literals(call) for call in calls if text(call).startswith("InputSize(")]
+
+
 def references(root: Node, owner: str) -> set[str]:
     """What is taken of `owner`: the B of each A.B."""
     chains = (text(node) for node in nodes(root, "navigation_expression"))

@@ -23,8 +23,7 @@ def compiled(main: Path, *more: Path, target: Path) -> Path:
         more: further sources.
         target: a folder to write to.
     """
-    folder = Path(os.environ.get("EFFICIENTFORMER_KOTLIN") or "~/.cache/keras_efficientformer/kotlin").expanduser()
-    libraries = folder / "node_modules" / "kotlin-compiler" / "lib"
+    libraries = _libraries()
     if not libraries.is_dir() or shutil.which("java") is None:
         pytest.skip("needs the Kotlin compiler: bash tests/apps/kotlin/setup.sh")
     generated = target / "Generated.kt"
@@ -43,6 +42,24 @@ def compiled(main: Path, *more: Path, target: Path) -> Path:
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, done.stderr
     return classes
+
+
+def run_class(classes: Path, name: str) -> str:
+    """What the `main` of a compiled class of the app's package prints."""
+    path = f"{classes}{os.pathsep}{_libraries() / 'kotlin-stdlib.jar'}"
+    done = subprocess.run(
+        ["java", "-XX:TieredStopAtLevel=1", "-cp", path, f"{PACKAGE}.{name}"],
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _libraries() -> Path:
+    folder = Path(os.environ.get("EFFICIENTFORMER_KOTLIN") or "~/.cache/keras_efficientformer/kotlin").expanduser()
+    return folder / "node_modules" / "kotlin-compiler" / "lib"
 
 
 def resources(main: Path) -> Iterator[str]:

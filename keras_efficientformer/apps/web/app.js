@@ -14,14 +14,14 @@ const KINDS = {
 };
 
 const byId = (id) => document.getElementById(id);
-const [modelChoice, backendChoice, photos, folder, camera, video, results, drop] = [
-  "model", "backend", "photos", "folder", "camera", "video", "results", "drop",
+const [modelChoice, sizeChoice, backendChoice, photos, folder, camera, video, results, drop] = [
+  "model", "size", "backend", "photos", "folder", "camera", "video", "results", "drop",
 ].map(byId);
 
 let models = [];
 let network = null;
 let files = [];
-let source = null; // the job that shows images, which is begun again where another model is chosen
+let source = null; // the job that shows images, which is begun again where another model or size is chosen
 
 // One thing is done at a time, because a network runs one image at a time; a newer job ends the older one.
 let latest = 0;
@@ -51,7 +51,8 @@ async function start() {
   if (why) webgpu.textContent += `: ${why}`;
   backendChoice.value = why ? "wasm" : "webgpu";
   byId("folder-label").hidden = !("webkitdirectory" in folder);
-  modelChoice.disabled = backendChoice.disabled = false;
+  for (const control of [modelChoice, sizeChoice, backendChoice]) control.disabled = false;
+  offerSizes();
   await openChosen();
 }
 
@@ -59,6 +60,16 @@ async function loaded(path) {
   const answer = await fetch(path);
   if (!answer.ok) throw new Error(`${path} cannot be loaded: ${answer.status} ${answer.statusText}`);
   return answer;
+}
+
+function offerSizes() {
+  const { sizes } = models[modelChoice.selectedIndex];
+  sizeChoice.replaceChildren(...sizes.map(({ size }) => new Option(inPixels(size))));
+  byId("size-label").hidden = sizes.length === 1;
+}
+
+function inPixels([height, width]) {
+  return `${height}x${width} pixels`;
 }
 
 /** Opens the model that is chosen; where the GPU cannot run it, the CPU does. */
@@ -70,7 +81,7 @@ async function openChosen() {
   network = null;
   document.title = byId("title").textContent = KINDS[facts.kind].title;
   say(`Loading ${facts.file}.`);
-  byId("facts").textContent = described(facts);
+  byId("facts").textContent = described();
   byId("check").textContent = "";
   const content = new Uint8Array(await (await loaded(facts.file)).arrayBuffer());
   if (content.length !== facts.bytes) {
@@ -91,35 +102,58 @@ async function openChosen() {
   say(`${facts.file} is ready.`);
 }
 
-/** Takes a file into use on one backend, checked; what the check found, in words. */
+/** Takes a file into use on one backend, at the size that is chosen, checked; what the check found, in words. */
 async function use(facts, content, backend) {
   const opened = await open(facts, content, backend);
-  const { what } = KINDS[facts.kind];
   try {
-    const difference = await opened.check();
-    const largest = Math.max(1, ...facts.check.map(Math.abs));
-    const shown = difference < 0.001 ? difference.toExponential(1) : difference.toFixed(3);
-    // A comparison with NaN is false.
-    if (!(difference <= LARGEST_DIFFERENCE * largest)) {
-      throw new Error(`${facts.file} gives other ${what} here than in LiteRT: they differ by ${shown}`);
-    }
+    const note = await checked(opened, backend);
     network = opened;
-    const shared = backend === "webgpu" && opened.needsCPU ? " The CPU computes what the GPU cannot." : "";
-    return `Checked on a test picture: the ${what} differ from LiteRT's by ${difference === 0 ? 0 : shown}.${shared}`;
+    return note;
   } catch (error) {
     opened.delete();
     throw error;
   }
 }
 
-function described({ size, labels, bytes, scores }) {
+/** Has an opened file take images of the size that is chosen; what the check found, in words. */
+async function checked(opened, backend) {
+  opened.choose(sizeChoice.selectedIndex);
+  const { file, kind, check } = opened.facts;
+  const { what } = KINDS[kind];
+  const difference = await opened.check();
+  const largest = Math.max(1, ...check.map(Math.abs));
+  const shown = difference < 0.001 ? difference.toExponential(1) : difference.toFixed(3);
+  // A comparison with NaN is false.
+  if (!(difference <= LARGEST_DIFFERENCE * largest)) {
+    throw new Error(`${file} gives other ${what} here than in LiteRT: they differ by ${shown}`);
+  }
+  const shared = backend === "webgpu" && opened.needsCPU ? " The CPU computes what the GPU cannot." : "";
+  return `Checked on a test picture: the ${what} differ from LiteRT's by ${difference === 0 ? 0 : shown}.${shared}`;
+}
+
+/** Takes the size that is chosen into use, without loading the file again where it need not be. */
+async function useChosenSize() {
+  let note = null;
+  try {
+    note = network && (await checked(network, backendChoice.value));
+  } catch {
+    // The GPU cannot run this size: the file is opened for the CPU.
+  }
+  if (note === null) return openChosen();
+  byId("facts").textContent = described();
+  byId("check").textContent = note;
+  say(`${network.facts.file} is ready.`);
+}
+
+function described() {
+  const { labels, bytes, scores, sizes } = models[modelChoice.selectedIndex];
   const kind = {
     probabilities: "probabilities",
     scores: "a score for each class by itself",
     logits: "logits",
     masks: "one for each pixel",
   }[scores];
-  return `${size[0]}x${size[1]} pixels, ${labels.length} classes, ${kind}, ${(bytes / 1e6).toFixed(1)} MB`;
+  return `${inPixels(sizes[sizeChoice.selectedIndex].size)}, ${labels.length} classes, ${kind}, ${(bytes / 1e6).toFixed(1)} MB`;
 }
 
 async function answerFiles(isLatest) {
@@ -293,15 +327,20 @@ function answerAll(chosen) {
   else showError(new Error("There are no images in it."));
 }
 
-function openAndRepeat() {
+/** Takes what is chosen into use, and shows again what is shown. */
+function repeatAfter(choose) {
   begin(async (isLatest) => {
-    await openChosen();
+    await choose();
     await source?.(isLatest);
   });
 }
 
-modelChoice.addEventListener("change", openAndRepeat);
-backendChoice.addEventListener("change", openAndRepeat);
+modelChoice.addEventListener("change", () => {
+  offerSizes();
+  repeatAfter(openChosen);
+});
+sizeChoice.addEventListener("change", () => repeatAfter(useChosenSize));
+backendChoice.addEventListener("change", () => repeatAfter(openChosen));
 for (const control of [photos, folder]) {
   control.addEventListener("change", () => {
     answerAll(control.files);

@@ -27,7 +27,7 @@ function load() {
   return loadLiteRt(RUNTIME, { jspi: canSuspend });
 }
 
-/** A compiled file.
+/** A compiled file, at the first of its sizes.
  *
  * @param facts the file's entry in models.json.
  * @param content its bytes, Uint8Array.
@@ -44,9 +44,15 @@ export async function open(facts, content, backend) {
 }
 
 class Network {
-  constructor(facts, compiled) {
-    this.facts = facts;
+  constructor(file, compiled) {
+    this.file = file;
     this.compiled = compiled;
+    this.choose(0);
+  }
+
+  /** Takes images of one of the file's sizes from now on, by its number. */
+  choose(number) {
+    this.facts = { ...this.file, ...this.file.sizes[number] };
   }
 
   /** {values, milliseconds} of a decoded picture: scores of the classes, or of all classes for each pixel in its turn,
@@ -58,11 +64,11 @@ class Network {
 
   /** The same of pixels, RGB, that have the network's size already. */
   async run(pixels) {
-    const { input, output } = this.facts;
+    const { signature, input, output } = this.facts;
     const tensor = new Tensor(stored(pixels, this.facts), input.shape);
     const start = performance.now();
     try {
-      const results = await this.compiled.run([tensor]);
+      const results = await (signature ? this.compiled.run(signature, [tensor]) : this.compiled.run([tensor]));
       const values = await results[output.index].data();
       const milliseconds = performance.now() - start;
       results.forEach((result) => result.delete());

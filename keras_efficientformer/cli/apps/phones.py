@@ -47,7 +47,7 @@ def open_for(
     check_target(folder, overwrite, Path.is_dir)
     if path.suffix == suffix:
         if size is not None:
-            raise ValueError(f"{source} is exported already, for images of one size: leave --size out.")
+            raise ValueError(f"{source} is exported already: leave --size out. An app has every size that a file has.")
         return path, None
     model = open_keras(source, size)
     return model, None if segmentation.is_segmenter(model) else models.crop_of(source)

@@ -140,7 +140,26 @@ await model.selectOption("none.tflite");
 await page.waitForFunction(() => document.querySelector("#results h2") && !document.querySelector("#results .swatch"));
 await settled(page);
 
+found.sizes = { otherwise: await page.getByRole("combobox", { name: "Image size" }).count() };
+await model.selectOption("sizes.tflite");
+await page.waitForFunction(() => !document.getElementById("size-label").hidden);
+await settled(page);
+
 // From here on there is no network.
+await context.setOffline(true);
+const size = page.getByRole("combobox", { name: "Image size" });
+found.sizes.offered = await size.locator("option").allTextContents();
+found.sizes.first = await choose(page, photos, [asked.photo]);
+await size.selectOption({ index: 1 });
+await page.waitForFunction(() => document.getElementById("facts").textContent.startsWith("96x64"));
+await settled(page);
+found.sizes.second = await shown(page);
+found.sizes.facts = await page.locator("#facts").textContent();
+found.sizes.check = await page.locator("#check").textContent();
+await context.setOffline(false);
+await model.selectOption("none.tflite");
+await page.waitForFunction(() => document.getElementById("size-label").hidden);
+await settled(page);
 await context.setOffline(true);
 found.photo = await choose(page, photos, [asked.photo]);
 found.several = await choose(page, photos, [asked.photo, asked.other]);

@@ -10,7 +10,7 @@ final class Camera: NSObject, AVCaptureVideoDataOutputSampleBufferDelegate, @unc
 
     let session = AVCaptureSession()
     private let runner: Runner
-    private var units = ComputeUnits.all
+    private var setup = Setup()
     private var answers: AsyncThrowingStream<Answer, any Error>.Continuation?
 
     init(_ runner: Runner) {
@@ -18,14 +18,14 @@ final class Camera: NSObject, AVCaptureVideoDataOutputSampleBufferDelegate, @unc
     }
 
     /// What is found in the frames, until whoever reads it stops.
-    func answers(on units: ComputeUnits) async throws -> AsyncThrowingStream<Answer, any Error> {
+    func answers(by setup: Setup) async throws -> AsyncThrowingStream<Answer, any Error> {
         guard await AVCaptureDevice.requestAccess(for: .video) else { throw AppError.noCamera }
         return AsyncThrowingStream(bufferingPolicy: .bufferingNewest(1)) { answers in
             answers.onTermination = { _ in
                 self.runner.queue.async { self.session.stopRunning() }
             }
             runner.queue.async {
-                (self.units, self.answers) = (units, answers)
+                (self.setup, self.answers) = (setup, answers)
                 do {
                     try self.configure()
                     self.session.startRunning()
@@ -42,7 +42,7 @@ final class Camera: NSObject, AVCaptureVideoDataOutputSampleBufferDelegate, @unc
         guard let frame = CMSampleBufferGetImageBuffer(sampleBuffer) else { return }
         do {
             // The sensor lies on its side in a phone that is held upright, as this app asks for.
-            answers?.yield(try runner.answer(to: frame, .right, on: units))
+            answers?.yield(try runner.answer(to: frame, .right, by: setup))
         } catch {
             answers?.finish(throwing: error)
         }

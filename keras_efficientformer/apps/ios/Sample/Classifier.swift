@@ -4,8 +4,8 @@ import Vision
 struct Classifier: Network {
     private let request: VNCoreMLRequest
 
-    init(_ units: ComputeUnits) throws {
-        let model = try loadModel(units)
+    init(_ setup: Setup) throws {
+        let model = try loadModel(setup)
         guard model.modelDescription.classLabels?.count == Model.classes else { throw AppError.differentModel }
         request = VNCoreMLRequest(model: try VNCoreMLModel(for: model))
         request.imageCropAndScaleOption = .centerCrop

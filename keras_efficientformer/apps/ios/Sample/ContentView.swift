@@ -7,7 +7,7 @@ struct ContentView: View {
     private let camera: Camera
     @State private var item: PhotosPickerItem?
     @State private var isLive = false
-    @State private var units = ComputeUnits.all
+    @State private var setup = Setup()
     @State private var photo: UIImage?
     @State private var answer: Answer?
     @State private var problem: String?
@@ -21,8 +21,13 @@ struct ContentView: View {
         List {
             PhotosPicker("Choose a photo", selection: $item, matching: .images)
             Toggle("Live camera", isOn: $isLive)
-            Picker("Compute units", selection: $units) {
+            Picker("Compute units", selection: $setup.units) {
                 ForEach(ComputeUnits.allCases, id: \.self) { Text($0.rawValue) }
+            }
+            if Model.sizes.count > 1 {
+                Picker("Image size", selection: $setup.size) {
+                    ForEach(Model.sizes, id: \.self) { Text(verbatim: "\($0.height) × \($0.width)") }
+                }
             }
             if isLive {
                 CameraPreview(session: camera.session).aspectRatio(Camera.aspect, contentMode: .fit).overlay { drawnMask }
@@ -42,7 +47,7 @@ struct ContentView: View {
             }
         }
         .onChange(of: item) { _ in isLive = false }
-        .task(id: Job(item: item, isLive: isLive, units: units)) { await run() }
+        .task(id: Job(item: item, isLive: isLive, setup: setup)) { await run() }
     }
 
     @ViewBuilder private var drawnMask: some View {
@@ -67,19 +72,19 @@ struct ContentView: View {
     private struct Job: Equatable {
         let item: PhotosPickerItem?
         let isLive: Bool
-        let units: ComputeUnits
+        let setup: Setup
     }
 
     private func run() async {
         (answer, problem, isBusy) = (nil, nil, isLive || item != nil)
         do {
             if isLive {
-                for try await found in try await camera.answers(on: units) { (answer, isBusy) = (found, false) }
+                for try await found in try await camera.answers(by: setup) { (answer, isBusy) = (found, false) }
             } else if let item {
                 guard let data = try await item.loadTransferable(type: Data.self) else { throw AppError.unreadablePhoto }
                 try Task.checkCancellation()
                 photo = UIImage(data: data)
-                let found = try await runner.answer(to: data, on: units)
+                let found = try await runner.answer(to: data, by: setup)
                 if !Task.isCancelled { (answer, isBusy) = (found, false) }
             }
         } catch {

@@ -5,6 +5,12 @@ enum ModelTask {
     case classification, segmentation
 }
 
+/// A size of images that the package takes, in pixels, and its function for them; nil where it has one size.
+struct InputSize: Hashable, Sendable {
+    let function: String?
+    let width, height: Int
+}
+
 /// All that this app knows of its model: `efficientformer app ios` writes these lines from the package.
 enum Model {
     static let name = "efficientformer_l1_224_float16"
@@ -12,8 +18,9 @@ enum Model {
 
     /// An RGB image, as it is: the normalisation is inside the model.
     static let input = "image"
-    static let width = 224
-    static let height = 224
+
+    /// Of several, between which the user chooses, the first is what opens by default.
+    static let sizes = [InputSize(function: nil, width: 224, height: 224)]
 
     /// The share of a photo's short side that the network sees, as in training; 1 of a segmenter.
     static let cropFraction: CGFloat = 0.95

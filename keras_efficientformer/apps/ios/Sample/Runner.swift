@@ -9,7 +9,7 @@ struct Answer: Sendable {
     let time: String
 }
 
-/// The model, loaded once for each choice of compute units, and the queue that it is used on.
+/// The model, loaded once for each choice of how it is run, and the queue that it is used on.
 ///
 /// Safe to share, because all that can change is touched on `queue` alone.
 final class Runner: @unchecked Sendable {
@@ -17,34 +17,32 @@ final class Runner: @unchecked Sendable {
     let queue = DispatchQueue(label: "model", qos: .userInitiated)
     /// How often a photo is answered for, so that its time is that of a warm model.
     private let runs = 6
-    private var units: ComputeUnits?
+    private var setup: Setup?
     private var network: Result<any Network, any Error> = .failure(AppError.missingModel)
     private var timing = Timing()
 
     /// - Parameter photo: the content of an image file.
-    func answer(to photo: Data, on units: ComputeUnits) async throws -> Answer {
+    func answer(to photo: Data, by setup: Setup) async throws -> Answer {
         try await withCheckedThrowingContinuation { continuation in
             queue.async {
                 continuation.resume(
                     with: Result {
                         let picture = VNImageRequestHandler(data: photo, orientation: try orientation(of: photo))
-                        return try self.answer(to: picture, on: units, runs: self.runs)
+                        return try self.answer(to: picture, by: setup, runs: self.runs)
                     })
             }
         }
     }
 
     /// To be called on `queue`.
-    func answer(to frame: CVPixelBuffer, _ orientation: CGImagePropertyOrientation, on units: ComputeUnits) throws
-        -> Answer
-    {
-        try answer(to: VNImageRequestHandler(cvPixelBuffer: frame, orientation: orientation), on: units, runs: 1)
+    func answer(to frame: CVPixelBuffer, _ orientation: CGImagePropertyOrientation, by setup: Setup) throws -> Answer {
+        try answer(to: VNImageRequestHandler(cvPixelBuffer: frame, orientation: orientation), by: setup, runs: 1)
     }
 
-    private func answer(to picture: VNImageRequestHandler, on units: ComputeUnits, runs: Int) throws -> Answer {
-        if units != self.units {
-            (self.units, timing) = (units, Timing())
-            network = Result { try load(units) }
+    private func answer(to picture: VNImageRequestHandler, by setup: Setup, runs: Int) throws -> Answer {
+        if setup != self.setup {
+            (self.setup, timing) = (setup, Timing())
+            network = Result { try load(setup) }
         }
         let loaded = try network.get()
         var findings = Findings(lines: [])
@@ -55,10 +53,10 @@ final class Runner: @unchecked Sendable {
     }
 }
 
-private func load(_ units: ComputeUnits) throws -> any Network {
+private func load(_ setup: Setup) throws -> any Network {
     switch Model.task {
-    case .classification: return try Classifier(units)
-    case .segmentation: return try Segmenter(units)
+    case .classification: return try Classifier(setup)
+    case .segmentation: return try Segmenter(setup)
     }
 }
 

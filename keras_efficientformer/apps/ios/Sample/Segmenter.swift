@@ -11,16 +11,17 @@ struct RGB: Sendable {
     }
 }
 
-/// The color of each pixel's class, row by row, of the model's size: to be stretched over the whole picture.
+/// The color of each pixel's class, row by row, of the network's size: to be stretched over the whole picture.
 struct Mask: Sendable {
     let colors: [RGB]
+    let size: InputSize
 
     func image() -> CGImage? {
         let bytes: [UInt8] = colors.flatMap { [$0.red, $0.green, $0.blue, .max] }
         guard let provider = CGDataProvider(data: Data(bytes) as CFData) else { return nil }
         return CGImage(
-            width: Model.width, height: Model.height, bitsPerComponent: 8, bitsPerPixel: 32,
-            bytesPerRow: 4 * Model.width, space: CGColorSpaceCreateDeviceRGB(),
+            width: size.width, height: size.height, bitsPerComponent: 8, bitsPerPixel: 32,
+            bytesPerRow: 4 * size.width, space: CGColorSpaceCreateDeviceRGB(),
             bitmapInfo: CGBitmapInfo(rawValue: CGImageAlphaInfo.noneSkipLast.rawValue), provider: provider,
             decode: nil, shouldInterpolate: false, intent: .defaultIntent)
     }
@@ -43,12 +44,14 @@ struct Legend: Decodable {
 
 /// The class of every pixel by Vision, which stretches a photo to the model's input.
 struct Segmenter: Network {
+    private let size: InputSize
     private let request: VNCoreMLRequest
     private let labels: [String]
     private let palette: [RGB]
 
-    init(_ units: ComputeUnits) throws {
-        let model = try loadModel(units)
+    init(_ setup: Setup) throws {
+        size = setup.size
+        let model = try loadModel(setup)
         let legend = try Legend(of: model)
         (labels, palette) = (legend.labels, legend.colors.map(RGB.init))
         request = VNCoreMLRequest(model: try VNCoreMLModel(for: model))
@@ -67,6 +70,6 @@ struct Segmenter: Network {
                 label: labels[number], share: Double(pixels.count) / Double(classes.count), color: palette[number])
         }
         return Findings(
-            lines: lines.sorted { $0.share > $1.share }, mask: Mask(colors: classes.map { palette[$0] }))
+            lines: lines.sorted { $0.share > $1.share }, mask: Mask(colors: classes.map { palette[$0] }, size: size))
     }
 }

@@ -3,7 +3,7 @@ import XCTest
 
 @testable import Sample
 
-/// How long the bundled model takes on this phone. What is timed is the prediction alone: an image of the model's size
+/// How long the bundled model takes on this phone, at the first of its image sizes. What is timed is the prediction alone: an image of the model's size
 /// in, the label out, without Vision.
 final class LatencyTests: XCTestCase {
     private let warmUps = 20
@@ -35,7 +35,7 @@ final class LatencyTests: XCTestCase {
 
     /// The mean and the deviation that Xcode shows beside this line, and compares with a baseline that you set.
     func testPrediction() throws {
-        let model = try loadModel(.all)
+        let model = try loadModel(Setup())
         let image = try blackImage()
         _ = try model.prediction(from: image)
         measure { _ = try? model.prediction(from: image) }
@@ -45,7 +45,7 @@ final class LatencyTests: XCTestCase {
         let clock = ContinuousClock()
         let image = try blackImage()
         let start = clock.now
-        let model = try loadModel(units)
+        let model = try loadModel(Setup(units: units))
         let load = clock.now - start
         for _ in 0..<warmUps { _ = try model.prediction(from: image) }
         let samples = try (0..<runs).map { _ in
@@ -74,9 +74,10 @@ final class LatencyTests: XCTestCase {
     /// Dense arithmetic takes as long on black as on a photograph.
     private func blackImage() throws -> MLFeatureProvider {
         var buffer: CVPixelBuffer?
+        let size = Model.sizes[0]
         let options = [kCVPixelBufferIOSurfacePropertiesKey: [String: Any]()] as CFDictionary
         CVPixelBufferCreate(
-            kCFAllocatorDefault, Model.width, Model.height, kCVPixelFormatType_32BGRA, options, &buffer)
+            kCFAllocatorDefault, size.width, size.height, kCVPixelFormatType_32BGRA, options, &buffer)
         let image = MLFeatureValue(pixelBuffer: try XCTUnwrap(buffer))
         return try MLDictionaryFeatureProvider(dictionary: [Model.input: image])
     }

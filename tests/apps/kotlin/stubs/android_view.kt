@@ -18,5 +18,6 @@ open class View(context: Context) {
     companion object {
         const val VISIBLE = 0
         const val INVISIBLE = 4
+        const val GONE = 8
     }
 }

@@ -7,10 +7,13 @@ const val TOP = 5
 data class Prediction(val label: String, val probability: Float)
 
 interface Classifier : Network {
+    /** Of the images that it takes. */
+    val size: InputSize
+
     /** The [TOP] most probable classes of a photograph's [centre], the most probable first. */
     fun classify(photo: Bitmap): List<Prediction>
 
-    override fun seen(scaled: Bitmap): Bitmap = centre(scaled)
+    override fun seen(scaled: Bitmap): Bitmap = centre(scaled, size)
 
     override fun answer(seen: Bitmap): Answer = Classification(classify(seen))
 }

@@ -14,15 +14,15 @@ private const val RGB = 3
  *
  * Throws LiteRtException where the device has no such accelerator.
  */
-class LiteRTClassifier(context: Context, accelerator: Accelerator) : Classifier {
+class LiteRTClassifier(context: Context, override val size: InputSize, accelerator: Accelerator) : Classifier {
     private val labels = readLabels(context)
     private val model = CompiledModel.create(context.assets, Model.ASSET, CompiledModel.Options(accelerator))
-    private val image = model.createInputBuffer(Model.INPUT, Model.SIGNATURE)
-    private val probabilities = model.createOutputBuffer(Model.OUTPUT, Model.SIGNATURE)
+    private val image = model.createInputBuffer(Model.INPUT, size.signature)
+    private val probabilities = model.createOutputBuffer(Model.OUTPUT, size.signature)
 
     override fun classify(photo: Bitmap): List<Prediction> {
         image.writeFloat(rgb(photo))
-        model.run(mapOf(Model.INPUT to image), mapOf(Model.OUTPUT to probabilities), Model.SIGNATURE)
+        model.run(mapOf(Model.INPUT to image), mapOf(Model.OUTPUT to probabilities), size.signature)
         return labels.zip(probabilities.readFloat().asList(), ::Prediction)
             .sortedByDescending { it.probability }
             .take(TOP)
@@ -35,8 +35,8 @@ class LiteRTClassifier(context: Context, accelerator: Accelerator) : Classifier 
     }
 
     private fun rgb(photo: Bitmap): FloatArray {
-        val pixels = IntArray(Model.HEIGHT * Model.WIDTH)
-        photo.getPixels(pixels, 0, Model.WIDTH, 0, 0, Model.WIDTH, Model.HEIGHT)
+        val pixels = IntArray(size.height * size.width)
+        photo.getPixels(pixels, 0, size.width, 0, 0, size.width, size.height)
         val values = FloatArray(pixels.size * RGB)
         pixels.forEachIndexed { index, pixel ->
             values[index * RGB] = Color.red(pixel).toFloat()

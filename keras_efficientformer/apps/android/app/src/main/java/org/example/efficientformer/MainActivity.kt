@@ -6,6 +6,7 @@ import android.os.Bundle
 import android.view.View
 import android.widget.AdapterView
 import android.widget.ArrayAdapter
+import android.widget.Spinner
 import android.widget.Toast
 import androidx.activity.ComponentActivity
 import androidx.activity.enableEdgeToEdge
@@ -40,13 +41,9 @@ class MainActivity : ComponentActivity() {
         setContentView(screen.root)
         screen.gallery.setOnClickListener { choosePhoto() }
         screen.camera.setOnClickListener { permission.launch(Manifest.permission.CAMERA) }
-        screen.engine.adapter = ArrayAdapter(this, simple_spinner_dropdown_item, Engine.choices)
-        screen.engine.onItemSelectedListener = object : AdapterView.OnItemSelectedListener {
-            override fun onItemSelected(parent: AdapterView<*>?, view: View?, position: Int, id: Long) =
-                model.use(Engine.choices[position])
-
-            override fun onNothingSelected(parent: AdapterView<*>?) = Unit
-        }
+        offer(screen.engine, Engine.choices) { model.use(it) }
+        offer(screen.size, Model.SIZES) { model.use(it) }
+        screen.size.visibility = if (Model.SIZES.size > 1) View.VISIBLE else View.GONE
         lifecycleScope.launch {
             repeatOnLifecycle(Lifecycle.State.STARTED) {
                 model.state.collect { state ->
@@ -55,6 +52,16 @@ class MainActivity : ComponentActivity() {
                     screen.progress.visibility = if (state.isBusy) View.VISIBLE else View.INVISIBLE
                 }
             }
+        }
+    }
+
+    private fun <T> offer(spinner: Spinner, choices: List<T>, use: (T) -> Unit) {
+        spinner.adapter = ArrayAdapter(this, simple_spinner_dropdown_item, choices)
+        spinner.onItemSelectedListener = object : AdapterView.OnItemSelectedListener {
+            override fun onItemSelected(parent: AdapterView<*>?, view: View?, position: Int, id: Long) =
+                use(choices[position])
+
+            override fun onNothingSelected(parent: AdapterView<*>?) = Unit
         }
     }
 

@@ -16,7 +16,7 @@ private const val RUNS = 6
 
 data class State(val photo: Bitmap? = null, val result: CharSequence = "", val isBusy: Boolean = false)
 
-/** The photograph, the chosen engine and the result; they survive the screen's rotation. */
+/** The photograph, the chosen engine and input size, and the result; they survive the screen's rotation. */
 class MainViewModel(application: Application) : AndroidViewModel(application) {
     private val mutableState = MutableStateFlow(State())
     val state = mutableState.asStateFlow()
@@ -24,6 +24,7 @@ class MainViewModel(application: Application) : AndroidViewModel(application) {
     /** The thread that does all the work: what a GPU is given belongs to the thread that gave it. */
     val worker: ExecutorService = Executors.newSingleThreadExecutor()
     private var engine = Engine.choices.first()
+    private var size = Model.SIZES.first()
     private var network: Result<Network>? = null // once it is loaded, or has failed to
     private var timing = Timing()
     private var photo: Uri? = null
@@ -35,23 +36,34 @@ class MainViewModel(application: Application) : AndroidViewModel(application) {
 
     fun use(chosen: Engine) = worker.execute {
         if (chosen != engine) {
-            network?.onSuccess { it.close() }
-            network = null
             engine = chosen
-            answerPhoto()
+            answerAnew()
         }
+    }
+
+    fun use(chosen: InputSize) = worker.execute {
+        if (chosen != size) {
+            size = chosen
+            answerAnew()
+        }
+    }
+
+    private fun answerAnew() {
+        network?.onSuccess { it.close() }
+        network = null
+        answerPhoto()
     }
 
     /** Answers for a frame of the camera. To be called on [worker]. */
     fun show(frame: Bitmap) {
         photo = null
-        attempt { answer(scaled(frame), runs = 1) }
+        attempt { answer(scaled(frame, size), runs = 1) }
     }
 
     private fun answerPhoto() {
         val chosen = photo ?: return
-        mutableState.value = State(isBusy = true) // what is shown is of another photograph or engine
-        attempt { answer(readPhoto(getApplication<Application>().contentResolver, chosen), RUNS) }
+        mutableState.value = State(isBusy = true) // what is shown is of another photograph, engine or size
+        attempt { answer(readPhoto(getApplication<Application>().contentResolver, chosen, size), RUNS) }
     }
 
     private fun answer(scaled: Bitmap, runs: Int) {
@@ -67,7 +79,7 @@ class MainViewModel(application: Application) : AndroidViewModel(application) {
     private fun load(): Result<Network> {
         mutableState.update { it.copy(isBusy = true) }
         timing = Timing()
-        return runCatching { engine.load(getApplication()) }
+        return runCatching { engine.load(getApplication(), size) }
     }
 
     /** Shows what goes wrong: also LinkageError, of libraries that have no code for this device's processor. */

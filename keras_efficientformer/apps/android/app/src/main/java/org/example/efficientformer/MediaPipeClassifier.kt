@@ -8,7 +8,7 @@ import com.google.mediapipe.tasks.vision.imageclassifier.ImageClassifier
 import com.google.mediapipe.tasks.vision.imageclassifier.ImageClassifier.ImageClassifierOptions
 
 /** MediaPipe Tasks, which finds shapes and normalisation in the model file's own metadata. */
-class MediaPipeClassifier(context: Context) : Classifier {
+class MediaPipeClassifier(context: Context, override val size: InputSize) : Classifier {
     private val labels = readLabels(context)
     private val classifier = ImageClassifier.createFromOptions(
         context,

@@ -20,19 +20,34 @@ interface Answer {
     fun draw(seen: Bitmap): Bitmap
 }
 
-/** The ways to run a model, under the names that the user sees. */
-enum class Engine(private val title: String, private val task: Task, val load: (Context) -> Network) {
-    MEDIAPIPE("MediaPipe Tasks, CPU", Task.CLASSIFICATION, { MediaPipeClassifier(it) }),
-    LITERT_CPU("LiteRT CompiledModel, CPU", Task.CLASSIFICATION, { LiteRTClassifier(it, Accelerator.CPU) }),
-    LITERT_GPU("LiteRT CompiledModel, GPU", Task.CLASSIFICATION, { LiteRTClassifier(it, Accelerator.GPU) }),
-    SEGMENTER("MediaPipe Tasks, CPU", Task.SEGMENTATION, { Segmenter(it) }),
+/**
+ * The ways to run a model, under the names that the user sees.
+ *
+ * MediaPipe Tasks refuses files of several sizes.
+ */
+enum class Engine(
+    private val title: String,
+    private val task: Task,
+    private val takesSeveralSizes: Boolean,
+    val load: (Context, InputSize) -> Network,
+) {
+    MEDIAPIPE("MediaPipe Tasks, CPU", Task.CLASSIFICATION, false, ::MediaPipeClassifier),
+    LITERT_CPU("LiteRT CompiledModel, CPU", Task.CLASSIFICATION, true, { context, size ->
+        LiteRTClassifier(context, size, Accelerator.CPU)
+    }),
+    LITERT_GPU("LiteRT CompiledModel, GPU", Task.CLASSIFICATION, true, { context, size ->
+        LiteRTClassifier(context, size, Accelerator.GPU)
+    }),
+    SEGMENTER("MediaPipe Tasks, CPU", Task.SEGMENTATION, false, ::Segmenter),
     ;
 
     override fun toString() = title
 
     companion object {
         /** Those for the app's model. */
-        val choices = entries.filter { it.task == Model.TASK }
+        val choices = entries.filter {
+            it.task == Model.TASK && (it.takesSeveralSizes || Model.SIZES.size == 1)
+        }
     }
 }
 

@@ -22,7 +22,7 @@ private const val OPACITY = 150
  *
  * Labels are an asset of their own: `ImageSegmenter.getLabels()` of release 1.0.0 is reported to be empty on Android.
  */
-class Segmenter(context: Context) : Network {
+class Segmenter(context: Context, private val size: InputSize) : Network {
     private val labels = readLabels(context)
     private val colors = context.resources.getIntArray(R.array.class_colors)
     private val segmenter = ImageSegmenter.createFromOptions(
@@ -39,7 +39,7 @@ class Segmenter(context: Context) : Network {
     override fun answer(seen: Bitmap): Answer {
         // The mask is as large as the image. MediaPipe pads rows to 16 bytes, and fails on masks that are padded: the
         // sides of segmenters are multiples of 32, those of photographs are not.
-        val image = Bitmap.createScaledBitmap(seen, Model.WIDTH, Model.HEIGHT, true)
+        val image = Bitmap.createScaledBitmap(seen, size.width, size.height, true)
         val mask = segmenter.segment(BitmapImageBuilder(image).build()).categoryMask().get()
         val numbers = ByteBufferExtractor.extract(mask)
         val classes = IntArray(mask.width * mask.height) { numbers.get(it).toUByte().toInt() }
