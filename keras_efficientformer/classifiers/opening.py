@@ -57,13 +57,19 @@ def open_classifier(source: str | os.PathLike[str], input_shape: tuple[int, ...]
     classifier: Classifier = open_file(path, input_shape)
     own = (*classifier.size, classifier.channels)
     if input_shape is not None and tuple(input_shape) != own[: len(input_shape)]:
-        sizes = function_sizes(path) if path.suffix == ".mlpackage" else signature_sizes(path)
-        found = ", ".join(map(described, sizes.values())) or described(classifier.size)
+        found = ", ".join(map(described, file_sizes(path))) or described(classifier.size)
         raise ValueError(
             f"{source} takes images of {found} pixels and no others. Received: {tuple(input_shape)}; leave the size "
             "out, or export the model at that size."
         )
     return classifier
+
+
+def file_sizes(file: Path) -> tuple[tuple[int, int], ...]:
+    """(height, width) of each input size of a .tflite file or package, the one that opens by default first; errors are
+    those of `open_classifier`."""
+    sizes = function_sizes(file) if file.suffix == ".mlpackage" else signature_sizes(file)
+    return tuple(sizes.values())
 
 
 def open_embedder(source: str | os.PathLike[str], input_shape: tuple[int, ...] | None = None) -> Classifier:

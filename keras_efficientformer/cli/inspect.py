@@ -58,6 +58,8 @@ def inspect(
 ) -> None:
     """Say what is in a file; of a Core ML package also what may keep it off the Neural Engine."""
     check_inputs(model, against, images)
+    if size is not None and against is None:
+        raise typer.BadParameter("--size is of the model that --against names; without it all sizes are listed.")
     file = models.local_file(model)
     if gpu and file.suffix != ".tflite":
         raise typer.BadParameter(f"--gpu runs .tflite files. Received: {file.name}")

@@ -6,14 +6,14 @@ from typing import Any
 import keras
 
 from keras_efficientformer.classifiers.keras_models import KerasClassifier
-from keras_efficientformer.classifiers.opening import open_classifier
+from keras_efficientformer.classifiers.opening import file_sizes, open_classifier
 from keras_efficientformer.deploy.report import CLASS_NUMBERS, compare
 from keras_efficientformer.deploy.source import checkpoint_of
 from keras_efficientformer.images import seeded_images
 
 
 def check_exports(model: keras.Model, reports: dict[Path, dict[str, Any]]) -> None:
-    """Runs exported files beside a model.
+    """Runs exported files beside a model, files of several input sizes at the model's.
 
     Args:
         model: the classifier or segmentation model.
@@ -32,7 +32,7 @@ def check_exports(model: keras.Model, reports: dict[Path, dict[str, Any]]) -> No
     expected = ours.predict(images)
     for file, report in reports.items():
         _check_checkpoint(file, report["checkpoint"], checkpoint)
-        theirs = open_classifier(file)
+        theirs = open_classifier(file, ours.size if ours.size in file_sizes(file) else None)
         shape, own = (*theirs.size, theirs.channels), (*ours.size, ours.channels)
         if theirs.output != ours.output or shape != own:
             raise ValueError(

@@ -1,5 +1,6 @@
 """Writes a model's card: what it is, how to use it, how good it is and how it was made. Room: sharing."""
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,4 +168,6 @@ def _worst(run: FinishedRun | None) -> tuple[str, list[tuple[str, float, int]]]:
 
 def _worst_difference(report: dict[str, Any]) -> float:
     """`ExportReport.worst`, relative, of a report that was read."""
-    return max(row["max"] / max(1.0, row["largest"]) for row in report["differences"])
+    # Reports that older versions wrote know of one input size.
+    rows = itertools.chain(report["differences"], *(size["differences"] for size in report.get("further_sizes", ())))
+    return max(row["max"] / max(1.0, row["largest"]) for row in rows)

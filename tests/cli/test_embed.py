@@ -46,7 +46,7 @@ def test_vectors_and_search(folder, tmp_path, source):
     index = tmp_path / "index.npz"
     done = run(folder / "images", "--model", source, "--output", index, "--json")
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout) == {"file": "index.npz", "images": 4, "values": 448}
+    assert json.loads(done.stdout) == {"file": "index.npz", "images": 4, "size": [64, 64], "values": 448}
     with np.load(index) as arrays:
         names, vectors = arrays["names"], arrays["vectors"]
     assert [name[-5:] for name in names] == ["a.png", "b.png", "c.png", "d.png"]

@@ -70,9 +70,10 @@ def embed(
         _print_similar(found, names, vectors, top, search, as_json)
     elif save is not None and found:
         _write(found, save, overwrite)
-        facts = {"file": save.name, "images": len(found), "values": len(next(iter(found.values())))}
+        values, (height, width) = len(next(iter(found.values()))), embedder.size
+        facts = {"file": save.name, "images": len(found), "size": [height, width], "values": values}
         print(json.dumps(facts)) if as_json else output.print(
-            f"{save}: {len(found)} vectors of {facts['values']} values"
+            f"{save}: {len(found)} vectors of {values} values, of images of {height}x{width} pixels"
         )
     tell_bad(bad, skip_bad)
 

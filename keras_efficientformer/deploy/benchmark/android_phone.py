@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from keras_efficientformer.deploy.benchmark.computer import file_facts
+from keras_efficientformer.deploy.benchmark.computer import file_facts, notes_on
 from keras_efficientformer.deploy.benchmark.op_profile import read_op_profile
 from keras_efficientformer.deploy.benchmark.reports import Cost, DeviceReport, Latency
 from keras_efficientformer.errors import DeviceError
@@ -93,6 +93,7 @@ class AndroidPhone:
             DeviceError: benchmark_model fails on it, or the GPU does not take it.
             ValueError: what benchmark_model printed was not understood.
         """
+        sizes = notes_on(file)  # that it cannot be read is told before the phone is asked
         text = self._run(file, threads, runs, warmup, gpu)
         statistics = RUNS_LINE.findall(text)
         if not statistics:
@@ -115,7 +116,9 @@ class AndroidPhone:
             min_ms=values.get("min", values["curr"]) / 1000,
             load_ms=float(load[1]) if load else None,
             memory_mb=float(memory[1] or memory[2]) * MEBIBYTE if memory else None,
-            note=f"p95 {int(p95) / 1000:.1f} ms; benchmark_model tells no p90" + _delegated(text, file, gpu),
+            note=f"p95 {int(p95) / 1000:.1f} ms; benchmark_model tells no p90"
+            + _delegated(text, file, gpu)
+            + (f"; {sizes}" if sizes else ""),
         )
 
     def profile(self, file: Path, threads: int = 1, runs: int = 50, gpu: bool = False) -> tuple[Cost, ...]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_efficientformer.deploy.benchmark.computer import file_facts, input_batch
+from keras_efficientformer.deploy.benchmark.computer import file_facts, input_batch, notes_on
 from keras_efficientformer.deploy.benchmark.reports import Cost, DeviceReport, Latency
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 from keras_efficientformer.errors import DeviceError
@@ -192,7 +192,7 @@ def count_instructions(
                 mean_ms=None,
                 min_ms=None,
                 instructions=sum(cost.amount for cost in kernels[file.name]),
-                note=NOTE,
+                note=notes_on(file, NOTE),
             )
             for file in files
         ),

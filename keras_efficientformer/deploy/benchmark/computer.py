@@ -21,8 +21,10 @@ from keras_efficientformer.deploy.benchmark.reports import (
     model_and_mode,
     this_computer,
 )
+from keras_efficientformer.deploy.input_sizes import described
 from keras_efficientformer.deploy.tflite.accelerators.gpu import run_on_gpu
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
+from keras_efficientformer.deploy.tflite.sizes.signatures import signature_sizes
 from keras_efficientformer.errors import DeviceError
 from keras_efficientformer.images import seeded_images
 from keras_efficientformer.reporting import versions_of
@@ -69,7 +71,7 @@ def benchmark_tflite(
                 milliseconds.append(1000 * (time.perf_counter() - started))
     measured = [_run_script(litert_memory.__file__, file, threads) for file in files]
     results = [
-        Latency.of(milliseconds, **file_facts(file), unit="cpu", threads=threads, **facts)
+        Latency.of(milliseconds, **file_facts(file), unit="cpu", threads=threads, note=notes_on(file), **facts)
         for file, milliseconds, facts in zip(files, samples, measured, strict=True)
     ]
     return _report(results, command)
@@ -111,7 +113,12 @@ def _gpu_latency(file: Path, runs: int, warmup: int) -> Latency:
     if found.software:
         note += ", a driver that computes on the CPU: that it runs is worth knowing, its time says nothing of a GPU"
     return Latency.of(
-        found.milliseconds, **file_facts(file), unit="gpu", threads=None, load_ms=found.load_ms, note=note
+        found.milliseconds,
+        **file_facts(file),
+        unit="gpu",
+        threads=None,
+        load_ms=found.load_ms,
+        note=notes_on(file, note),
     )
 
 
@@ -154,6 +161,13 @@ def file_facts(file: Path) -> dict[str, Any]:
     """What a `Latency` says about the file itself."""
     model, mode = model_and_mode(file)
     return {"file": file.name, "model": model, "mode": mode, "bytes": file.stat().st_size}
+
+
+def notes_on(file: Path, *more: str) -> str | None:
+    """What a `Latency` notes, besides `more`, of a .tflite file that has several input sizes: which is run."""
+    sizes = [described(size) for size in signature_sizes(file).values()]
+    found = [f"{file.name}: the first of its sizes, {', '.join(sizes)}; all of them are loaded"] if sizes[1:] else []
+    return "; ".join((*more, *found)) or None
 
 
 def input_batch(model: LiteRTModel) -> np.ndarray:
