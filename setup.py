@@ -108,6 +108,7 @@ setup(
         "ml_dtypes",
         "safetensors>=0.5",
         "huggingface_hub>=1.0",
+        "filelock",
         "pillow>=11",
         "typer>=0.15",
         "rich>=13",

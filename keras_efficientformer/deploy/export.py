@@ -26,6 +26,8 @@ from keras_efficientformer.labels import Labels, class_names
 from keras_efficientformer.layers.names import STAGES
 from keras_efficientformer.reporting import versions_of
 
+# What to do about a file that differs too much; whoever sets no limit leaves it out.
+RAISE_LIMIT = " Raise max_difference (--max-difference) if that is acceptable."
 AUTHOR = "keras-efficientformer"
 LICENSE = "Apache-2.0"
 OUTPUT_DESCRIPTIONS = {
@@ -273,5 +275,5 @@ def check(differences: tuple[Difference, ...], limit: float, path: Path, size: s
             raise ExportError(
                 f"{path} was not written: its output {difference.output}{where} differs from the Keras model's by "
                 f"{difference.max:.3g} (relative {difference.relative:.3g}, mean {difference.mean:.3g}), and the limit "
-                f"is {limit:.3g}. Raise max_difference if that is acceptable."
+                f"is {limit:.3g}.{RAISE_LIMIT}"
             )

@@ -31,7 +31,7 @@ NOTE = "instructions of one inference on one thread, counted by qemu-user; not a
 
 def default_folder() -> Path:
     """Where `tflite/arm/setup.sh` puts the emulator; the environment variable EFFICIENTFORMER_ARM names another."""
-    return Path(os.environ.get("EFFICIENTFORMER_ARM") or "~/.cache/keras_efficientformer/arm").expanduser()
+    return Path(os.path.expanduser(os.environ.get("EFFICIENTFORMER_ARM") or "~/.cache/keras_efficientformer/arm"))
 
 
 class ArmEmulator:

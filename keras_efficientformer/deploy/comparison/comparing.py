@@ -8,13 +8,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+from filelock import FileLock, Timeout
 
 from keras_efficientformer.deploy.benchmark.computer import benchmark_tflite
 from keras_efficientformer.deploy.benchmark.reports import this_computer
@@ -22,6 +24,7 @@ from keras_efficientformer.deploy.comparison.images import ComparedImages, read_
 from keras_efficientformer.deploy.comparison.measuring import (
     Instruments,
     class_output,
+    completed,
     export_mode,
     keras_scores,
     measured,
@@ -29,7 +32,7 @@ from keras_efficientformer.deploy.comparison.measuring import (
 from keras_efficientformer.deploy.comparison.modes import ComparedMode, chosen_modes
 from keras_efficientformer.deploy.comparison.results import ComparisonReport, ModeResult
 from keras_efficientformer.deploy.comparison.targets import IMAGES_SCORED, check_target_name, recommend, targets_of
-from keras_efficientformer.deploy.export import label_names
+from keras_efficientformer.deploy.export import RAISE_LIMIT, label_names
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.source import open_source
 from keras_efficientformer.errors import ExportError, first_line
@@ -38,7 +41,7 @@ from keras_efficientformer.imagenet import CROP
 from keras_efficientformer.labels import Labels
 from keras_efficientformer.reporting import versions_of
 
-RESULTS_FILE = "results.json"
+RESULTS_FILE, LOCK_FILE = "results.json", ".lock"
 TIMED_RUNS = 30
 COMPARISON_TOOLS = (
     "keras-efficientformer", "keras", "numpy", "ai-edge-litert", "litert-quantizer", "coremltools", "scikit-learn"
@@ -47,9 +50,16 @@ COMPARISON_TOOLS = (
 
 def default_folder() -> Path:
     """Where comparisons lie until they are finished; the environment variable EFFICIENTFORMER_COMPARISONS names
-    another."""
-    folder = os.environ.get("EFFICIENTFORMER_COMPARISONS") or "~/.cache/keras_efficientformer/comparisons"
-    return Path(folder).expanduser()
+    another.
+
+    Raises:
+        OSError: it does not, and there is no home folder.
+    """
+    named = os.environ.get("EFFICIENTFORMER_COMPARISONS") or "~/.cache/keras_efficientformer/comparisons"
+    folder = os.path.expanduser(named)
+    if folder.startswith("~"):
+        raise OSError("There is no home folder: keep the files in one that you choose (--keep), or set HOME.")
+    return Path(folder)
 
 
 def compare_modes(
@@ -96,7 +106,7 @@ def compare_modes(
 
     Raises:
         ValueError: there is no such mode or target, the model is no classifier, a number is out of its range, the
-            images are unfit, or `keep` holds another comparison.
+            images are unfit, or `keep` holds another comparison or is another process's just now.
         OSError: a folder is missing or cannot be written to.
         ImportError: a mode is asked for and what it needs is not installed.
     """
@@ -113,11 +123,13 @@ def compare_modes(
         Path(folder), network, names, None if calibration is None else Path(calibration), images, crop_fraction
     )
     store = _Store(keep, _fingerprint(model, scored))
-    expected = keras_scores(source, network, scored)
-    _measure_all(model, network, chosen, scored, expected, store, track)
-    results = _timed([store.results[mode.name] for mode in chosen], store.folder)
-    if keep is None:
-        shutil.rmtree(store.folder)
+    instruments = Instruments()
+    with store.locked():
+        expected = keras_scores(source, network, scored)
+        _measure_all(model, network, chosen, scored, expected, store, instruments, track)
+        results = _timed([store.results[mode.name] for mode in chosen], store.folder)
+        if keep is None:
+            shutil.rmtree(store.folder)
     return ComparisonReport(
         model=network.name,
         folder=bare_name(folder),
@@ -128,7 +140,7 @@ def compare_modes(
         keras_top1=None if scored.targets is None else float(np.mean(expected.argmax(-1) == scored.targets)),
         results=results,
         missing=missing,
-        notes=tuple(store.notes.values()),
+        notes=tuple(instruments.missing.values()),
         recommendations={
             target: recommend(results, target, max_drop, len(scored)) for target in targets or targets_of(results)
         },
@@ -148,34 +160,41 @@ class _Store:
         fingerprint: of all that results depend on.
 
     Attributes:
-        folder: the folder, which is made.
-        results: {mode: its result} of those that are done.
-        notes: {what was not measured: why}.
-
-    Raises:
-        ValueError: it holds another comparison, or files that are none.
+        folder: the folder.
+        results: {mode: its result} of those that are done, once it is locked.
     """
 
     def __init__(self, keep: str | os.PathLike | None, fingerprint: str) -> None:
         self.folder = default_folder() / fingerprint[:16] if keep is None else Path(keep)
         self._file, self._fingerprint = self.folder / RESULTS_FILE, fingerprint
         self.results: dict[str, ModeResult] = {}
-        self.notes: dict[str, str] = {}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder, which is this process's alone for the block, and reads what is done.
+
+        Raises:
+            ValueError: it holds another comparison, or files that are none; or another process is at it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(self.folder)
-        if self._file.exists():
-            self._read()
-        elif any(self.folder.iterdir()):
+        found = [path for path in self.folder.iterdir() if path.name != LOCK_FILE]
+        if found and not self._file.exists():
             raise ValueError(
                 f"{self.folder} holds files that are no comparison's: choose another folder, or a new one."
             )
-        else:
-            self._write()
+        lock = FileLock(self.folder / LOCK_FILE)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise ValueError(f"Another process is at the comparison in {self.folder}: wait for it.") from None
+        with lock:
+            remove_unfinished(self.folder)
+            self._read() if self._file.exists() else self._write()
+            yield
 
-    def add(self, result: ModeResult, notes: dict[str, str]) -> None:
+    def add(self, result: ModeResult) -> None:
         """Writes the result of a mode that is done."""
         self.results[result.mode] = result
-        self.notes |= notes
         self._write()
 
     def _read(self) -> None:
@@ -183,7 +202,6 @@ class _Store:
             content: Any = json.loads(self._file.read_text(encoding="utf-8"))
             is_same = content["fingerprint"] == self._fingerprint
             found = [ModeResult.from_dict(values) for values in content["results"]]
-            notes = dict(content["notes"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{self._file} is no comparison's: {first_line(error)}. Choose another folder, or remove this one."
@@ -195,7 +213,6 @@ class _Store:
             )
         # A file that somebody has taken away is made again.
         self.results = {found_.mode: found_ for found_ in found if found_.file is None or self.path(found_).exists()}
-        self.notes = notes
 
     def path(self, result: ModeResult) -> Path:
         """The file of a mode that has one."""
@@ -203,7 +220,7 @@ class _Store:
 
     def _write(self) -> None:
         results = [dataclasses.asdict(result) for result in self.results.values()]
-        write_json(self._file, {"fingerprint": self._fingerprint, "results": results, "notes": self.notes})
+        write_json(self._file, {"fingerprint": self._fingerprint, "results": results})
 
 
 def _fingerprint(model: keras.Model, images: ComparedImages) -> str:
@@ -222,17 +239,27 @@ def _measure_all(
     images: ComparedImages,
     expected: np.ndarray,
     store: _Store,
+    instruments: Instruments,
     track: Callable[[Iterable], Iterable],
 ) -> None:
     """Exports and measures the modes whose results the store lacks."""
-    instruments = Instruments()
+    for mode in modes:  # what can be measured since the last time
+        if mode.name in store.results:
+            found = completed(store.results[mode.name], store.folder, instruments)
+            if found != store.results[mode.name]:
+                store.add(found)
     for mode in track([mode for mode in modes if mode.name not in store.results]):
         try:
             report = export_mode(mode, model, network, store.folder, images)
         except ExportError as error:
-            store.add(ModeResult(mode.name, failure=first_line(error)), instruments.missing)
+            store.add(ModeResult(mode.name, failure=_refusal(error, store.folder)))
             continue
-        store.add(measured(mode, report, network, images, expected, instruments), instruments.missing)
+        store.add(measured(mode, report, network, images, expected, instruments))
+
+
+def _refusal(error: ExportError, folder: Path) -> str:
+    """Why an export was refused, without what a report does not show, the folder, and advice for single exports."""
+    return first_line(str(error).removesuffix(RAISE_LIMIT)).replace(f"{folder}{os.sep}", "")
 
 
 def _timed(results: Sequence[ModeResult], folder: Path) -> tuple[ModeResult, ...]:

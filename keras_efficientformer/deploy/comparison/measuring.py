@@ -6,6 +6,7 @@ What is not installed here, an emulator, a driver, a compiler, is found once and
 import collections
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,13 +43,18 @@ def class_output(network: FusedNetwork) -> str:
     """The output of a network that classifies.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it has none, or one class alone, which is every image's best.
     """
     found = [name for name in network.outputs if name in CLASS_OUTPUTS]
     if network.classes is None or not found:
         raise ValueError(
             f"{network.name} is no classifier, and modes are compared by the classes that they find. Its outputs: "
             f"{', '.join(network.outputs)}."
+        )
+    if network.classes == 1:
+        raise ValueError(
+            f"{network.name} has one class, which is the best of every image whatever the mode: export each mode, and "
+            "read the differences in its report."
         )
     return found[0]
 
@@ -164,18 +170,28 @@ def measured(
         instruments: what else it is measured with.
     """
     file = Path(report.path)
-    is_tflite = mode.format == TFLITE
-    return ModeResult(
+    result = ModeResult(
         mode=mode.name,
         file=file.name,
         size=report.size,
         scores=ModeScores.of(expected, _file_scores(file, network, images), images.targets),
         operations=sum(report.operations.values()),
         partitions=report.partitions,
-        instructions=instruments.instructions(file) if is_tflite else None,
-        gpu=instruments.gpu(file) if is_tflite else None,
-        npu=instruments.npu(file) if is_tflite else None,
-        neural_engine=None if is_tflite else _neural_engine(file),
+        neural_engine=None if mode.format == TFLITE else _neural_engine(file),
+    )
+    return completed(result, file.parent, instruments)
+
+
+def completed(result: ModeResult, folder: Path, instruments: Instruments) -> ModeResult:
+    """The result of a mode, whose file is in that folder, with what instruments find of a .tflite file and it lacks."""
+    if not result.mode.startswith(f"{TFLITE}:") or result.file is None:
+        return result
+    file = folder / result.file
+    return replace(
+        result,
+        instructions=instruments.instructions(file) if result.instructions is None else result.instructions,
+        gpu=instruments.gpu(file) if result.gpu is None else result.gpu,
+        npu=instruments.npu(file) if result.npu is None else result.npu,
     )
 
 

@@ -68,13 +68,12 @@ class ModeScores:
         """ "0.12 ± 0.20"."""
         return f"{100 * self.drop:.2f} ± {100 * self.error:.2f}"
 
-    @property
-    def beside_keras(self) -> str:
-        """The drop in a sentence's words."""
+    def beside_keras(self, images: int) -> str:
+        """The drop on so many images in a sentence's words."""
         if self.top1 is None:
-            return f"another top-1 than Keras on {self.drop_in_words}% of the images"
+            return f"another top-1 than Keras' on {self.drop_in_words}% of {images:,} images"
         points = f"{100 * abs(self.drop):.2f} ± {100 * self.error:.2f} points"
-        return f"top-1 {points} {'above' if self.drop < 0 else 'below'} Keras'"
+        return f"top-1 {points} {'above' if self.drop < 0 else 'below'} Keras' on {images:,} images"
 
 
 @dataclass(frozen=True)

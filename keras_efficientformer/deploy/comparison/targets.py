@@ -172,7 +172,7 @@ def _taken(
         reasons.append("on other images it may be beyond that, and more of them (--images) say more")
     return best.mode, (
         f"For {target} take {best.mode}: {numbers}, {among} within {max_drop:g} points of Keras, "
-        f"{best.scores.beside_keras} on {images:,} images; {'; '.join(reasons)}{last.caveat}."
+        f"{best.scores.beside_keras(images)}; {'; '.join(reasons)}{last.caveat}."
     )
 
 
@@ -197,5 +197,5 @@ def _none_fit(measured: Sequence[ModeResult], target: str, max_drop: float, imag
     )
     return (
         f"For {target} none of the {len(measured)} modes for it that were measured is within {max_drop:g} points of "
-        f"Keras: {mode} comes nearest, {scores.beside_keras} on {images:,} images."
+        f"Keras: {mode} comes nearest, {scores.beside_keras(images)}."
     )

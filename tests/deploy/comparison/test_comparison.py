@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import training_images
+from filelock import FileLock
 from networks import make_loud
 from PIL import Image
 from project import ROOT
 
 from keras_efficientformer import cli
 from keras_efficientformer.deploy import compare_modes, plot_comparison
+from keras_efficientformer.deploy.comparison.measuring import Instruments
 from keras_efficientformer.deploy.comparison.modes import all_modes, chosen_modes
 from keras_efficientformer.deploy.comparison.results import ModeResult, ModeScores, front
 from keras_efficientformer.deploy.comparison.targets import MEGABYTES, TARGET_RULES, recommend
@@ -74,7 +76,7 @@ def compared(model, folder, tmp_path_factory):
     with pytest.raises(KeyboardInterrupt):
         compare_modes(model, folder, modes=MODES, keep=keep, track=first)
     left = sorted(path.name for path in keep.iterdir())
-    before = (keep / left[0]).stat().st_mtime_ns
+    before = (keep / left[1]).stat().st_mtime_ns
     (keep / ".partial-0123").mkdir()  # as a killed process leaves it
     report = compare_modes(model, folder, modes=MODES, keep=keep, track=second)
     return report, keep, (first.names, left, before), second.names
@@ -83,10 +85,35 @@ def compared(model, folder, tmp_path_factory):
 def test_interrupted_comparison_goes_on(compared):
     report, keep, (first, left, before), second = compared
     assert (first, second) == ([MODES[0]], list(MODES[1:]))
-    assert left == ["efficientformer_40_float32.tflite", "efficientformer_40_float32.tflite.json", "results.json"]
-    assert (keep / left[0]).stat().st_mtime_ns == before
+    assert left == [
+        ".lock",
+        "efficientformer_40_float32.tflite",
+        "efficientformer_40_float32.tflite.json",
+        "results.json",
+    ]
+    assert (keep / left[1]).stat().st_mtime_ns == before
     assert [result.mode for result in report.results] == list(MODES)
     assert not list(keep.glob(".partial-*"))
+
+
+def test_what_is_set_up_later_is_measured_then(compared, model, folder, monkeypatch):
+    """Instructions are a stub's here: the emulator has tests of its own."""
+    report, keep, *_ = compared
+    monkeypatch.setattr(Instruments, "instructions", lambda self, file: float(file.stat().st_size))
+    again = compare_modes(model, folder, modes=MODES, keep=keep, track=(tracked := Tracked()))
+    assert tracked.names == []
+    assert [result.instructions for result in again.results] == [*(r.size for r in report.results[:2]), None]
+    assert "Arm instructions" not in " ".join(again.notes)
+    assert "GPU: not measured" in " ".join(again.notes)
+
+
+def test_two_processes_do_not_meet_in_one_folder(compared, model, folder):
+    _, keep, *_ = compared
+    with (
+        FileLock(keep / ".lock", is_singleton=False),
+        pytest.raises(ValueError, match=r"Another process is at the comparison in .*: wait for it"),
+    ):
+        compare_modes(model, folder, modes=MODES, keep=keep)
 
 
 def test_scores_are_those_of_the_files(compared, model, folder):
@@ -170,7 +197,8 @@ def test_command_reports_a_refused_mode_and_goes_on(run, folder, tmp_path, capsy
     assert run(tmp_path / "model.keras", flat, *modes, *options) == 1
     report = json.loads(capsys.readouterr().out)
     refused, written = report["results"]
-    assert "was not written" in refused["failure"]
+    assert refused["failure"].startswith("efficientformer_40_float16.mlpackage was not written: its output")
+    assert refused["failure"].endswith("the limit is 0.005")  # advice for single exports is none here
     assert refused["scores"] is None
     assert written["scores"] == {**written["scores"], "top1": None, "agreement": 1.0, "drop": 0.0}
     assert (report["images"], report["calibrated_on"]) == (3, "1 images of red, evenly spread, which are not scored")
@@ -204,6 +232,8 @@ def test_unfit_images_and_models(model, folder, tmp_path):
         compare_modes(model, tmp_path / "nowhere", modes=MODES[:1])
     with pytest.raises(ValueError, match=r"is no classifier.*features"):
         compare_modes(training_images.make_model(include_top=False), folder, modes=MODES[:1])
+    with pytest.raises(ValueError, match="has one class, which is the best of every image"):
+        compare_modes(training_images.make_model(classes=1), folder, modes=MODES[:1])
     with pytest.raises(ValueError, match="images=0"):
         compare_modes(model, folder, images=0)
     with pytest.raises(ValueError, match=r"Received: 'iphones'\. Did you mean iphone"):
@@ -284,7 +314,7 @@ def test_recommendations_follow_the_drop_and_the_gpu(tables):
     dropped = [ModeResult("coreml:float16", size=1, scores=ModeScores(0.5, 0.9, 0.02, 0.01, 0.1))]
     mode, words = recommend(dropped, "iphone", 1.5, 100)
     assert mode is None
-    assert "coreml:float16 comes nearest, top-1 2.00 ± 1.00 points below Keras'" in words
+    assert "coreml:float16 comes nearest, top-1 2.00 ± 1.00 points below Keras' on 100 images." in words
     assert "may be beyond that" in recommend(dropped, "iphone", 2.5, 100)[1]
     partial = [
         ModeResult("tflite:none", size=2, scores=dropped[0].scores, gpu=("whole", "")),
@@ -312,6 +342,7 @@ def test_scores_without_classes():
     scores = ModeScores.of(expected, found, None)
     assert (scores.top1, scores.agreement, scores.drop) == (None, 0.75, 0.25)
     assert scores.error == pytest.approx(np.sqrt(0.25 * 0.75 / 4))
+    assert scores.beside_keras(4) == "another top-1 than Keras' on 25.00 ± 21.65% of 4 images"
     with_classes = ModeScores.of(expected, found, np.array([0, 0, 2, 1]))
     assert (with_classes.top1, with_classes.drop, with_classes.error) == (0.75, -0.25, pytest.approx(0.21650635))
     assert not scores.keeps_within(24)

@@ -37,7 +37,7 @@ TENSOR = re.compile(r"(?<=\.) \S+$")
 
 def software_folder() -> Path:
     """Where `tflite/gpu/setup.sh` puts its driver; the environment variable EFFICIENTFORMER_GPU names another."""
-    return Path(os.environ.get("EFFICIENTFORMER_GPU") or "~/.cache/keras_efficientformer/gpu").expanduser()
+    return Path(os.path.expanduser(os.environ.get("EFFICIENTFORMER_GPU") or "~/.cache/keras_efficientformer/gpu"))
 
 
 @dataclass(frozen=True)
