@@ -7,6 +7,7 @@ import math
 import keras
 import numpy as np
 import pytest
+from networks import SMALLEST_V2, make_loud
 from rich.console import Console
 
 import keras_efficientformer as kef
@@ -14,6 +15,7 @@ from keras_efficientformer.deploy import export_coreml, export_tflite
 from keras_efficientformer.deploy.layer_errors import layer_errors
 from keras_efficientformer.deploy.network.fuse import fuse
 from keras_efficientformer.images import seeded_images
+from keras_efficientformer.segmentation import SemanticFPN
 
 IMAGES = seeded_images((64, 64, 3))
 NO_OPERATION = {"tokens", "feature_map", "output"}
@@ -203,6 +205,27 @@ def test_core_ml_packages(small, tmp_path, arguments, dtypes, bound):
     operations = [step.operation for step in network.steps if step.operation not in NO_OPERATION]
     named = [operation for layer in layers for operation in layer.operation.split(" + ")]
     assert [operation for operation in named if operation not in NO_OPERATION] == operations
+
+
+def test_core_ml_packages_without_a_classifier(tmp_path):
+    """The last step has the output's name alone, or is left out of a package of class numbers."""
+    features = small_network(include_top=False)
+    found = layer_errors(export(features, tmp_path / "features.mlpackage"), features, IMAGES)
+    assert found.layers[-1].operation == "affine"
+    segmenter = SemanticFPN(features, classes=3, pyramid_channels=8, head_channels=8)
+    path = export(segmenter, tmp_path / "classes.mlpackage", mask_output="classes")
+    found = layer_errors(path, segmenter, IMAGES)
+    assert found.layers[-1].location == "logits_enlarged"
+
+
+def test_int8_values_that_are_only_moved(tmp_path):
+    model = kef.EfficientFormerV2(**SMALLEST_V2)
+    make_loud(model)
+    path = export(model, tmp_path / "model.mlpackage", compress="w8a8", minimum_ios=17, calibration=IMAGES)
+    layers = layer_errors(path, model, IMAGES).layers
+    moved = {(layer.dtype, layer.weights) for layer in layers if layer.operation.endswith("to_heads")}
+    assert moved == {("int8", None)}
+    assert max(layer.error for layer in layers) < 0.1
 
 
 def test_exporting_after_comparing_makes_the_same_package(small, tmp_path):

@@ -18,10 +18,11 @@ from keras_efficientformer.deploy.coreml.package import CONSTANTS, MAIN, Package
 from keras_efficientformer.deploy.coreml.plan import Plan
 from keras_efficientformer.deploy.coreml.program import dtype_name
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
-from keras_efficientformer.deploy.coreml.step_names import step_results
+from keras_efficientformer.deploy.coreml.step_names import FLOAT16_CAST, step_results
 from keras_efficientformer.deploy.network.file_steps import StepTensors, mismatch
 from keras_efficientformer.deploy.network.fuse import fuse
 from keras_efficientformer.deploy.network.recording import FusedNetwork
+from keras_efficientformer.deploy.report import CLASS_NUMBERS
 
 # These operations unpack constants, which are stored in these ways.
 STORAGE = {
@@ -53,7 +54,8 @@ class CoreMLSteps:
             )
         names = [output.name for output in self._package.outputs]
         normalised_inside = any(number == 0 for number, _ in made.values())
-        self.network = fuse(model, include_preprocessing=normalised_inside, feature_maps="stage1" in names)
+        network = fuse(model, include_preprocessing=normalised_inside, feature_maps="stage1" in names)
+        self.network = network.without_softmax() if CLASS_NUMBERS in names else network
         shape = self._package.input_shape
         self._check(shape == self.network.input_shape, f"an input of {list(shape)}")
         reference = _program(self.network)
@@ -61,11 +63,15 @@ class CoreMLSteps:
         self._plan = Plan(Package(self._path, None, reference, None, {}))
         tensors = [tensor for operation in self._plan.operations for tensor in operation.outputs]
         shapes = {self._steps[tensor.key]: tensor.shape for tensor in tensors if tensor.key in self._steps}
+        # coremltools joins a norm and the factors after it; an output that it makes so has the output's name alone.
+        ends = {output.name: self._steps[id(output)] for output in reference.functions[MAIN].outputs}
         self._names: dict[tuple[int, int], str] = {}
         self.stored: dict[int, tuple[str, str | None]] = {}
         for operation in package.block.operations:
             for variable in operation.outputs:
-                if result := made.get(id(variable)):
+                end = ends.get(variable.name.removesuffix(FLOAT16_CAST))
+                result = made.get(id(variable)) or (end if end not in self._names else None)
+                if result:
                     fits = shapes.get(result) == tuple(variable.shape)
                     self._check(fits, f"{operation.name} of {list(variable.shape)}")
                     self._names[result] = variable.name
@@ -111,8 +117,10 @@ def _program(network: FusedNetwork) -> Program:
 def _types(operation: Operation, variable: Var) -> tuple[str, str | None]:
     """What a result and the largest constant that it is computed with are stored as; vectors do not count."""
     if operation.op_type == "dequantize":
-        exact = operation.input.op.input
-        return dtype_name(operation.input), _types(exact.op, exact)[1] if exact.op else None
+        # What only moves int8 values has no weights, and no number that it rounds.
+        exact = getattr(operation.input.op, "input", None)
+        weights = _types(exact.op, exact)[1] if exact is not None and exact.op else None
+        return dtype_name(operation.input), weights
     constants = [
         value
         for value in operation.inputs.values()

@@ -8,7 +8,9 @@ result is rounded to int8, what is rounded stands for the step, and is the later
 import re
 from typing import Any
 
-_NAME = re.compile(r"step(\d+)_[a-z_]+?(?:_(\d+)_rounded)?(?:_cast_fp16)?")
+# What a name ends in that coremltools' conversion to float16 has made.
+FLOAT16_CAST = "_cast_fp16"
+_NAME = re.compile(rf"step(\d+)_[a-z_]+?(?:_(\d+)_rounded)?(?:{FLOAT16_CAST})?")
 
 
 def operation_name(operation: str, number: int) -> str:

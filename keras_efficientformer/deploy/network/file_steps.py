@@ -43,8 +43,10 @@ class FileSteps(Protocol):
 
 def mismatch(path: Path, found: str, network: FusedNetwork) -> str:
     """What to say where a file has something, `found`, that the network has not."""
+    ends = ", ".join(network.outputs)
+    ends = f"{network.classes} classes ({ends})" if network.classes else ends
     return (
         f"{path} was not made of this model: the file has {found}, and {network.name} is a network of "
-        f"{len(network.steps)} steps from {list(network.input_shape)} to {network.classes} classes "
-        f"({', '.join(network.outputs)}). Compare the file with the model it was exported from."
+        f"{len(network.steps)} steps from {list(network.input_shape)} to {ends}. Compare the file with the model it "
+        "was exported from."
     )
