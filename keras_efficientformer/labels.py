@@ -37,6 +37,16 @@ def class_names(labels: Labels, classes: int | None = None) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
+def unique_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Class names of which alike ones have got their class's number: ImageNet has two kinds of crane."""
+    if len(set(names)) == len(names):
+        return names
+    # A numbered name may be the name of yet another class.
+    return unique_names(
+        tuple(f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names))
+    )
+
+
 def class_colors(classes: int) -> list[str]:
     """A colour for each class, "#rrggbb", by which masks are drawn: those of PASCAL VOC, black first."""
     # VOC spreads the bits of a class's number over the highest bits of red, green and blue.

@@ -47,7 +47,7 @@ class Difference:
         max, mean: largest and mean absolute difference, in the output's units.
         largest: the largest absolute value of the Keras model's output, to judge them by.
         top1_agreement: share of the images, in [0, 1], whose largest class is the same, or of masks share of the
-            pixels; None without classes.
+            pixels; None where there are not two classes at least.
     """
 
     output: str
@@ -268,7 +268,9 @@ def compare(output: str, expected: np.ndarray, found: np.ndarray, classes: bool)
         others = (found != expected.argmax(-1)).mean(axis=(1, 2))
         return Difference(output, float(others.max()), float(others.mean()), 1.0, 1.0 - float(others.mean()))
     distance = np.abs(np.asarray(expected, "float64") - np.asarray(found, "float64"))
-    agreement = float(np.mean(expected.argmax(-1) == found.argmax(-1))) if classes else None
+    # Of one class it is always the same.
+    is_told_apart = classes and expected.shape[-1] > 1
+    agreement = float(np.mean(expected.argmax(-1) == found.argmax(-1))) if is_told_apart else None
     # A NaN would compare as smaller than any limit.
     largest = float(np.max(distance)) if np.isfinite(distance).all() else float("inf")
     return Difference(output, largest, float(np.mean(distance)), float(np.abs(expected).max()), agreement)

@@ -12,7 +12,8 @@ from keras_efficientformer.errors import first_line
 from keras_efficientformer.sharing.finished_runs import PICTURES
 
 # Files of an earlier upload that are no longer there would go with another model: these are removed.
-REPLACED = ("labels.txt", ".tflite", ".tflite.json", ".mlpackage", ".mlpackage.json", *PICTURES)
+REPLACED = ("labels.txt", *PICTURES)
+REPLACED_SUFFIXES = (".tflite", ".tflite.json", ".mlpackage", ".mlpackage.json")
 
 
 class UploadError(OSError):
@@ -118,7 +119,7 @@ def upload_repository(repository: Repository, *, private: bool, token: str | Non
 
 
 def _is_replaced(name: str) -> bool:
-    return name.split("/")[0].endswith(REPLACED)
+    return name in REPLACED or name.split("/")[0].endswith(REPLACED_SUFFIXES)
 
 
 def _reason(error: BaseException, repo_id: str) -> str:

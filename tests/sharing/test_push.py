@@ -20,10 +20,14 @@ from keras_efficientformer import cli
 from keras_efficientformer.deploy import export_tflite
 from keras_efficientformer.opening import open_model
 from keras_efficientformer.sharing import write_repository
+from keras_efficientformer.sharing.export_checks import check_exports
+from keras_efficientformer.sharing.export_reports import read_reports
 from keras_efficientformer.training import FineTuneConfig, finetune
 
 TOKEN = "hf_of_anna"
 LABELS = ["cat", "dog", "a | b <i>*_"]
+# Of the repository's owner, who keeps them whatever is published.
+OWN_FILES = {"my_labels.txt": b"mine", "learning_curves.png": b"mine too"}
 
 # Publishes and reads back; prints what came of it, by name.
 DRIVER = """
@@ -137,7 +141,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hub():
-    with HubServer({"bert/theirs": {"main": {"README.md": b"hello"}}}, users={TOKEN: "anna"}) as server:
+    repositories = {"bert/theirs": {"main": {"README.md": b"hello"}}, "anna/grey": {"main": dict(OWN_FILES)}}
+    with HubServer(repositories, users={TOKEN: "anna"}) as server:
         yield server
 
 
@@ -180,6 +185,7 @@ def test_a_run_comes_back(found, hub):
     stored = hub.repos["anna/run"]["main"]
     assert set(stored) == files
     assert {name: len(content) for name, content in stored.items()} == second["files"]
+    assert OWN_FILES.items() <= hub.repos["anna/grey"]["main"].items()
 
 
 @pytest.mark.parametrize("name", ["l1", "l1 by file", "grey", "v2"])
@@ -275,6 +281,16 @@ def command(*arguments, code=0):
     result = CliRunner().invoke(cli.app, ["push", *map(str, arguments)])
     assert result.exit_code == code, result.output
     return result
+
+
+def test_alike_class_names_have_numbers_in_an_export(tmp_path):
+    """So Core ML's packages have them."""
+    model = training_images.make_model(3, labels=["crane", "crane", "owl"], classifier_activation="softmax")
+    export_tflite(model, tmp_path / "model.tflite", labels=["crane (0)", "crane (1)", "owl"])
+    check_exports(model, read_reports([tmp_path / "model.tflite"]))
+    export_tflite(model, tmp_path / "model.tflite", labels=["crane", "owl", "crow"], overwrite=True)
+    with pytest.raises(ValueError, match="calls its classes otherwise"):
+        check_exports(model, read_reports([tmp_path / "model.tflite"]))
 
 
 def test_dry_run(folder, tmp_path):

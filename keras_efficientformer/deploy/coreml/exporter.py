@@ -55,7 +55,7 @@ from keras_efficientformer.deploy.network.rounding.bit_choice import choose_bits
 from keras_efficientformer.deploy.report import CLASS_NUMBERS, ExportReport
 from keras_efficientformer.deploy.source import SizedNetwork, at_sizes, network_inputs, open_source
 from keras_efficientformer.errors import require
-from keras_efficientformer.labels import Labels, class_colors
+from keras_efficientformer.labels import Labels, class_colors, unique_names
 from keras_efficientformer.layers.names import MASKS
 
 IMAGE = "image"
@@ -174,7 +174,9 @@ def export_coreml(
     if compress in ("int8", "w8a8"):
         sizes = tuple(replace(sized, network=keep_weak_channels(sized.network)) for sized in sizes)
     source, network = sizes[0].source, sizes[0].network
-    names = _unique(label_names(labels, network))
+    names = label_names(labels, network)
+    # Core ML's probabilities are a dictionary.
+    names = names and unique_names(names)
     warn_without_labels(network, names)
     mode = mode_name(precision, compress)
     calibration = kept_for_sizes(calibration, len(sizes))
@@ -256,9 +258,10 @@ def _check_arguments(precision: str, compress: str, minimum_ios: int, max_drop: 
 
 
 def _check_choice(compress: str, network: FusedNetwork, sizes: int) -> None:
-    if network.classes is None:
+    if network.classes in (None, 1):
         raise ValueError(
-            f"compress={compress!r} looks at the best class, and {network.name} has none. Use another compression."
+            f"compress={compress!r} looks at the best class, and {network.name} has {network.classes or 'none'}. Use "
+            "another compression."
         )
     if sizes > 1:
         raise ValueError(
@@ -276,15 +279,6 @@ def _check_mask_output(mask_output: str, network: FusedNetwork) -> None:
         raise ValueError(
             f"mask_output='classes' is for models that end in masks, as SemanticFPN's do, and {network.name} does not."
         )
-
-
-def _unique(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Class names as keys of a dictionary, which Core ML's probabilities are: ImageNet has two kinds of crane."""
-    if names is None or len(set(names)) == len(names):
-        return names
-    found = tuple(f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names))
-    # A numbered name may be the name of yet another class.
-    return _unique(found)
 
 
 def _convert(

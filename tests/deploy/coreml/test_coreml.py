@@ -353,8 +353,10 @@ def test_chosen_bits(tmp_path, monkeypatch, bits):
 
 def test_chosen_bits_need_classes(build, tmp_path):
     images = np.zeros((1, 64, 64, 3), "float32")
-    with pytest.raises(ValueError, match=r"compress='auto' looks at the best class, and .* has none"):
-        export_coreml(build(include_top=False), tmp_path, compress="auto", calibration=images)
+    one = kef.EfficientFormer((1, 1, 1, 1), (8, 8, 8, 8), 0, input_shape=(64, 64, 3), classes=1)
+    for model, classes in ((build(include_top=False), "none"), (one, "1")):
+        with pytest.raises(ValueError, match=rf"compress='auto' looks at the best class, and .* has {classes}"):
+            export_coreml(model, tmp_path, compress="auto", calibration=images)
     assert contents(tmp_path) == []
 
 
