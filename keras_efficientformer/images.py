@@ -103,7 +103,8 @@ def read_images(
     """Reads raw RGB images of a network's input size.
 
     Args:
-        images: a folder, searched recursively, whose files are resized and cropped as for evaluation; or an array
+        images: a folder, searched recursively, whose files are resized and cropped as for evaluation, and made grey
+            where the network takes one channel; or an array
             (number, height, width, channels), or an iterable of images (height, width, channels) or of batches of them,
             such as a `tf.data.Dataset`, with labels or without, or of dictionaries with an "image". Values in 0..255.
             Pillow's images are resized and cropped as files are.
@@ -123,11 +124,11 @@ def read_images(
         files = [
             files[index] for index in np.unique(np.linspace(0, len(files) - 1, min(limit, len(files))).astype(int))
         ]
-        pixels = [resize_and_crop(load_image(path), input_shape[:2]) for path in files]
-        return _stacked(pixels, input_shape).astype("float32")
+        pixels = np.stack([resize_and_crop(load_image(path), input_shape[:2]) for path in files])
+        return of_channels(pixels, input_shape[2]).astype("float32")
     if not isinstance(images, Iterable):
         raise TypeError(f"Images are a folder, an array or an iterable of arrays. Received: {images!r}")
-    found = _stacked(list(itertools.islice(_single_images(images, input_shape[:2]), limit)), input_shape)
+    found = _stacked(list(itertools.islice(_single_images(images, input_shape), limit)), input_shape)
     check_raw(found)
     return found.astype("float32")
 
@@ -139,7 +140,7 @@ def _stacked(arrays: Sequence[np.ndarray], input_shape: tuple[int, int, int]) ->
     return np.stack(arrays)
 
 
-def _single_images(images: Iterable[Any], size: tuple[int, int]) -> Iterator[np.ndarray]:
+def _single_images(images: Iterable[Any], input_shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
     """Images (height, width, channels), one by one, of an iterable of them or of batches, labels left out."""
     for item in images:
         found = item
@@ -152,15 +153,15 @@ def _single_images(images: Iterable[Any], size: tuple[int, int]) -> Iterator[np.
         elif isinstance(item, tuple | list) and (isinstance(item[0], Image.Image) or np.ndim(item[0]) >= 3):
             found = item[0]
         if isinstance(found, Image.Image):
-            found = resize_and_crop(rgb_array(found), size)
+            found = of_channels(resize_and_crop(rgb_array(found), input_shape[:2]), input_shape[2])
         array = np.asarray(found)
         yield from array if array.ndim == 4 else [array]
 
 
 def of_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """RGB images, float32 (number, height, width, 3) in 0..255, as those of a network of so many channels.
+    """RGB images (..., height, width, 3), values in 0..255, as those of a network of so many channels.
 
-    For one channel that is their luminance, as Pillow's mode "L" has it (ITU-R 601).
+    For one channel that is their luminance, float32, as Pillow's mode "L" has it (ITU-R 601).
 
     Raises:
         ValueError: photographs have no such channels.

@@ -190,9 +190,15 @@ def test_images_that_are_nothing_of_the_kind(images):
         read_images(images, SHAPE, limit=10)
 
 
-def test_photographs_are_for_networks_of_three_channels(folder):
-    with pytest.raises(ValueError, match=r"Images of the shape \(40, 56, 4\).*Received: \[\(40, 56, 3\)\]"):
-        read_images(folder, (40, 56, 4), limit=10)
+def test_photographs_have_three_channels_or_one(folder):
+    images, (height, width, _) = read_images(folder, SHAPE, limit=10), SHAPE
+    grey = read_images(folder, (height, width, 1), limit=10)
+    assert grey.dtype == np.float32
+    np.testing.assert_array_equal(grey[..., 0], np.round(images @ [0.299, 0.587, 0.114]))
+    pictures = [Image.fromarray(image.astype("uint8")).resize((2 * width, 2 * height)) for image in images]
+    assert np.abs(read_images(pictures, (height, width, 1), limit=10) - grey).mean() < 2
+    with pytest.raises(ValueError, match="Photographs have three channels or, in grey, one, and the model takes 4"):
+        read_images(folder, (height, width, 4), limit=10)
 
 
 def test_unreadable_image(folder):
