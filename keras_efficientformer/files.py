@@ -61,15 +61,30 @@ def finished_files(
                 if file.exists() and partial.is_dir():
                     os.replace(file, folder / "replaced")
                 os.replace(partial, file)
+    except shutil.Error as error:  # a list of what could not be copied, each with its reason
+        reason = str(error.args[0][0][-1]).partition(": ")[0]
+        raise OSError(f"{files[0]} cannot be written: {reason}") from error
     except OSError as error:
-        # The error is about the file that was wanted, not about the name that it has until it is complete.
-        names = dict(zip(map(os.fspath, (folder, *partials)), map(os.fspath, (files[0], *files)), strict=True))
-        # An error that has a message of its own, and no file, would lose the message by a file name, even by None.
-        if error.filename in names:
-            error.filename = names[error.filename]
+        _name_wanted(error, {os.fspath(folder): files[0]} | dict(zip(map(os.fspath, partials), files, strict=True)))
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _name_wanted(error: OSError, wanted: dict[str, Path]) -> None:
+    """Has an error be about the file that was wanted, not about the name that it has until it is complete.
+
+    Args:
+        error: what writing has raised.
+        wanted: {path until then: the file}, those within another last.
+    """
+    written = str(error.filename if error.filename2 is None else error.filename2)
+    found = [file for path, file in wanted.items() if Path(written).is_relative_to(path)]
+    # An error that has a message of its own, and no file, would lose the message by a file name, even by None.
+    if found:
+        error.filename = os.fspath(found[-1])
+        if error.filename2 is not None:
+            del error.filename2
 
 
 def check_target(

@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import functools
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -132,3 +134,25 @@ def test_errors_name_the_file_that_was_wanted(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"a\.txt") as raised:
         write_into_a_folder(target)
     assert "partial" not in str(raised.value)
+
+
+@pytest.mark.parametrize("copy", [shutil.copyfile, shutil.copytree])
+def test_a_full_disk_is_told_of_the_file_that_was_wanted(tmp_path, copy):
+    def full(source, target, **_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "b").write_text("b")
+    written = full if copy is shutil.copyfile else functools.partial(copy, copy_function=full)
+
+    def copy_into(target):
+        with finished_file(target) as partial:
+            partial.mkdir()
+            written(source, partial / "inside")
+
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        copy_into(tmp_path / "wanted")
+    assert "wanted" in str(raised.value)
+    assert "partial" not in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]

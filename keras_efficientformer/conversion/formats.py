@@ -5,12 +5,13 @@ Arrays keep the dtype they have in the file. Only the safe readers are used: saf
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import sys
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -188,9 +189,10 @@ def write_tensors(
     suffix = suffix_of(path)
     said = {} if input_size is None else {INPUT_SIZE: f"{input_size[0]}x{input_size[1]}"}
     if suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
-        with finished_file(path, overwrite) as partial:
+        with finished_file(path, overwrite) as partial, _written_whole(path, SafetensorError):
             # transformers and timm refuse a file that does not say which framework's layout it has.
             more = {} if stated == NOTHING_STATED else {STATED: stated.to_json()}
             save_file(dict(tensors), partial, metadata={"format": "pt"} | said | more)
@@ -205,8 +207,17 @@ def write_tensors(
         said = {}
     elif wrapper is None:
         wrapper = "state_dict"
-    with finished_file(path, overwrite) as partial:
+    with finished_file(path, overwrite) as partial, _written_whole(path, RuntimeError):
         torch.save({wrapper: state_dict} | said if wrapper else state_dict, partial)
+
+
+@contextlib.contextmanager
+def _written_whole(path: str | os.PathLike[str], refusal: type[Exception]) -> Iterator[None]:
+    """Raises OSError for what a library says instead where the disk is full."""
+    try:
+        yield
+    except refusal as error:
+        raise OSError(f"{path} cannot be written, perhaps for lack of space: {first_line(error)}.") from error
 
 
 def suffix_of(path: str | os.PathLike[str]) -> str | None:

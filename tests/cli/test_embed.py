@@ -90,13 +90,18 @@ def test_a_bad_image_does_not_end_the_others(folder, tmp_path):
         (["--model", "embedding.tflite", "--search", "images/a.png"], "holds no vectors that"),
         (["--model", "embedding.tflite", "--search", "small.npz"], "vectors of 3 values, and this model gives 448"),
         (["--model", "embedding.tflite", "--search", "odd.npz"], r"1 names and vectors of the shape \(2, 3\)"),
+        (["--model", "embedding.tflite", "--search", "array.npy"], "holds no vectors that"),
+        (["--model", "embedding.tflite", "--search", "words.npz"], "1 names and vectors of the shape"),
         (["--model", "embedding.tflite", "--search", "missing.npz"], "missing.npz does not exist"),
+        (["--model", "l1", "--output", "missing/x.npz"], "The folder missing does not exist"),
     ],
 )
 def test_refusals(folder, monkeypatch, arguments, words):
     monkeypatch.chdir(folder)
     np.savez("small.npz", names=np.array(["a"]), vectors=np.ones((1, 3), "float32"))
     np.savez("odd.npz", names=np.array(["a"]), vectors=np.ones((2, 3), "float32"))
+    np.savez("words.npz", names=np.array(["a"]), vectors=np.array([["b"]]))
+    np.save("array.npy", np.ones((1, 3)))
     with pytest.raises((ValueError, OSError), match=words):
         raise run("images", *arguments).exception
     assert not (folder / "x.npz").exists()

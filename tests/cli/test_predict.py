@@ -126,6 +126,18 @@ def test_save_draws_the_answer(predict, tmp_path):
     assert "is a file: --save needs a folder" in predict("images/a.png", "--save", tmp_path / "a.png", expect=1).err
 
 
+def test_no_photograph_is_replaced_by_its_copy(predict, tmp_path, folder):
+    content = (folder / "images" / "below" / "c.webp").read_bytes()
+    with Image.open(folder / "images" / "a.png") as image:
+        image.convert("RGB").save(tmp_path / "a.jpg")
+    (tmp_path / "c.webp").write_bytes(content)
+    before = (tmp_path / "a.jpg").read_bytes()
+    found = predict(tmp_path / "c.webp", tmp_path / "a.jpg", "--save", tmp_path, "--overwrite", expect=1)
+    assert "a.jpg is a photograph that is read: choose another folder to save in" in found.err
+    assert (tmp_path / "a.jpg").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "c.webp"]
+
+
 def test_copies_of_one_name(predict, tmp_path, folder):
     (folder / "more").mkdir(exist_ok=True)
     (folder / "more" / "a.png").write_bytes((folder / "images" / "a.png").read_bytes())

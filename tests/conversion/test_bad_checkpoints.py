@@ -6,6 +6,7 @@ All files are real ones, damaged; the network is a small one, for which every te
 import contextlib
 import os
 import pickle
+import resource
 import zipfile
 from pathlib import Path
 
@@ -505,3 +506,17 @@ def test_files_that_send_hdf5_round_in_circles(tmp_path, monkeypatch, suffix):
 def _with_endless_heap(content):
     place = content.index(b"GCOL") + 24
     return content[:place] + (2**64 - 16).to_bytes(8, "little") + content[place + 8 :]
+
+
+@formats
+def test_a_full_disk(tmp_path, suffix):
+    """No file may grow beyond the limit, which the system tells as it tells of a full disk."""
+    tensors = {"weight": np.zeros(200_000, "float32")}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=rf"model\{suffix} cannot be written, perhaps for lack of space: "):
+            conversion.write_checkpoint(tmp_path / f"model{suffix}", tensors)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []

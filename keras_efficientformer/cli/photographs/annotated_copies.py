@@ -1,5 +1,6 @@
 """Writes copies of photographs with the best class below them, or their masks over them. Room: cli/photographs."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -38,10 +39,13 @@ class AnnotatedCopies:
         overwrite: whether files of an earlier time are replaced.
 
     Raises:
-        FileExistsError: there is such a file of an earlier time, and it is not to be replaced.
+        FileExistsError: there is such a file of an earlier time, and it is not to be replaced; or it is one of the
+            photographs, which never is.
     """
 
     def __init__(self, folder: Path, names: Iterable[str], overwrite: bool) -> None:
+        names = list(names)
+        originals = {os.path.realpath(name) for name in names}
         taken: dict[str, Path] = {}
         self._paths: dict[str, Path] = {}
         for name in names:
@@ -49,6 +53,10 @@ class AnnotatedCopies:
             while (found := f"{stem}_{number}.jpg" if number > 1 else f"{stem}.jpg") in taken:
                 number += 1
             self._paths[name] = taken[found] = folder / found
+            if os.path.realpath(folder / found) in originals:
+                raise FileExistsError(
+                    f"{folder / found} is a photograph that is read: choose another folder to save in."
+                )
             check_free(folder / found, overwrite)
 
     def write(self, name: str, picture: Image.Image, answer: dict[str, Any]) -> None:

@@ -17,13 +17,12 @@ from keras_efficientformer.cli.options import (
     Overwrite,
     Size,
     SkipBad,
-    check_free,
     check_inputs,
     output,
     prepare_for,
 )
 from keras_efficientformer.cli.photographs.batches import answers_of, read_batches, tell_bad
-from keras_efficientformer.files import finished_file
+from keras_efficientformer.files import check_target, finished_file
 from keras_efficientformer.photographs import find_photographs
 
 
@@ -55,7 +54,7 @@ def embed(
         raise typer.BadParameter(f"--output should end in .npz. Received: {save}")
     check_inputs(model, search)
     if save is not None:
-        check_free(save, overwrite)
+        check_target(save, overwrite)
     names, vectors = _read_index(search) if search is not None else ((), np.empty((0, 0)))
     photographs = find_photographs(images)
     prepare_for(model)
@@ -94,9 +93,9 @@ def _read_index(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     try:
         with np.load(path) as arrays:
             names, vectors = tuple(map(str, arrays["names"])), arrays["vectors"]
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} holds no vectors that `efficientformer embed --output` has written.") from error
-    if vectors.ndim != 2 or len(vectors) != len(names) or not np.isfinite(vectors).all():
+    if vectors.ndim != 2 or vectors.dtype.kind != "f" or len(vectors) != len(names) or not np.isfinite(vectors).all():
         raise ValueError(f"{path} holds {len(names)} names and vectors of the shape {vectors.shape}.")
     return names, vectors
 

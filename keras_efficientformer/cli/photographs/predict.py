@@ -63,9 +63,12 @@ def predict(
     names = class_names(labels) if labels else None
     prepare_for(model)
     network = classifiers.open_classifier(model, size)
-    if network.output == "features" or (network.output == "embedding" and (save is not None or not as_json)):
+    if network.output == "features":
+        raise ValueError(f"{model} has no classifier: it gives features. Embeddings have pooling='avg'.")
+    if network.output == "embedding" and (save is not None or not as_json):
         raise ValueError(
-            f"{model} has no classifier: it gives {network.output}. With --json the embedding of each image is printed."
+            f"{model} has no classifier: it gives embedding. With --json, and without --save, that of each image is "
+            "printed."
         )
     names = names or network.labels or _names_beside(model)
     if network.output == MASKS:
