@@ -30,6 +30,8 @@ COLOUR_MODES = ("RGB", "P")
 CITYSCAPES_IMAGE, CITYSCAPES_MASK = "_leftImg8bit", "_gtFine_labelTrainIds"
 CITYSCAPES_TOOL = "csCreateTrainIdLabelImgs"
 VOC_IMAGES, VOC_LISTS = "JPEGImages", Path("ImageSets", "Segmentation")
+# What Pillow says of grey pixels of 4 and 2 bits, which it multiplies by 17 and 85.
+SCALED = ("L;4", "L;2")
 # The first EXIF orientation of those that turn an image on its side.
 FIRST_TURNED = 5
 
@@ -146,6 +148,7 @@ def read_mask(path: Path, palette: Palette | None) -> np.ndarray:
     with path.open("rb") as file:
         try:
             with Image.open(file, formats=["PNG"]) as image:
+                stored = image.tile[0].args if image.tile else ""
                 mode, pixels = image.mode, np.asarray(image)
                 colours = np.asarray(image.convert("RGB"), "int32") if palette and mode in COLOUR_MODES else None
         except MemoryError:
@@ -161,6 +164,11 @@ def read_mask(path: Path, palette: Palette | None) -> np.ndarray:
         raise ImageError(
             f"{str(path)!r} should hold class numbers, in one channel. Found: mode {mode}; masks of colours need a "
             "palette (--palette)."
+        )
+    if stored in SCALED:
+        raise ImageError(
+            f"{str(path)!r} is grey of {stored[-1]} bits, which are read as parts of white, not as class numbers. Save "
+            "it with 8 bits, or with indices of colours."
         )
     numbers = pixels.astype("int32")
     if mode != "1":

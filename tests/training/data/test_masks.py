@@ -1,10 +1,14 @@
 """Masks: which image each is of, what its numbers and colours mean, crops of both alike, and what is refused."""
 
+import struct
+import zlib
+
 import masked_images
 import numpy as np
 import pytest
 from PIL import Image
 
+from keras_efficientformer.imagenet import ImageError
 from keras_efficientformer.segmentation.palette import colour_values, drawn_over, read_palette
 from keras_efficientformer.training import FineTuneConfig
 from keras_efficientformer.training.data.mask_batches import TrainingMasks, ValidationMasks
@@ -255,6 +259,23 @@ def test_unfit_palettes(tmp_path, text, message):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=message):
         read_palette(path)
+
+
+@pytest.mark.parametrize(("bits", "found"), [(4, [0, 17, 34, 255]), (2, [0, 85, 170, 255])])
+def test_grey_of_few_bits(tmp_path, bits, found):
+    """Pillow multiplies such values, and writes none."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    row = "".join(f"{value:0{bits}b}" for value in (0, 1, 2, 2**bits - 1))
+    content = zlib.compress(bytes(1) + int(row, 2).to_bytes(4 * bits // 8))
+    header = struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)
+    path = tmp_path / "mask.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b""))
+    assert np.asarray(Image.open(path)).tolist() == [found]
+    with pytest.raises(ImageError, match=rf"mask\.png' is grey of {bits} bits.*Save it with 8 bits"):
+        read_mask(path, None)
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "other format"])
