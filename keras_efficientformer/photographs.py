@@ -3,6 +3,7 @@
 import glob
 import http.client
 import io
+import os
 import sys
 import time
 import urllib.error
@@ -39,7 +40,7 @@ def find_photographs(arguments: Iterable[str]) -> list[str]:
 def _expanded(argument: str) -> list[str]:
     if argument == STANDARD_INPUT or argument.startswith(SCHEMES):
         return [argument]
-    path = Path(argument).expanduser()
+    path = Path(os.path.expanduser(argument))
     if path.is_dir():
         return list(map(str, find_images(path)))
     if path.exists():

@@ -50,7 +50,7 @@ def open_classifier(source: str | os.PathLike[str], input_shape: tuple[int, ...]
         OSError: the file is missing or cannot be read.
         ImportError: the file needs LiteRT, coremltools or PyTorch, which is not installed.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.suffix not in (".tflite", ".mlpackage"):
         return _open_keras(source, input_shape)
     open_file = _open_package if path.suffix == ".mlpackage" else open_tflite

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import os
+import shlex
 import typing
 from collections.abc import Callable
 from functools import partial
@@ -152,7 +153,7 @@ def finetune(
         )
     except KeyboardInterrupt:
         if (output / CONFIG_FILE).exists():
-            say(f"Stopped. Go on with: efficientformer finetune --resume --output {output}")
+            say(f"Stopped. Go on with: efficientformer finetune --resume --output {shlex.quote(str(output))}")
         raise
     print(json.dumps(report.to_dict(), indent=2)) if as_json else console.print(_finetune_table(report, output))
 

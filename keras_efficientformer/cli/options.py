@@ -19,6 +19,7 @@ from keras_efficientformer.errors import require_installed
 from keras_efficientformer.files import check_target
 from keras_efficientformer.pages.render import require_page_tools
 from keras_efficientformer.reporting import facts_table, in_words
+from keras_efficientformer.training.config import BEST_FILE
 
 if TYPE_CHECKING:  # its import takes seconds
     import keras
@@ -44,8 +45,8 @@ ANY_MODEL = f"{MODEL_NAMES}, a .keras, checkpoint, .tflite or .mlpackage file."
 
 
 def check_inputs(*inputs: str | Path | None) -> None:
-    """Raises for the name of a model that stands for none, for a path that does not exist, and for a package that is
-    needed to read a model's file and not installed, before anything is done.
+    """Raises for the name of a model that stands for none or for a folder of others, for a path that does not exist,
+    and for a package that is needed to read a model's file and not installed, before anything is done.
 
     Args:
         inputs: names of models as `str`, files and folders as `Path`; None is passed over.
@@ -54,11 +55,19 @@ def check_inputs(*inputs: str | Path | None) -> None:
         if isinstance(given, str):
             source = models.model_source(given)
             if isinstance(source, Path):
+                _check_no_folder(source)
                 check_torch_for(source)
             if isinstance(source, Path) and source.suffix in RUNTIMES:
                 require_installed(*RUNTIMES[source.suffix])
         elif given is not None and not given.exists():
             raise FileNotFoundError(f"{given} does not exist.")
+
+
+def _check_no_folder(model: Path) -> None:
+    if model.is_dir() and model.suffix != ".mlpackage":
+        best = model / BEST_FILE
+        hint = f", here {best}" if best.exists() else ""
+        raise IsADirectoryError(f"{model} is a folder: give the path of a model's file{hint}.")
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=KERAS_MODEL, show_default=True)]

@@ -60,7 +60,8 @@ def model_source(source: str | os.PathLike[str]) -> PublishedModel | HubModel | 
         if weights and weights not in names(variant):
             raise unknown_weights(variant, weights)
         return PublishedModel(variant, weights or "imagenet")
-    path = Path(text).expanduser()
+    # Of what only begins with "~" pathlib would say that it has no home.
+    path = Path(os.path.expanduser(text))
     if text and path.exists():
         return path
     published = _of_repository(text)
@@ -129,7 +130,7 @@ def _nearest(text: str) -> list[str]:
     else:
         known = {name.lower(): name for variant in ALL_VARIANTS for name in (variant, class_name(variant))}
     found = [known[name] for name in difflib.get_close_matches(text.lower(), known, cutoff=0.5)]
-    folder = Path(text).expanduser().parent
+    folder = Path(os.path.expanduser(text)).parent
     if folder.is_dir():
         siblings = {path.name: str(path) for path in folder.iterdir()}
         found += [siblings[name] for name in difflib.get_close_matches(Path(text).name, siblings, n=2, cutoff=0.75)]

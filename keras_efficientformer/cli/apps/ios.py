@@ -1,6 +1,7 @@
 """The command `efficientformer app ios`: writes a project for Xcode. Room: cli/apps."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -61,4 +62,4 @@ def ios_command(
             overwrite=overwrite,
         )
     print_facts(dataclasses.asdict(app), as_json, "App")
-    say(f"On a Mac: cd {folder} && xcodegen generate && open Sample.xcodeproj")
+    say(f"On a Mac: cd {shlex.quote(str(folder))} && xcodegen generate && open Sample.xcodeproj")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keras_efficientformer import models, segmentation
-from keras_efficientformer.cli.options import MODEL_NAMES, check_inputs, open_keras
+from keras_efficientformer.cli.options import MODEL_NAMES, RUNTIMES, check_inputs, open_keras
 from keras_efficientformer.files import check_target
 from keras_efficientformer.sharing.finished_runs import read_finished_run
 
@@ -37,7 +37,8 @@ def open_for(
         overwrite: whether the folder may be replaced.
 
     Raises:
-        ValueError: a size is given for an exported file, or a folder holds no finished run.
+        ValueError: an exported file is of another format, or a size is given for one; or a folder holds no finished
+            run.
         OSError: there is no such model, or the folder may not be written.
     """
     path = Path(source)
@@ -45,6 +46,8 @@ def open_for(
         source = str(read_finished_run(path).model)
     check_inputs(source)
     check_target(folder, overwrite, Path.is_dir)
+    if path.suffix in RUNTIMES and path.suffix != suffix:
+        raise ValueError(f"This app runs {suffix} files. Give the model that {source} was exported from.")
     if path.suffix == suffix:
         if size is not None:
             raise ValueError(f"{source} is exported already: leave --size out. An app has every size that a file has.")

@@ -1,6 +1,7 @@
 """The command `efficientformer app web`: writes a page that runs exported files in a browser. Room: cli/apps."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -33,4 +34,4 @@ def web_command(
     with errors.status("Writing the page"):
         app = apps.write_web_app(models, folder, labels, crop, modules, overwrite)
     print_facts(dataclasses.asdict(app), as_json, "Page")
-    say(f"Serve it: python -m http.server --directory {folder}, and open http://localhost:8000")
+    say(f"Serve it: python -m http.server --directory {shlex.quote(str(folder))}, and open http://localhost:8000")
