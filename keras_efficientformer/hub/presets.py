@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 
 from keras_efficientformer.conversion.pretrained import repository_file
+from keras_efficientformer.errors import first_line
 from keras_efficientformer.models.opening import build
 from keras_efficientformer.models.sources import HubModel, PublishedModel, model_source
 from keras_efficientformer.opening import open_model
@@ -46,7 +47,10 @@ def is_keras_preset(preset: str) -> bool:
 
 
 def _has_sign(config: Path) -> bool:
-    return config.is_file() and PRESET_SIGN in json.loads(config.read_text(encoding="utf-8"))
+    try:
+        return config.is_file() and PRESET_SIGN in json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{config} is damaged, it is no JSON: {first_line(error)}. Bring it again.") from error
 
 
 def network_of(preset: str, load_weights: bool, image_shape: tuple[int, ...] | None) -> keras.Model:

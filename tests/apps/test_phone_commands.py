@@ -31,6 +31,8 @@ def test_bad_arguments(kind, tmp_path):
     (tmp_path / "taken").mkdir()
     exported = tmp_path / f"model{FORMATS[kind]}"
     exported.touch()
+    (other,) = (tmp_path / f"other{suffix}" for suffix in FORMATS.values() if suffix != FORMATS[kind])
+    other.touch()
     cases = [
         (("l11", "app"), FileNotFoundError, "Did you mean l1"),
         ((tmp_path / "none.keras", "app"), FileNotFoundError, "is neither a file nor"),
@@ -38,6 +40,7 @@ def test_bad_arguments(kind, tmp_path):
         (("l1", tmp_path / "taken"), FileExistsError, "taken exists"),
         (("l1", tmp_path / "none" / "app"), FileNotFoundError, "The folder .* does not exist"),
         ((exported, tmp_path / "app", "--size", "64"), ValueError, "leave --size out"),
+        ((other, tmp_path / "app"), ValueError, f"This app runs {FORMATS[kind]} files. Give the model that"),
         (("l1", tmp_path / "app", "--labels", tmp_path / "none.txt"), FileNotFoundError, "none.txt does not exist"),
     ]
     for arguments, error, message in cases:
@@ -45,7 +48,7 @@ def test_bad_arguments(kind, tmp_path):
         assert type(result.exception) is error, (arguments, result.exception)
         with pytest.raises(error, match=message):
             raise result.exception
-    assert {path.name for path in tmp_path.iterdir()} == {"photos", "taken", exported.name}
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "taken", exported.name, other.name}
 
 
 def test_crop_is_the_one_that_is_stated_and_segmenters_have_none(tmp_path):
@@ -62,3 +65,12 @@ def test_crop_is_the_one_that_is_stated_and_segmenters_have_none(tmp_path):
 @pytest.mark.parametrize(("kind", "option"), [("android", "--quantize"), ("ios", "--compress")])
 def test_wrong_usage(kind, option):
     assert failure(kind, "l1", "folder", option, "int3").exit_code == 2
+
+
+def test_a_folder_is_no_model(tmp_path):
+    """Where it is a run, its best model is named."""
+    for advice in (r"give the path of a model's file\.", r"a model's file, here .*best\.keras\."):
+        result = CliRunner().invoke(app, ["inspect", str(tmp_path)])
+        with pytest.raises(IsADirectoryError, match=rf"is a folder: .*{advice}"):
+            raise result.exception
+        (tmp_path / "best.keras").touch()

@@ -314,6 +314,9 @@ def test_names_that_stand_for_nothing(tmp_path):
         hub.EfficientFormerBackbone.from_preset("resnet_50_imagenet")
     with pytest.raises(FileNotFoundError, match="no `save_to_preset` has written"):
         hub.EfficientFormerBackbone.from_preset(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is damaged, it is no JSON: "):
+        hub.EfficientFormerBackbone.from_preset(tmp_path)
     features = kef.EfficientFormer(**V1, input_shape=(32, 32, 3), include_top=False)
     write_checkpoint(tmp_path / "features.safetensors", to_state_dict(features))
     with pytest.raises(ValueError, match="has no classes: pass `num_classes`"):

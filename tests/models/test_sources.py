@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +57,8 @@ def test_home_and_files_of_that_name(tmp_path, monkeypatch):
     (tmp_path / "m.keras").touch()
     assert model_source("~/m.keras") == tmp_path / "m.keras"
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "~of nobody.keras").touch()
+    assert model_source("~of nobody.keras") == Path("~of nobody.keras")
     # A published name stays one; what has a folder in it is a file where there is one.
     (tmp_path / "l1").touch()
     assert model_source("l1") == L1
