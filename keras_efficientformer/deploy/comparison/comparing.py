@@ -177,14 +177,13 @@ class _Store:
             ValueError: it holds another comparison, or files that are none; or another process is at it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        found = [path for path in self.folder.iterdir() if path.name != LOCK_FILE]
-        if found and not self._file.exists():
+        # What is hidden is the lock, or what a killed process has left.
+        if not self._file.exists() and any(path.name[0] != "." for path in self.folder.iterdir()):
             raise ValueError(
                 f"{self.folder} holds files that are no comparison's: choose another folder, or a new one."
             )
-        lock = FileLock(self.folder / LOCK_FILE)
         try:
-            lock.acquire(blocking=False)
+            lock = FileLock(self.folder / LOCK_FILE).acquire(blocking=False)
         except Timeout:
             raise ValueError(f"Another process is at the comparison in {self.folder}: wait for it.") from None
         with lock:

@@ -72,6 +72,7 @@ class Tracked:
 def compared(model, folder, tmp_path_factory):
     """A comparison that was interrupted in its second mode and went on: the report, its folder, what each run made."""
     keep = tmp_path_factory.mktemp("kept") / "files"
+    (keep / ".partial-4567").mkdir(parents=True)  # of a process that was killed before there were results
     first, second = Tracked(interrupt=1), Tracked()
     with pytest.raises(KeyboardInterrupt):
         compare_modes(model, folder, modes=MODES, keep=keep, track=first)
