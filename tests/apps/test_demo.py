@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 
+import forked
 import keras
 import numpy as np
 import pytest
@@ -28,8 +29,10 @@ class Demo:
 
     def __init__(self, folder, *arguments):
         self.folder = folder
-        command = [sys.executable, SCRIPT, "--output", folder, *arguments]
         environment = {**os.environ, "COLUMNS": "160"}
+        # The one without images is as the newcomer sees it.
+        program = forked.programs(environment) / "python" if arguments else sys.executable
+        command = [program, SCRIPT, "--output", folder, *arguments]
         finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG)
         self.code, self.out, self.err = finished.returncode, finished.stdout, finished.stderr
 

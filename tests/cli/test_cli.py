@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import keras
 import numpy as np
 import pytest
@@ -616,13 +617,14 @@ def test_help(command):
     assert "--max-difference" in command("export", "tflite", "--help").out
 
 
-# The real commands, each a Python of its own.
+# The commands, each a Python of its own: the installed one, the others copies of one that has imported Keras.
 
 
-def run(*arguments, **env):
+def run(name, *arguments, **env):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")} | env
+    program = name if name == INSTALLED else forked.programs(environment) / name
     finished = subprocess.run(
-        [str(argument) for argument in arguments], env=environment, capture_output=True, text=True, timeout=HANG
+        [str(word) for word in (program, *arguments)], env=environment, capture_output=True, text=True, timeout=HANG
     )
     return Result(finished.returncode, finished.stdout, finished.stderr)
 
@@ -640,7 +642,7 @@ def test_installed_command(photographs):
 
 
 def test_offline_is_one_error_and_no_random_answer(photographs, tmp_path):
-    result = run(INSTALLED, "predict", photographs, "--json", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    result = run("efficientformer", "predict", photographs, "--json", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert result.code == 1
     assert result.out == ""
     assert "Traceback" not in result.err
@@ -650,14 +652,14 @@ def test_offline_is_one_error_and_no_random_answer(photographs, tmp_path):
 
 
 def test_conversion_script(tmp_path):
-    result = run(sys.executable, ROOT / "weights" / "convert.py", CHECKPOINT, tmp_path / "l1.pth", "--dialect", "snap")
+    result = run("python", ROOT / "weights" / "convert.py", CHECKPOINT, tmp_path / "l1.pth", "--dialect", "snap")
     assert result.code == 0, result.err
     assert "network.0.0.layer_scale_1" in torch.load(tmp_path / "l1.pth", weights_only=True)["model"]
 
 
 def test_export_script(tmp_path):
     script = ROOT / "tflite" / "export.py"
-    result = run(sys.executable, script, CHECKPOINT, tmp_path, "--labels", LABELS, "--json")
+    result = run("python", script, CHECKPOINT, tmp_path, "--labels", LABELS, "--json")
     assert result.code == 0, result.err
     assert result.json["labels"] == NAMES
 

@@ -3,8 +3,8 @@
 import json
 import os
 import subprocess
-import sys
 
+import forked
 import keras
 import keras_hub
 import numpy as np
@@ -288,7 +288,7 @@ def test_presets_of_a_hub(loud_state_dict, tmp_path):
     with HubServer(files) as server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         environment |= {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
-        command = [sys.executable, "-c", PROGRAM]
+        command = [forked.programs(environment) / "python", "-c", PROGRAM]
         process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG, cwd=ROOT)
     assert process.returncode == 0, process.stderr
 

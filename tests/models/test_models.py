@@ -6,15 +6,16 @@ Where nothing depends on the size the network is a small one, with loud weights:
 import contextlib
 import inspect
 import json
+import os
 import subprocess
-import sys
 
+import forked
 import keras
 import numpy as np
 import pytest
 import timm.layers
 import timm_reference
-from project import HANG, NO_COLLECTOR
+from project import HANG
 
 import keras_efficientformer as kef
 from keras_efficientformer import conversion
@@ -368,7 +369,8 @@ def opened(loud, tmp_path_factory):
         images[name] = timm_reference.images(*models[name].input_shape[1:3])
         models[name].save(folder / f"{name}.keras")
         np.save(folder / f"{name}.npy", images[name])
-    subprocess.run([sys.executable, "-c", NO_COLLECTOR + OPEN, folder], check=True, timeout=HANG)
+    program = forked.programs(dict(os.environ)) / "python"
+    subprocess.run([program, "-c", OPEN, folder], check=True, timeout=HANG)
     found = json.loads((folder / "found.json").read_text())
     return {
         name: (models[name], images[name], list(np.load(folder / f"{name}.npz").values()), *found[name])

@@ -8,16 +8,16 @@ way is in test_pretrained.py.
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import safetensors.numpy
 import timm_reference
 import torch
 from hub_server import Fault, HubServer
-from project import HANG, NO_COLLECTOR
+from project import HANG
 
 from keras_efficientformer.imagenet import preprocess_input
 from keras_efficientformer.images import seeded_images
@@ -72,7 +72,7 @@ class Loading:
         arguments = [json.dumps(tasks), folder / "images.npy", self.results, json.dumps(pins or {})]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / home), "NO_PROXY": "127.0.0.1", **env}
-        command = [sys.executable, "-c", NO_COLLECTOR + DRIVER, *map(str, arguments)]
+        command = [forked.programs(environment) / "python", "-c", DRIVER, *map(str, arguments)]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 

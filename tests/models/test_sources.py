@@ -3,9 +3,9 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -125,9 +125,8 @@ print(json.dumps([model.predict(image, verbose=0).tolist(), normalization_of(mod
 def python(hub, home, *arguments):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=HANG, cwd=ROOT
-    )
+    command = [forked.programs(environment) / "python", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG, cwd=ROOT)
 
 
 def test_repositories_of_the_hub(tmp_path):

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import masked_images
 import pytest
 import timm_reference
@@ -80,9 +81,10 @@ NOT_RUN = {
 }
 
 # Runs the blocks of argv[1], a JSON list of [language, where it stands, text], in one namespace. What a reader has
-# typed stands in the log before what came of it.
+# typed stands in the log before what came of it. The first command is the real one; those after it take the programs of
+# the folder argv[2], if any.
 DRIVER = """
-import json, subprocess, sys
+import json, os, subprocess, sys
 namespace = {"__name__": "__main__"}
 for language, place, text in json.loads(sys.argv[1]):
     print(f"--- {place}: {text}", flush=True)
@@ -90,6 +92,7 @@ for language, place, text in json.loads(sys.argv[1]):
         exec(compile(text, place, "exec"), namespace)
     else:
         subprocess.run(["bash", "-e", "-c", text], check=True)
+        os.environ["PATH"] = os.pathsep.join([*sys.argv[2:], os.environ["PATH"]])
 """
 
 
@@ -200,6 +203,8 @@ def test_blocks_run(document, files, environment, tmp_path):
     if document != "README.md":  # which makes its own
         shutil.copytree(files / "own", folder, copy_function=os.link, dirs_exist_ok=True)
     command = [sys.executable, "-c", DRIVER, json.dumps(STEPS[document])]
+    if sum(language in SHELL for language, *_ in STEPS[document]) > 2:
+        command.append(forked.programs(environment))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run(command, cwd=folder, env=environment, timeout=3 * HANG, **streams)
     assert done.returncode == 0, done.stdout[-5000:]

@@ -8,9 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
-from project import HANG
+from project import CHECKPOINT, HANG
 
 # Exports checkpoint argv[2] to argv[3] by the function argv[1] with the arguments argv[4] (JSON); says how much CPU
 # time that took, as a multiple of what importing took, which is as slow where a machine is slow or busy; and the whole
@@ -44,9 +45,9 @@ print(json.dumps({"imports": imports, "gigabytes": peak * 1024 / 1e9}))
 """
 
 
-def start(exporter, source, path, arguments=None, blocked=(), prefix=(), **env):
-    """A process that exports; `prefix` is a command that runs it."""
-    command = [sys.executable, "-c", SCRIPT, exporter, str(source), str(path), json.dumps(arguments or {}), *blocked]
+def start(exporter, source, path, arguments=None, blocked=(), prefix=(), program=sys.executable, **env):
+    """A process that exports, by a Python; `prefix` is a command that runs it."""
+    command = [str(program), "-c", SCRIPT, exporter, str(source), str(path), json.dumps(arguments or {}), *blocked]
     return subprocess.Popen(
         [*prefix, *command], env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -62,9 +63,10 @@ def contents(folder):
     return sorted(path.name for path in Path(folder).iterdir())
 
 
-def assert_interrupt_leaves_nothing(process, folder):
+def assert_interrupt_leaves_nothing(exporter, path, arguments=None):
     """Ctrl-C as soon as there is a partial file in the folder."""
-    with process:
+    folder, program = path.parent, forked.programs(dict(os.environ)) / "python"
+    with start(exporter, CHECKPOINT, path, arguments, program=program) as process:
         deadline = time.monotonic() + HANG
         while not contents(folder) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 
+import forked
 import keras
 import numpy as np
 import pytest
 import training_images
-from project import HANG, KERAS_ALONE, NO_COLLECTOR, ROOT
+from project import HANG, KERAS_ALONE, ROOT
 
 from keras_efficientformer.training import FineTuneConfig, finetune
 
@@ -75,7 +76,15 @@ finetune(
 
 def run(folder, output, kill, code, environment=None):
     environment = {**os.environ, "PYTHONPATH": SUPPORT, **(environment or {})}
-    command = [sys.executable, "-c", NO_COLLECTOR + PROGRAM, folder, output, json.dumps(kill), json.dumps(CONFIG)]
+    command = [
+        forked.programs(environment) / "python",
+        "-c",
+        PROGRAM,
+        folder,
+        output,
+        json.dumps(kill),
+        json.dumps(CONFIG),
+    ]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG)
     assert result.returncode == code, result.stderr[-3000:]
 

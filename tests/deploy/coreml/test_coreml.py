@@ -472,7 +472,7 @@ def test_overwrite(model, exported, tmp_path):
 
 
 def test_interrupt_leaves_nothing(tmp_path):
-    assert_interrupt_leaves_nothing(exports.start("export_coreml", CHECKPOINT, tmp_path / "m.mlpackage"), tmp_path)
+    assert_interrupt_leaves_nothing("export_coreml", tmp_path / "m.mlpackage")
 
 
 def test_read_only_folder(tmp_path):

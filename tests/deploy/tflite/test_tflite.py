@@ -586,8 +586,7 @@ def test_damaged_model_is_not_exported(build, tmp_path):
 
 def test_interrupt_leaves_nothing(tmp_path):
     arguments = {"model": {"input_shape": [224, 224, 3]}}
-    process = exports.start("export_tflite", CHECKPOINT, tmp_path / "model.tflite", arguments)
-    assert_interrupt_leaves_nothing(process, tmp_path)
+    assert_interrupt_leaves_nothing("export_tflite", tmp_path / "model.tflite", arguments)
 
 
 def test_interrupted_while_reading_images(model, tmp_path):

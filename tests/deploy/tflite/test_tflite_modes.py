@@ -11,10 +11,10 @@ import io
 import json
 import os
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
@@ -407,9 +407,9 @@ def test_command_prints_json_alone(tmp_path):
     photograph = Image.fromarray(data.chelsea())
     (tmp_path / "images").mkdir()
     photograph.save(tmp_path / "images" / "cat.png")
-    code = "import efficientformer_command; efficientformer_command.main()"
     arguments = ["export", "tflite", CHECKPOINT, tmp_path / "m.tflite", "--quantize", "int8", "--json"]
-    command = [sys.executable, "-c", code, *arguments, "--calibration", tmp_path / "images"]
+    program = forked.programs(dict(os.environ)) / "efficientformer"
+    command = [program, *arguments, "--calibration", tmp_path / "images"]
     result = subprocess.run(list(map(str, command)), env=dict(os.environ), capture_output=True, text=True, timeout=HANG)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == json.loads((tmp_path / "m.tflite.json").read_text())
