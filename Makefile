@@ -11,7 +11,8 @@ VENV ?= .venv
 # A folder with images that are not part of the project; tests read the same variable.
 IMAGES ?= $(EFFICIENTFORMER_IMAGES)
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Python compiles modules when they are first imported; pip would compile all, most of which never are.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 SOURCES := setup.py pyproject.toml constraints.txt
 
 # Some tests of each room. KERAS_BACKEND names the backend to run them on. Those left out start one Keras for each
