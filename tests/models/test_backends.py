@@ -99,6 +99,7 @@ def run(request, tmp_path_factory, loud_l1, loud_state_dict):
     model.save(folder / "tensorflow.keras")
 
     environment = {**os.environ, "KERAS_BACKEND": request.param, "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most of what is compiled runs once
     command = [sys.executable, "-c", NO_COLLECTOR + PROGRAM, folder, json.dumps(SMALL), POLICIES[request.param][0]]
     subprocess.run(command, env=environment, check=True, timeout=HANG)
     found = {**np.load(folder / "found.npz"), **json.loads((folder / "facts.json").read_text())}
