@@ -38,6 +38,8 @@ class TFLiteBuilder:
         # added before a transposition, for which the order of axes that undoes it is kept.
         self._reshaped: dict[GraphTensor, GraphTensor] = {}
         self._transposed: dict[GraphTensor, tuple[GraphTensor, list[int]]] = {}
+        # And these are feature maps that were made as one row of pixels.
+        self._rows: dict[GraphTensor, GraphTensor] = {}
 
     def begin(self, number: int, operation: str, location: str) -> None:
         self.graph.scope = scope(operation, number)
@@ -54,11 +56,32 @@ class TFLiteBuilder:
         return self._elementwise("SUB", image, np.broadcast_to(mean, (1, 1, width, channels)))
 
     def convolution(self, x: GraphTensor, weights: np.ndarray, bias: np.ndarray, stride: int = 1) -> GraphTensor:
+        if self._kernels.row_convolutions and (weights.shape[0], stride) == (1, 1):
+            # A single row is what a stride from row to row makes of a single row.
+            return self._as_map(self._convolve(self._as_row(x), weights, bias, (2, 1)), x)
         if weights.shape[0] > 1:
             x = self._pad(x, weights.shape[0] // 2)
-        shape = (*_strided(x, weights.shape[0], stride), weights.shape[3])
+        return self._convolve(x, weights, bias, (stride, stride))
+
+    def _convolve(self, x: GraphTensor, weights: np.ndarray, bias: np.ndarray, strides: tuple[int, int]) -> GraphTensor:
+        shape = (*_strided(x, weights.shape[0], strides), weights.shape[3])
         inputs = [x, self.graph.weights(weights.transpose(3, 0, 1, 2)), self.graph.weights(bias)]
-        return self.graph.operator("CONV_2D", inputs, shape, padding=VALID, strideH=stride, strideW=stride)
+        return self.graph.operator("CONV_2D", inputs, shape, padding=VALID, strideH=strides[0], strideW=strides[1])
+
+    def _as_row(self, x: GraphTensor) -> GraphTensor:
+        """A feature map as one row of its pixels."""
+        batch, height, width, channels = x.shape
+        if x in self._rows or height == 1:
+            return self._rows.get(x, x)
+        return self._reshape(x, (batch, 1, height * width, channels))
+
+    def _as_map(self, row: GraphTensor, like: GraphTensor) -> GraphTensor:
+        """A row of pixels as a feature map as high and wide as another; what follows may take the row."""
+        if like.shape[1] == 1:
+            return row
+        result = self._reshape(row, (*like.shape[:3], row.shape[3]))
+        self._rows[result] = row
+        return result
 
     def depthwise_convolution(
         self, x: GraphTensor, weights: np.ndarray, bias: np.ndarray, stride: int = 1
@@ -105,12 +128,18 @@ class TFLiteBuilder:
 
     def relu(self, x: GraphTensor) -> GraphTensor:
         if not self.graph.ends_in_convolution(x):
-            return self.graph.operator("RELU", [x], x.shape)
+            return self._pointwise("RELU", x)
         self.graph.fuse_relu(x)
         return x
 
     def gelu(self, x: GraphTensor) -> GraphTensor:
-        return self.graph.operator("GELU", [x], x.shape)
+        return self._pointwise("GELU", x)
+
+    def _pointwise(self, kind: str, x: GraphTensor) -> GraphTensor:
+        """An operator on each value by itself."""
+        if x in self._rows:
+            return self._as_map(self._pointwise(kind, self._rows[x]), x)
+        return self.graph.operator(kind, [x], x.shape)
 
     def pooling_mixer(self, x: GraphTensor, size: int, own: np.ndarray, pooled: np.ndarray) -> GraphTensor:
         if self._kernels.pooling == "fused" and size == 3:
@@ -166,11 +195,15 @@ class TFLiteBuilder:
         return x if offset is None else self._elementwise("ADD", x, offset)
 
     def add(self, x: GraphTensor, y: GraphTensor | np.ndarray) -> GraphTensor:
-        if x in self._transposed and isinstance(y, np.ndarray):
+        if isinstance(y, GraphTensor):
+            if x in self._rows or y in self._rows:
+                return self._as_map(self._elementwise("ADD", self._as_row(x), self._as_row(y)), x)
+            return self._elementwise("ADD", x, y)
+        if x in self._transposed:
             # It is added before the transposition, which quantized files do in float32, to what may still be integers.
             x, order = self._transposed[x]
             return self._transpose(self._elementwise("ADD", x, y.transpose(order)), np.argsort(order).tolist())
-        return self._elementwise("ADD", x, y, ADD_TABLE if isinstance(y, np.ndarray) else None)
+        return self._elementwise("ADD", x, y, ADD_TABLE)
 
     def _elementwise(
         self, kind: str, x: GraphTensor, y: GraphTensor | np.ndarray, name: str | None = None
@@ -316,7 +349,7 @@ class TFLiteBuilder:
         return self.graph.constant(np.array(values, "int32"))
 
 
-def _strided(x: GraphTensor, size: int, stride: int) -> tuple[int, int, int]:
-    """(batch, height, width) of what a window of this size, moved by `stride`, makes of a padded map."""
+def _strided(x: GraphTensor, size: int, strides: tuple[int, int]) -> tuple[int, int, int]:
+    """(batch, height, width) of what a window of this size, moved by `strides`, makes of a padded map."""
     batch, height, width, _ = x.shape
-    return batch, (height - size) // stride + 1, (width - size) // stride + 1
+    return batch, (height - size) // strides[0] + 1, (width - size) // strides[1] + 1

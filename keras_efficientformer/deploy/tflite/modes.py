@@ -13,7 +13,7 @@ from keras_efficientformer.deploy.tflite.step_names import ADD_TABLE, scope_patt
 
 IO_TYPES = ("float32", "int8", "uint8")
 
-# In "int8" these are computed in integers: all that have XNNPACK or fast LiteRT kernels. What is left in float32, less
+# In "int8" these are computed in integers: all that have XNNPACK or fast LiteRT kernels. What is left in float, less
 # than 2% of the work, is LayerNorm, the attention's products and softmax, and the last activation.
 IN_INT8 = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "MUL", "SUB", "GELU", "PAD", "RESHAPE")
 
@@ -40,12 +40,16 @@ class Kernels:
         convolved_dense: dense layers are convolutions of size 1, which cost the same: runtimes before TensorFlow 2.16
             read one scale for all channels of a FULLY_CONNECTED's int8 weights and compute nonsense without a word
             (those before 2.12 in every int8 mode), and GPUs refuse such weights.
+        row_convolutions: convolutions of size 1 run over one row of all pixels, with a stride of 2 from row to row:
+            XNNPACK makes others fully connected layers, and then computes these, and all that lies between them, in
+            float32 where it could in float16.
     """
 
     pooling: str = "average"
     matmul_variance: bool = False
     row_padding: bool = False
     convolved_dense: bool = False
+    row_convolutions: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def _int16x8(recipe: Any) -> None:
 
 PLAIN = Kernels()
 FLOAT16 = Kernels(matmul_variance=True, row_padding=True)
-DYNAMIC = Kernels(row_padding=True, convolved_dense=True)
+DYNAMIC = Kernels(row_padding=True, convolved_dense=True, row_convolutions=True)
 WEIGHT_ONLY = Kernels(convolved_dense=True)
 FAST_INTEGER = Kernels(pooling="fused", convolved_dense=True)
 INTEGER = Kernels(pooling="depthwise", convolved_dense=True)
@@ -126,7 +130,7 @@ MODES = {
     "float16": Mode("float16", 0.02, FLOAT16, float16_weights=True, float16_arithmetic=True),
     "dynamic": Mode("dynamic", 0.5, DYNAMIC, float16_arithmetic=True, recipe=_dynamic),
     "weight_only": Mode("weight_only", 0.2, WEIGHT_ONLY, recipe=_weight_only),
-    "int8": Mode("int8", 0.5, FAST_INTEGER, recipe=_int8, calibrated=True, io_types=IO_TYPES),
+    "int8": Mode("int8", 0.5, FAST_INTEGER, float16_arithmetic=True, recipe=_int8, calibrated=True, io_types=IO_TYPES),
     "int8_integer": Mode("int8_integer", 0.5, INTEGER, recipe=_int8_integer, calibrated=True, io_types=IO_TYPES),
     "int16x8": Mode("int16x8", 0.2, INTEGER, recipe=_int16x8, calibrated=True, runtime="2.20.0"),
 }

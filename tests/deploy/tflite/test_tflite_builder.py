@@ -28,7 +28,7 @@ KERNELS = {
     "depthwise": Kernels(pooling="depthwise"),
     "matmul_variance": Kernels(matmul_variance=True),
     "row_padding": Kernels(row_padding=True),
-    "all": Kernels(pooling="depthwise", matmul_variance=True, row_padding=True),
+    "all": Kernels(pooling="depthwise", matmul_variance=True, row_padding=True, row_convolutions=True),
 }
 # Of `own * x + pooled * average`: small, large, negative, none, and more than the pixel's own weight.
 OWN = np.array([1.0, 1.0, 1.0, 0.5, 0.05], "float32")
@@ -201,6 +201,27 @@ def test_reshapes_after_each_other_are_one():
     content = written(lambda b, x: b.feature_map(b.tokens(x), 2, 8), (4, 4, 3))
     assert kinds(content) == {"RESHAPE": 1}
     assert_same(lambda b, x: b.feature_map(b.tokens(x), 2, 8), (4, 4, 3), Kernels())
+
+
+def test_convolutions_of_pixels_take_and_leave_one_row_of_them():
+    """What lies between them stays a row, so that a block is reshaped once on each side."""
+    weights = np.random.default_rng(9).normal(0, 0.5, (1, 1, 3, 3)).astype("float32")
+    kernels = Kernels(row_convolutions=True)
+
+    def describe(b, x):
+        x = b.pooling_mixer(x, 3, np.full(3, 0.5), np.full(3, 0.5))
+        hidden = b.gelu(b.convolution(x, weights, np.ones(3)))
+        x = b.add(x, b.convolution(b.relu(hidden), weights, np.zeros(3)))
+        return b.depthwise_convolution(x, np.ones((3, 3, 3), "float32"), np.zeros(3))
+
+    content = written(describe, (4, 5, 3), kernels)
+    assert kinds(content)["RESHAPE"] == 2
+    file = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    graph = file.subgraphs[0]
+    convolutions = [o for o in graph.operators if flatbuffer_utils.opcode_to_name(file, o.opcodeIndex) == "CONV_2D"]
+    assert [graph.tensors[o.inputs[0]].shape.tolist() for o in convolutions] == [[2, 1, 20, 3]] * 2
+    assert {(o.builtinOptions.strideH, o.builtinOptions.strideW) for o in convolutions} == {(2, 1)}
+    assert_same(describe, (4, 5, 3), kernels, 2e-5)
 
 
 def test_a_table_is_added_before_the_heads_are_moved():

@@ -290,7 +290,7 @@ def test_dynamic_has_integer_weights_and_float_activations(exported):
 def test_file_says_whether_it_may_be_computed_in_float16(small_exported, mode):
     file = flatbuffer_utils.read_model(small_exported(mode).path)
     found = [bytes(file.buffers[e.buffer].data) for e in file.metadata if e.name == b"reduced_precision_support"]
-    assert found == ([b"fp16accfp16"] if mode in ("float16", "dynamic") else [])
+    assert found == ([b"fp16accfp16"] if mode in ("float16", "dynamic", "int8") else [])
 
 
 # Types of input and output.
