@@ -206,13 +206,14 @@ def test_reshapes_after_each_other_are_one():
 def test_convolutions_of_pixels_take_and_leave_one_row_of_them():
     """What lies between them stays a row, so that a block is reshaped once on each side."""
     weights = np.random.default_rng(9).normal(0, 0.5, (1, 1, 3, 3)).astype("float32")
+    bias = np.array([1, 0.5, -1], "float32")
     kernels = Kernels(row_convolutions=True)
 
     def describe(b, x):
-        x = b.pooling_mixer(x, 3, np.full(3, 0.5), np.full(3, 0.5))
-        hidden = b.gelu(b.convolution(x, weights, np.ones(3)))
-        x = b.add(x, b.convolution(b.relu(hidden), weights, np.zeros(3)))
-        return b.depthwise_convolution(x, np.ones((3, 3, 3), "float32"), np.zeros(3))
+        x = b.pooling_mixer(x, 3, OWN[:3], POOLED[:3])
+        hidden = b.gelu(b.convolution(x, weights, bias))
+        x = b.add(x, b.convolution(b.relu(hidden), weights, bias))
+        return b.depthwise_convolution(x, np.ones((3, 3, 3), "float32"), bias)
 
     content = written(describe, (4, 5, 3), kernels)
     assert kinds(content)["RESHAPE"] == 2
