@@ -19,7 +19,9 @@ from project import IMAGES, IMAGES_VARIABLE
 
 
 def pytest_configure(config):
-    """Lets the processes that tests start on JAX share what they compile, all of it: most takes less than a second."""
+    """Lets the processes that tests start share the trials of roundings and, on JAX, what they compile, all of it: most
+    takes less than a second."""
+    os.environ.setdefault("EFFICIENTFORMER_TRIALS", str(config.cache.mkdir("trials")))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     if os.environ["KERAS_BACKEND"] == "jax":  # all tests on JAX: most of what they compile is run once

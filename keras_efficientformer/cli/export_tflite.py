@@ -12,6 +12,7 @@ from keras_efficientformer.cli.options import (
     Json,
     LabelsFile,
     MaxDifference,
+    MaxDrop,
     Model,
     Overwrite,
     Page,
@@ -32,11 +33,14 @@ from keras_efficientformer.errors import require_installed
 def export_tflite_command(
     model: Model,
     path: Annotated[Path, typer.Argument(help="The .tflite file, or an existing folder to name it in.")] = Path("."),
-    quantize: Annotated[str, choice(MODES, "Quantization.")] = "none",
+    quantize: Annotated[
+        str, choice(MODES, "Quantization; auto: as few bits for weights as each layer bears.")
+    ] = "none",
     calibration: Annotated[
         Path | None,
         typer.Option(help="Folder of images to measure ranges and errors on. Default: noise."),
     ] = None,
+    max_drop: MaxDrop = None,
     labels: LabelsFile = None,
     size: Size = None,
     input_sizes: InputSizes = None,
@@ -72,6 +76,7 @@ def export_tflite_command(
             path,
             quantize=quantize,
             calibration=calibration,
+            max_drop=max_drop,
             labels=labels,
             include_preprocessing=preprocessing,
             feature_maps=feature_maps,

@@ -26,7 +26,7 @@ from keras_efficientformer.deploy.coreml.package import function_sizes, image_si
 from keras_efficientformer.deploy.coreml.runtime import facts_of
 from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
 from keras_efficientformer.deploy.tflite.accelerators.gpu import GpuCheck, check_on_gpu
-from keras_efficientformer.deploy.tflite.metadata import read_facts
+from keras_efficientformer.deploy.tflite.metadata import read_facts, weight_types
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, check_survival
 from keras_efficientformer.deploy.tflite.sizes.signatures import signature_sizes
 from keras_efficientformer.files import size_of
@@ -203,5 +203,7 @@ def _inspect_tflite(file: Path) -> dict[str, Any]:
     inputs, outputs = ([dataclasses.asdict(tensor) for tensor in ends] for ends in (model.inputs, model.outputs))
     ends = {"input_size": list(model.input_shape[:2]), "inputs": inputs, "outputs": outputs}
     ends |= _several("signatures", signature_sizes(file))
-    facts = ends | _facts_in_words(read_facts(file)) | {"operations": model.operations()}
+    facts = (
+        ends | _facts_in_words(read_facts(file)) | {"operations": model.operations(), "constants": weight_types(file)}
+    )
     return facts | ({"hardware": INT16_HARDWARE} if "int16" in model.dtypes() else {})

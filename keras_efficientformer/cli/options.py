@@ -122,6 +122,10 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable imag
 Page = Annotated[Path | None, typer.Option(help="Also write an HTML page of the export. It runs the file once more.")]
 FeatureMaps = Annotated[bool, typer.Option("--feature-maps", help="Also output the four stages.")]
 MaxDifference = Annotated[float | None, typer.Option(help="Write nothing beyond it. Default: the mode's.")]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(min=0, max=100, help="Of auto: percentage of the images whose class may change. Default: 1."),
+]
 Masks = Annotated[
     Path | None,
     typer.Option(help="Folder of masks, PNG files of class numbers (255: ignored) or colours, called as the images."),

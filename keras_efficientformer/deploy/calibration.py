@@ -17,6 +17,8 @@ Calibration = str | os.PathLike[str] | np.ndarray | Iterable[Any]
 
 # What most modes measure that need them.
 RANGES = "the ranges of activations"
+# And what those measure that choose bits.
+ROUNDING_EFFECTS = "what the rounding of weights changes"
 # Fewer images bring a warning.
 CALIBRATION_ADVISED = 32
 CALIBRATION_LIMIT = 128

@@ -114,7 +114,8 @@ class ExportJob:
         labels: class names, or None.
         limit: the largest `Difference.relative` at which the file is written.
         images: reads the raw images to compare on, and says where they came from.
-        write: writes the file to a path; it gets those images too.
+        write: writes the file to a path; it gets those images too, and says which bits it has chosen, as `ExportReport`
+            does.
         run: opens the written file and runs it on raw images.
         tools: packages whose versions the report has.
         requires: as in `ExportReport`.
@@ -133,7 +134,7 @@ class ExportJob:
     labels: tuple[str, ...] | None
     limit: float
     images: Callable[[], tuple[np.ndarray, str]]
-    write: Callable[[Path, np.ndarray], None]
+    write: Callable[[Path, np.ndarray], dict[str, int] | None]
     run: Callable[[Path, np.ndarray], Opened]
     tools: tuple[str, ...]
     requires: str
@@ -157,7 +158,7 @@ def write_checked(job: ExportJob) -> ExportReport:
     files = [job.file, sidecar_of(job.file), *([job.npu.file] if job.npu else [])]
     with finished_files(files, job.overwrite, job.may_replace) as (partial, sidecar, *compiled):
         images, images_from = job.images()
-        job.write(partial, images)
+        bits = job.write(partial, images)
         opened = job.run(partial, images)
         expected = job.source.outputs(images, job.network, job.quantized)
         differences = compare_outputs(expected, job.network, opened.results)
@@ -189,6 +190,7 @@ def write_checked(job: ExportJob) -> ExportReport:
             seconds=round(time.perf_counter() - job.started, 2),
             npu=npu,
             further_sizes=further_sizes,
+            bits=bits,
         )
         sidecar.write_text(report.to_json())
     return report

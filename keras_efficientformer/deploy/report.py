@@ -1,5 +1,6 @@
 """The report of an export, which is printed as a table and written beside the file as JSON. Room: deploy."""
 
+import collections
 import dataclasses
 import json
 import math
@@ -152,6 +153,7 @@ class ExportReport:
         seconds: how long the export took, the check included.
         npu: of the file that was compiled for an NPU, if one was asked for.
         further_sizes: the input sizes after the one that the rest of the report is of, which opens by default.
+        bits: {layer of the model: bits of its weights} where they were chosen layer by layer; else None.
     """
 
     path: str
@@ -176,6 +178,7 @@ class ExportReport:
     seconds: float
     npu: NPUReport | None = None
     further_sizes: tuple[SizeReport, ...] = ()
+    bits: dict[str, int] | None = None
 
     def to_json(self) -> str:
         """The report as indented JSON, files by their names alone; numbers that are not finite are null."""
@@ -213,10 +216,13 @@ class ExportReport:
         checkpoint = {"checkpoint": ", ".join(self.checkpoint.values())} if self.checkpoint else {}
         accelerator = {"GPU": self.accelerator} if self.accelerator else {}
         accelerator |= {f"GPU, {size.name}": size.accelerator for size in self.further_sizes if size.accelerator}
+        counts = sorted(collections.Counter((self.bits or {}).values()).items())
+        bits = {"bits": ", ".join(f"{bits} of {number} layers" for bits, number in counts)} if counts else {}
         npu = {"NPU": f"{Path(self.npu.path).name}, {self.npu.size / 1e6:.1f} MB"} if self.npu else {}
         return {
             "model": self.model,
             "mode": f"{self.mode}, {self.size / 1e6:.1f} MB, {sum(self.operations.values())} operations{partitions}",
+            **bits,
             "input": _describe(self.inputs) + (", raw RGB 0..255" if self.preprocessing else ", normalised"),
             "output": _describe(self.outputs),
             **{size.name: _describe(size.inputs) for size in self.further_sizes},

@@ -27,7 +27,7 @@ from keras_efficientformer import EfficientFormer, cli
 from keras_efficientformer.apps import write_web_app
 from keras_efficientformer.classifiers import open_classifier
 from keras_efficientformer.deploy import export_tflite
-from keras_efficientformer.deploy.tflite.modes import MODES
+from keras_efficientformer.deploy.tflite import modes
 from keras_efficientformer.imagenet import load_image, preprocess_input, resize_and_crop
 from keras_efficientformer.images import of_channels, scaled, seeded_images
 from keras_efficientformer.labels import class_colors
@@ -38,6 +38,8 @@ DRIVER = ROOT / "tests" / "apps" / "web"
 SIZES = [(64, 64), (96, 64)]
 LABELS = (*(f"kind {letter}" for letter in "abcdefgh"), "<b>bold</b>", 'ein "Hügel"')
 # The same kernels compute in WebAssembly, but for a mode that quantizes while it runs.
+# What LiteRT.js makes of int4 weights has not been looked at.
+MODES = {name: mode for name, mode in modes.MODES.items() if not mode.chosen_bits}
 TOLERANCE = dict.fromkeys((*MODES, "normalised", "grey", "uint8", "segmenter", "sizes"), 2e-6) | {"dynamic": 5e-3}
 
 

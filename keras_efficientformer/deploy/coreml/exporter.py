@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from keras_efficientformer.deploy.calibration import (
+    ROUNDING_EFFECTS,
     Calibration,
     check_calibration,
     images_to_compare,
@@ -51,7 +52,12 @@ from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
 from keras_efficientformer.deploy.input_sizes import InputSize, described, size_name
 from keras_efficientformer.deploy.network.keras_builder import measured_ranges
 from keras_efficientformer.deploy.network.recording import FusedNetwork
-from keras_efficientformer.deploy.network.rounding.bit_choice import choose_bits
+from keras_efficientformer.deploy.network.rounding.bit_choice import (
+    MAX_DROP,
+    check_choice,
+    check_max_drop,
+    choose_bits,
+)
 from keras_efficientformer.deploy.report import CLASS_NUMBERS, ExportReport
 from keras_efficientformer.deploy.source import SizedNetwork, at_sizes, network_inputs, open_source
 from keras_efficientformer.errors import require
@@ -65,8 +71,6 @@ PREVIEW_TYPE = "com.apple.coreml.model.preview.type"
 # Xcode draws masks in these colours.
 PREVIEW_PARAMETERS = "com.apple.coreml.model.preview.parameters"
 RGB_CHANNELS = 3
-# Of "auto", in percent of the images.
-MAX_DROP = 1.0
 COREML_TOOLS = ("keras-efficientformer", "keras", "coremltools", "numpy", "scikit-learn")
 
 
@@ -154,7 +158,7 @@ def export_coreml(
     if kind.int8_activations and not source.ranges:
         check_calibration(f"compress={compress!r}", calibration)
     if kind.chosen_bits:
-        check_calibration(f"compress={compress!r}", calibration, "what the rounding of weights changes")
+        check_calibration(f"compress={compress!r}", calibration, ROUNDING_EFFECTS)
     network = source.network(include_preprocessing and source.preprocessing, feature_maps)
     sizes = at_sizes(source, network, input_sizes, feature_maps)
     if len(sizes) > 1 and minimum_ios < MULTIFUNCTION_IOS:
@@ -170,7 +174,7 @@ def export_coreml(
         )
     _check_mask_output(mask_output, network)
     if kind.chosen_bits:
-        _check_choice(compress, network, len(sizes))
+        check_choice(f"compress={compress!r}", network, len(sizes))
     if compress in ("int8", "w8a8"):
         sizes = tuple(replace(sized, network=keep_weak_channels(sized.network)) for sized in sizes)
     source, network = sizes[0].source, sizes[0].network
@@ -185,10 +189,6 @@ def export_coreml(
 
     def package_of(sized: SizedNetwork, images: np.ndarray) -> Any:
         network = sized.network
-        if kind.chosen_bits:
-            network = choose_bits(
-                network, network_inputs(images, network), MAX_DROP if max_drop is None else max_drop
-            ).network
         scales = _int8_scales(sized, calibration, images) if kind.int8_activations else {}
         # coremltools shows a progress bar for each of a dozen passes.
         with contextlib.redirect_stderr(io.StringIO()):
@@ -196,17 +196,23 @@ def export_coreml(
         _describe(package, network, mode, names)
         return package
 
-    def write(file: Path, images: np.ndarray) -> None:
-        package = package_of(sizes[0], images)
+    def write(file: Path, images: np.ndarray) -> dict[str, int] | None:
+        choice, sized = None, sizes[0]
+        if kind.chosen_bits:
+            inputs = network_inputs(images, network)
+            choice = choose_bits(network, inputs, MAX_DROP if max_drop is None else max_drop)
+            sized = replace(sized, network=choice.network)
+        package = package_of(sized, images)
         # A classifier has the labels in a place of their own, which other tools know.
         facts = FileFacts.of(network, None if "probabilities" in network.outputs else names)
         package.user_defined_metadata[ENTRY] = facts.to_json()
         if not further:
             package.save(str(file))
-            return
+            return choice.layers if choice else None
         others = {size.name: package_of(size.sized, size.images()) for size in further}
         pixels = ", ".join(described(sized.size) for sized in sizes)
         save_joined({MAIN: package} | others, file, f"{network.paper}: {network.name}, {pixels}, {mode}.")
+        return None
 
     return write_checked(
         ExportJob(
@@ -248,26 +254,10 @@ def _check_arguments(precision: str, compress: str, minimum_ios: int, max_drop: 
     for name, value, choices in checks:
         if value not in choices:
             raise ValueError(f"`{name}` should be one of {', '.join(map(str, choices))}. Received: {name}={value!r}")
-    if max_drop is not None and not COMPRESSIONS[compress].chosen_bits:
-        raise ValueError(f"`max_drop` is what compress='auto' keeps to. Received: compress={compress!r}")
-    if max_drop is not None and not 0 <= max_drop <= 100:
-        raise ValueError(f"`max_drop` should be in 0..100, a percentage. Received: max_drop={max_drop}")
+    check_max_drop(max_drop, "compress", compress, COMPRESSIONS[compress].chosen_bits)
     needed = COMPRESSIONS[compress].minimum_ios
     if minimum_ios < needed:
         raise ValueError(f"compress={compress!r} needs iOS {needed}. Received: minimum_ios={minimum_ios}")
-
-
-def _check_choice(compress: str, network: FusedNetwork, sizes: int) -> None:
-    if network.classes in (None, 1):
-        raise ValueError(
-            f"compress={compress!r} looks at the best class, and {network.name} has {network.classes or 'none'}. Use "
-            "another compression."
-        )
-    if sizes > 1:
-        raise ValueError(
-            f"compress={compress!r} rounds weights for one input size, and those of several are shared. Received: "
-            f"{sizes} `input_sizes`"
-        )
 
 
 def _check_mask_output(mask_output: str, network: FusedNetwork) -> None:

@@ -5,13 +5,14 @@ file, operator by operator, and no framework is needed, nor the memory of one.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from keras_efficientformer.deploy.network.rounding.linear import LinearStep
 from keras_efficientformer.deploy.tflite.graph import Graph, GraphTensor, schema
-from keras_efficientformer.deploy.tflite.modes import PLAIN, Kernels
+from keras_efficientformer.deploy.tflite.modes import PLAIN, Kernels, is_matrix
 from keras_efficientformer.deploy.tflite.pooling_filters import border_factors, fused_mixer_filters
 from keras_efficientformer.deploy.tflite.step_names import ADD_TABLE, INPUT, scope
 
@@ -25,13 +26,22 @@ class TFLiteBuilder:
         batch_size: of the file.
         kernels: the choices between equal operations.
         float16_weights: whether weights are stored in float16.
+        linear: {number of a step: the step} of those whose weights are stored as integers.
 
     Attributes:
         graph: the file so far.
     """
 
-    def __init__(self, batch_size: int = 1, kernels: Kernels = PLAIN, float16_weights: bool = False) -> None:
+    def __init__(
+        self,
+        batch_size: int = 1,
+        kernels: Kernels = PLAIN,
+        float16_weights: bool = False,
+        linear: Mapping[int, LinearStep] | None = None,
+    ) -> None:
         self.graph = Graph(float16_weights)
+        self._linear = linear or {}
+        self._stored: LinearStep | None = None
         self._batch = batch_size
         self._kernels = kernels
         # Both are keyed by a result and hold what it was made of: two reshapes in a row become one, and constants are
@@ -43,6 +53,7 @@ class TFLiteBuilder:
 
     def begin(self, number: int, operation: str, location: str) -> None:
         self.graph.scope = scope(operation, number)
+        self._stored = self._linear.get(number)
 
     def end(self, results: tuple[GraphTensor, ...]) -> None:
         """Does nothing: the tensors have their names from the start."""
@@ -56,6 +67,9 @@ class TFLiteBuilder:
         return self._elementwise("SUB", image, np.broadcast_to(mean, (1, 1, width, channels)))
 
     def convolution(self, x: GraphTensor, weights: np.ndarray, bias: np.ndarray, stride: int = 1) -> GraphTensor:
+        # XNNPACK has int4 kernels for matrices alone.
+        if self._stored and is_matrix(weights, stride):
+            return self._connected(x, weights[0, 0], bias)
         if self._kernels.row_convolutions and (weights.shape[0], stride) == (1, 1):
             # A single row is what a stride from row to row makes of a single row.
             return self._as_map(self._convolve(self._as_row(x), weights, bias, (2, 1)), x)
@@ -65,7 +79,7 @@ class TFLiteBuilder:
 
     def _convolve(self, x: GraphTensor, weights: np.ndarray, bias: np.ndarray, strides: tuple[int, int]) -> GraphTensor:
         shape = (*_strided(x, weights.shape[0], strides), weights.shape[3])
-        inputs = [x, self.graph.weights(weights.transpose(3, 0, 1, 2)), self.graph.weights(bias)]
+        inputs = [x, *self._constants(weights, bias)]
         return self.graph.operator("CONV_2D", inputs, shape, padding=VALID, strideH=strides[0], strideW=strides[1])
 
     def _as_row(self, x: GraphTensor) -> GraphTensor:
@@ -265,10 +279,20 @@ class TFLiteBuilder:
         if self._kernels.convolved_dense:
             row = self._reshape(x, (self._batch, 1, math.prod(x.shape[1:-1]), x.shape[-1]))
             return self._reshape(self.convolution(row, weights[None, None], bias), (*x.shape[:-1], weights.shape[1]))
-        inputs = [x, self.graph.weights(weights.T), self.graph.weights(bias)]
+        return self._connected(x, weights, bias)
+
+    def _connected(self, x: GraphTensor, weights: np.ndarray, bias: np.ndarray) -> GraphTensor:
+        inputs = [x, *self._constants(weights, bias)]
         return self.graph.operator(
             "FULLY_CONNECTED", inputs, (*x.shape[:-1], weights.shape[1]), keepNumDims=len(x.shape) > 2
         )
+
+    def _constants(self, weights: np.ndarray, bias: np.ndarray) -> tuple[GraphTensor, GraphTensor]:
+        """Weights (..., outputs) with outputs first, and a bias."""
+        if self._stored is None:
+            return self.graph.weights(_outputs_first(weights)), self.graph.weights(bias)
+        integers = _outputs_first(self._stored.integers.reshape(weights.shape))
+        return self.graph.integers(integers, self._stored.bits, self._stored.scale), self.graph.constant(bias)
 
     def split_heads(self, x: GraphTensor, num_heads: int, sizes: tuple[int, ...]) -> tuple[GraphTensor, ...]:
         x = self._heads_first(x, num_heads)
@@ -347,6 +371,10 @@ class TFLiteBuilder:
 
     def _integers(self, values: Sequence[int] | Sequence[Sequence[int]]) -> GraphTensor:
         return self.graph.constant(np.array(values, "int32"))
+
+
+def _outputs_first(weights: np.ndarray) -> np.ndarray:
+    return np.moveaxis(weights, -1, 0)
 
 
 def _strided(x: GraphTensor, size: int, strides: tuple[int, int]) -> tuple[int, int, int]:

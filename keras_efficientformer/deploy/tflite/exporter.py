@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from numbers import Integral
@@ -16,6 +17,7 @@ import numpy as np
 from keras_efficientformer import errors
 from keras_efficientformer.deploy.calibration import (
     RANGES,
+    ROUNDING_EFFECTS,
     Calibration,
     check_calibration,
     images_to_compare,
@@ -37,13 +39,22 @@ from keras_efficientformer.deploy.export import (
 from keras_efficientformer.deploy.file_facts import FileFacts
 from keras_efficientformer.deploy.input_sizes import InputSize, described, size_name
 from keras_efficientformer.deploy.network.recording import FusedNetwork
+from keras_efficientformer.deploy.network.rounding.bit_choice import (
+    MAX_DROP,
+    BitChoice,
+    check_choice,
+    check_max_drop,
+    choose_bits,
+)
+from keras_efficientformer.deploy.network.rounding.linear import LinearStep, to_linear
+from keras_efficientformer.deploy.network.rounding.weight_rounding import Storage
 from keras_efficientformer.deploy.report import ExportReport, NPUReport
 from keras_efficientformer.deploy.source import SizedNetwork, at_sizes, network_inputs, open_source
 from keras_efficientformer.deploy.tflite.accelerators.gpu import check_on_gpu
 from keras_efficientformer.deploy.tflite.accelerators.npu import compile_file, run_file
 from keras_efficientformer.deploy.tflite.accelerators.npu_targets import NPUTarget, npu_target
 from keras_efficientformer.deploy.tflite.metadata import ModelCard
-from keras_efficientformer.deploy.tflite.modes import MODES, Mode
+from keras_efficientformer.deploy.tflite.modes import MODES, Mode, stored_bits
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, quantized, real_values
 from keras_efficientformer.deploy.tflite.sizes.joining import join
 from keras_efficientformer.deploy.tflite.step_names import INPUT, SIGNATURE
@@ -65,6 +76,7 @@ def export_tflite(
     *,
     quantize: str = "none",
     calibration: Calibration | None = None,
+    max_drop: float | None = None,
     labels: Labels | None = None,
     include_preprocessing: bool = True,
     feature_maps: bool = False,
@@ -93,14 +105,18 @@ def export_tflite(
             and mode, e.g. `efficientformer_l1_224_float32.tflite`.
         quantize: "none" (float32), "float16" (weights, and arithmetic where the CPU or GPU can), "dynamic" (int8
             weights, activations quantized while running; the rest as in "float16"), "weight_only" (int8 weights,
-            float32 arithmetic), "int8" (fastest on phones' CPUs: all but LayerNorm and attention's products in int8),
-            "int8_integer" (no float operation inside, for NPUs and DSPs) or "int16x8" (int16 activations, int8
-            weights).
+            float32 arithmetic), "auto" (int4 or int8 weights with activations quantized while running, or as "float16",
+            layer by layer: the fewest bits with which a classifier or segmentation model keeps within `max_drop`,
+            rounded so that the layers' outputs on calibration images change least), "int8" (fastest on phones' CPUs:
+            all but LayerNorm and attention's products in int8), "int8_integer" (no float operation inside, for NPUs and
+            DSPs) or "int16x8" (int16 activations, int8 weights).
         calibration: raw RGB images, values in 0..255: a folder, searched recursively, an array (number, height, width,
             3), or a dataset or other iterable of images or batches, labels left out; at most 128 are taken. "int8",
-            "int8_integer" and "int16x8" measure the ranges that nobody has learnt on them and cannot do without; all
-            modes are compared with Keras on them, or on four seeded images where there are none. With several
-            `input_sizes` they are a folder, or Pillow's images, which are cropped to each.
+            "int8_integer" and "int16x8" measure the ranges that nobody has learnt on them, "auto" what rounding
+            changes, and cannot do without; all modes are compared with Keras on them, or on four seeded images where
+            there are none. With several `input_sizes` they are a folder, or Pillow's images, which are cropped to each.
+        max_drop: of "auto", on how many of a hundred calibration images, or of their pixels, the best class may be
+            another than the exact network's when the file is run in LiteRT; 0..100, None means 1.
         labels: class names in the order of the outputs, a text file with one in each line, or a dictionary
             {name: index} or {index: name}; None means ImageNet's for 1000 classes, else none.
         include_preprocessing: whether the input is raw RGB, float32 in 0..255, normalised inside; else it is what
@@ -133,12 +149,12 @@ def export_tflite(
         OSError: the folder is missing or cannot be written to, a file exists and `overwrite` is False, or a GPU is
             required and there is none.
         ImportError: LiteRT, litert-quantizer or the compiler of an NPU's maker is not installed.
-        ExportError: the file differs too much from the model, the GPU that is required does not compute it rightly, or
-            it cannot be compiled for the NPU. Nothing is written.
+        ExportError: the file differs too much from the model, nothing keeps within `max_drop`, the GPU that is required
+            does not compute it rightly, or it cannot be compiled for the NPU. Nothing is written.
     """
     started = time.perf_counter()
     source = open_source(model)
-    mode = _mode(quantize, io, calibration, source.ranges)
+    mode = _mode(quantize, io, calibration, source.ranges, max_drop)
     if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"`batch_size` should be an integer >= 1. Received: batch_size={batch_size}")
     if require not in REQUIREMENTS:
@@ -150,17 +166,23 @@ def export_tflite(
     target = npu_target(npu) if npu is not None else None
     sizes = at_sizes(source, source.network(include_preprocessing, feature_maps), input_sizes, feature_maps)
     source, network = sizes[0].source, sizes[0].network
+    if mode.chosen_bits:
+        check_choice(f"quantize={quantize!r}", network, len(sizes))
     names = label_names(labels, network)
     warn_without_labels(network, names)
     card, facts = _card(sizes, mode, names), FileFacts.of(network, names)
     calibration = kept_for_sizes(calibration, len(sizes))
     further = tuple(_further_size(sized, calibration, mode, require) for sized in sizes[1:])
 
-    def write(file: Path, images: np.ndarray) -> None:
-        graphs = [_graph(network, mode, io, batch_size, images, source.ranges, SIGNATURE)]
+    def write(file: Path, images: np.ndarray) -> dict[str, int] | None:
+        choice = None
+        if mode.chosen_bits:
+            choice = _chosen_bits(network, mode, batch_size, images, MAX_DROP if max_drop is None else max_drop)
+        graphs = [_graph(choice.network if choice else network, mode, io, batch_size, images, source.ranges, SIGNATURE)]
         for size in further:
             graphs.append(_graph(size.sized.network, mode, io, batch_size, size.images(), {}, size.name))
         file.write_bytes(_content(graphs, card, facts, mode))
+        return choice.layers if choice else None
 
     file = file_path(path, sizes, mode.name, ".tflite")
     return write_checked(
@@ -171,7 +193,7 @@ def export_tflite(
             mode=mode.name,
             labels=names,
             limit=mode.limit if max_difference is None else float(max_difference),
-            images=lambda: images_to_compare(calibration, network.input_shape, mode.calibrated),
+            images=lambda: images_to_compare(calibration, network.input_shape, mode.measures),
             write=write,
             run=lambda file, images: _run(file, network, images, require),
             tools=(*TFLITE_TOOLS, *(target.packages if target else ())),
@@ -191,7 +213,7 @@ def _further_size(
     network = sized.network
     return FurtherSize(
         sized,
-        images=functools.cache(lambda: images_to_compare(calibration, network.input_shape, mode.calibrated)[0]),
+        images=functools.cache(lambda: images_to_compare(calibration, network.input_shape, mode.measures)[0]),
         run=lambda file, images: _run(file, network, images, required, size_name(sized.size)),
     )
 
@@ -236,13 +258,20 @@ def _on_gpu(file: Path, inputs: np.ndarray, signature: str | None) -> str:
 
 
 def _mode(
-    quantize: str, io: str, calibration: Calibration | None, ranges: dict[int, list[tuple[float, float]]]
+    quantize: str,
+    io: str,
+    calibration: Calibration | None,
+    ranges: dict[int, list[tuple[float, float]]],
+    max_drop: float | None,
 ) -> Mode:
     if quantize not in MODES:
         raise ValueError(f"`quantize` should be one of {', '.join(MODES)}. Received: quantize={quantize!r}")
     mode = MODES[quantize]
     if io not in mode.io_types:
         raise ValueError(f"`io` should be {' or '.join(mode.io_types)} with quantize={quantize!r}. Received: io={io!r}")
+    check_max_drop(max_drop, "quantize", quantize, mode.chosen_bits)
+    if mode.chosen_bits:
+        check_calibration(f"quantize={quantize!r}", calibration, ROUNDING_EFFECTS)
     if mode.calibrated and not (ranges and mode.name == "int8"):
         not_learnt = "what training has not learnt the ranges of (LayerNorm, softmax, attention's products)"
         check_calibration(f"quantize={quantize!r}", calibration, not_learnt if ranges else RANGES)
@@ -255,6 +284,23 @@ def _known_ranges(network: FusedNetwork) -> dict[str, tuple[float, float]]:
     if network.has_masks and network.softmax:
         ranges[MASKS] = (0.0, 1.0)
     return ranges | ({INPUT: PIXEL_RANGE} if network.preprocessing else {})
+
+
+def _chosen_bits(network: FusedNetwork, mode: Mode, batch_size: int, images: np.ndarray, max_drop: float) -> BitChoice:
+    """The network with weights of the fewest bits, each choice being tried as a file in LiteRT."""
+    inputs = network_inputs(images, network)
+
+    def answers(changed: FusedNetwork, inputs: np.ndarray) -> np.ndarray:
+        # It imports ai_edge_litert, which not every installation has.
+        from keras_efficientformer.deploy.tflite import file as tflite_file
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "tried.tflite")
+            graph = _graph(changed, mode, "float32", batch_size, images, {}, SIGNATURE)
+            file.write_bytes(tflite_file.computable(graph, mode.float16_arithmetic))
+            return LiteRTModel(file).predict(inputs)[network.outputs[-1]].argmax(-1)
+
+    return choose_bits(network, inputs, max_drop, Storage("tflite", stored_bits, to_linear), answers)
 
 
 def _graph(
@@ -272,7 +318,8 @@ def _graph(
     from keras_efficientformer.deploy.tflite import quantization
     from keras_efficientformer.deploy.tflite.builder import TFLiteBuilder
 
-    builder = TFLiteBuilder(batch_size, mode.kernels, mode.float16_weights)
+    linear = {number: step for number, step in enumerate(network.steps) if isinstance(step, LinearStep)}
+    builder = TFLiteBuilder(batch_size, mode.kernels, mode.float16_weights, linear)
     network.build(builder)
     file = builder.graph.file()
     if mode.recipe:

@@ -84,16 +84,21 @@ def name_ends(file: Any, outputs: tuple[str, ...], key: str = SIGNATURE) -> None
 
 def finish(file: Any, card: ModelCard, facts: FileFacts, runtime: str, float16_arithmetic: bool) -> bytes:
     """The finished content of a file with its ends named: versions, metadata and, where the card has them, labels."""
-    set_versions(file)
     set_metadata(file, RUNTIME_NAME, runtime.encode())
     set_metadata(file, METADATA_NAME, metadata_buffer(card))
     # The labels have a place of their own in the file, which other tools know.
     set_metadata(file, ENTRY, replace(facts, labels=None).to_json().encode())
+    file.description = card.description
+    content = computable(file, float16_arithmetic)
+    return append_labels(content, card.labels) if card.labels else content
+
+
+def computable(file: Any, float16_arithmetic: bool) -> bytes:
+    """The content of a file with its ends named that LiteRT computes, whatever else it lacks."""
+    set_versions(file)
     if float16_arithmetic:
         set_metadata(file, *FLOAT16_ARITHMETIC)
-    file.description = card.description
-    content = pack(file)
-    return append_labels(content, card.labels) if card.labels else content
+    return pack(file)
 
 
 def operators(file: Any) -> Iterator[tuple[str, Any]]:

@@ -22,6 +22,7 @@ OPTIONS = {
     "REDUCE_MAX": "ReducerOptions",
 }
 TYPES = {"float32": "FLOAT32", "float16": "FLOAT16", "int32": "INT32"}
+INTEGER_TYPES = {4: "INT4", 8: "INT8"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Graph:
 
     def input(self, name: str, shape: tuple[int, ...]) -> GraphTensor:
         """The file's float32 input."""
-        tensor = self._tensor(name, shape, "float32")
+        tensor = self._tensor(name, shape, TYPES["float32"])
         self._inputs.append(tensor.index)
         return tensor
 
@@ -78,8 +79,21 @@ class Graph:
         array = np.ascontiguousarray(array)
         key = (array.dtype.name, array.shape, hashlib.sha256(array.data).digest())
         if key not in self._made:
-            self._made[key] = self._tensor(self._name("constant"), array.shape, array.dtype.name)
+            self._made[key] = self._tensor(self._name("constant"), array.shape, TYPES[array.dtype.name])
             self._content[self._made[key].index] = array.reshape(-1).view("uint8")
+        return self._made[key]
+
+    def integers(self, values: np.ndarray, bits: int, scale: np.ndarray) -> GraphTensor:
+        """A constant of whole numbers, int8, stored in 4 or 8 bits, which stand for their product with the scale of
+        their place on the first axis."""
+        content = _in_four_bits(values) if bits == 4 else np.ascontiguousarray(values).reshape(-1).view("uint8")
+        key = (bits, values.shape, hashlib.sha256(content.data).digest(), scale.tobytes())
+        if key not in self._made:
+            made = self._made[key] = self._tensor(self._name("constant"), values.shape, INTEGER_TYPES[bits])
+            self._content[made.index] = content
+            quantization = schema.QuantizationParametersT()
+            quantization.scale, quantization.zeroPoint = scale, np.zeros(len(scale), "int64")
+            self._tensors[made.index].quantization = quantization
         return self._made[key]
 
     def operator(
@@ -97,7 +111,7 @@ class Graph:
         read = [tensor.index for tensor in inputs]
         key = (kind, *read, *map(str, sorted(options.items())))
         if key not in self._made:
-            self._made[key] = self._tensor(self._name(name or kind), shape, "float32")
+            self._made[key] = self._tensor(self._name(name or kind), shape, TYPES["float32"])
             operator = schema.OperatorT()
             operator.inputs, operator.outputs = read, [self._made[key].index]
             _set_options(operator, kind, options)
@@ -147,10 +161,10 @@ class Graph:
                 self._tensors[index].buffer = add_buffer(file, self._content[index])
         return file
 
-    def _tensor(self, name: str, shape: tuple[int, ...], dtype: str) -> GraphTensor:
+    def _tensor(self, name: str, shape: tuple[int, ...], kind: str) -> GraphTensor:
         tensor = schema.TensorT()
         tensor.name, tensor.shape, tensor.buffer = name, list(shape), 0
-        tensor.type = getattr(schema.TensorType, TYPES[dtype])
+        tensor.type = getattr(schema.TensorType, kind)
         tensor.hasRank = True
         self._tensors.append(tensor)
         return GraphTensor(len(self._tensors) - 1, tuple(shape))
@@ -180,6 +194,12 @@ def add_buffer(file: Any, content: np.ndarray) -> int:
 def text(name: str | bytes) -> str:
     """A name of a file's object, as it was set or as it was read."""
     return name.decode() if isinstance(name, bytes) else name
+
+
+def _in_four_bits(values: np.ndarray) -> np.ndarray:
+    """An even number of whole numbers in -8..7, two in a byte, the first in its lower half: uint8."""
+    halves = np.ascontiguousarray(values).reshape(-1).view("uint8") & 15
+    return halves[::2] | halves[1::2] << 4
 
 
 def operator_code(kind: str) -> Any:

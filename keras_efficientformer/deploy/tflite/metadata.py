@@ -4,7 +4,9 @@ It is written directly: the schema (tflite-support's metadata_schema.fbs) is sma
 compiled module for old Pythons or MediaPipe itself. Class names travel as a zip archive at the end of the file.
 """
 
+import collections
 import io
+import math
 import os
 import struct
 import zipfile
@@ -229,6 +231,23 @@ def read_facts(path: str | os.PathLike[str]) -> FileFacts | None:
     if found is None:
         return FileFacts((), (), labels) if labels else None
     return FileFacts(*found, labels)
+
+
+def weight_types(path: str | os.PathLike[str]) -> dict[str, int]:
+    """{type: how many values of it a .tflite file holds as constants}, the most first; LiteRT itself calls int4 int8.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    schema = require("ai_edge_litert.schema_py_generated", "Reading a .tflite file", "litert")
+    names = {number: name.lower() for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
+    model = schema.Model.GetRootAs(Path(path).read_bytes())
+    found: collections.Counter[str] = collections.Counter()
+    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        for tensor in map(graph.Tensors, range(graph.TensorsLength())):
+            if model.Buffers(tensor.Buffer()).DataLength():
+                found[names[tensor.Type()]] += math.prod(tensor.ShapeAsNumpy().tolist())
+    return dict(found.most_common())
 
 
 def _entries(content: bytes) -> dict[str, bytes]:

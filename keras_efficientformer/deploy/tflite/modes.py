@@ -7,7 +7,12 @@ LiteRT has slow reference kernels or none for them, and keeps the file's names a
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:  # it imports Keras, and who only lists the modes does without
+    from keras_efficientformer.deploy.network.recording import Step
 
 from keras_efficientformer.deploy.tflite.step_names import ADD_TABLE, scope_pattern
 
@@ -64,6 +69,7 @@ class Mode:
         float16_arithmetic: whether CPUs that can may compute in float16.
         recipe: adds the quantization to a litert-quantizer `RecipeManager`; None leaves the file as it is.
         calibrated: whether ranges of activations are measured, so that images are needed.
+        chosen_bits: whether each layer's bits are chosen, and its weights rounded, with images in view.
         io_types: the types that input and output may have.
         runtime: the oldest release of TensorFlow Lite in which files of both families were run and right
             (`benchmarks/old_runtimes.py`); older ones refuse them.
@@ -76,8 +82,14 @@ class Mode:
     float16_arithmetic: bool = False
     recipe: Callable[[Any], None] | None = None
     calibrated: bool = False
+    chosen_bits: bool = False
     io_types: tuple[str, ...] = ("float32",)
     runtime: str = "2.9.1"
+
+    @property
+    def measures(self) -> bool:
+        """Whether something is measured on calibration images, besides the differences from Keras."""
+        return self.calibrated or self.chosen_bits
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -119,6 +131,19 @@ def _int16x8(recipe: Any) -> None:
     recipe.add_static_config(".*", "*", 16, 8)
 
 
+def is_matrix(weights: np.ndarray, stride: int = 1) -> bool:
+    """Whether weights, of a dense layer or a convolution, multiply each position by itself."""
+    return weights.ndim == 2 or (weights.shape[0] == 1 and stride == 1)
+
+
+def stored_bits(step: "Step") -> tuple[int, ...]:
+    """What the weights of a step may have in "auto"; with 16 they stay as they are. XNNPACK has int4 kernels for
+    matrices of an even number of inputs alone."""
+    weights = step.arguments["weights"]
+    in_four = is_matrix(weights, step.arguments.get("stride", 1)) and weights.shape[-2] % 2 == 0
+    return (4, 8, 16) if in_four else (8, 16)
+
+
 PLAIN = Kernels()
 FLOAT16 = Kernels(matmul_variance=True, row_padding=True)
 DYNAMIC = Kernels(row_padding=True, convolved_dense=True, row_convolutions=True)
@@ -129,6 +154,9 @@ MODES = {
     "none": Mode("float32", 1e-5, PLAIN),
     "float16": Mode("float16", 0.02, FLOAT16, float16_weights=True, float16_arithmetic=True),
     "dynamic": Mode("dynamic", 0.5, DYNAMIC, float16_arithmetic=True, recipe=_dynamic),
+    "auto": Mode(
+        "auto", 1.0, FLOAT16, float16_weights=True, float16_arithmetic=True, chosen_bits=True, runtime="2.17.0"
+    ),
     "weight_only": Mode("weight_only", 0.2, WEIGHT_ONLY, recipe=_weight_only),
     "int8": Mode("int8", 0.5, FAST_INTEGER, float16_arithmetic=True, recipe=_int8, calibrated=True, io_types=IO_TYPES),
     "int8_integer": Mode("int8_integer", 0.5, INTEGER, recipe=_int8_integer, calibrated=True, io_types=IO_TYPES),

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-FLOAT16, FLOAT32, INT8, INT16 = (getattr(schema.TensorType, name) for name in ("FLOAT16", "FLOAT32", "INT8", "INT16"))
+FLOAT16, FLOAT32, INT4, INT8, INT16 = (
+    getattr(schema.TensorType, name) for name in ("FLOAT16", "FLOAT32", "INT4", "INT8", "INT16")
+)
 
 # {operator: {type of its first input: version}}; of another type, and of operators with no entry, it is 1.
 BY_FIRST_INPUT: dict[str, dict[int, int]] = {
@@ -73,7 +75,8 @@ def _depthwise_convolution(inputs: list[Any], outputs: list[Any], options: Any) 
 
 def _fully_connected(inputs: list[Any], outputs: list[Any], options: Any) -> int:
     types = inputs[0].type, inputs[1].type
-    if types == (FLOAT32, INT8) and _is_per_channel(inputs[1]):
+    # TFLite's rule asks for no more than 5 of int4, and then older runtimes would read one scale for all channels.
+    if types in ((FLOAT32, INT8), (FLOAT32, INT4)) and _is_per_channel(inputs[1]):
         return 12
     if types == (INT16, INT8):  # as of a convolution
         return 11

@@ -27,7 +27,8 @@ from keras_efficientformer.deploy import ExportError, export_coreml
 from keras_efficientformer.deploy.coreml import modes as coreml_modes
 from keras_efficientformer.deploy.coreml.runtime import CoreMLModel
 from keras_efficientformer.deploy.network.rounding.bit_choice import BitChoice, with_steps
-from keras_efficientformer.deploy.network.rounding.weight_rounding import layer_inputs, rounded
+from keras_efficientformer.deploy.network.rounding.palettes import to_palette
+from keras_efficientformer.deploy.network.rounding.weight_rounding import layer_inputs
 from keras_efficientformer.deploy.report_sidecar import sidecar_of
 from keras_efficientformer.imagenet import imagenet_labels, preprocess_input
 
@@ -336,7 +337,7 @@ def test_chosen_bits(tmp_path, monkeypatch, bits):
     def choose(network, taken, max_drop):
         inputs = layer_inputs(network, taken)
         chosen = {number: bits[place % len(bits)] for place, number in enumerate(inputs)}
-        steps = {n: rounded(network.steps[n], inputs[n], count) for n, count in chosen.items() if count < 16}
+        steps = {n: to_palette(network.steps[n], inputs[n], count) for n, count in chosen.items() if count < 16}
         return BitChoice(with_steps(network, steps), chosen, 1.0)
 
     if len(bits) > 1:  # else all are few enough, because every class may change
@@ -344,6 +345,7 @@ def test_chosen_bits(tmp_path, monkeypatch, bits):
     options = {"compress": "auto", "calibration": images, "max_drop": 100, "max_difference": float("inf")}
     report = export_coreml(model, tmp_path, **options)
     assert report.path == str(tmp_path / "efficientformer_64_auto.mlpackage")
+    assert set(report.bits.values()) == set(bits)
     weights = weights_in(report.path)
     palettes = [each.op.lut.val.size for each in weights if each.op.op_type == "constexpr_lut_to_dense"]
     assert len(palettes) > 5

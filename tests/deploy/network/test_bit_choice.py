@@ -7,8 +7,12 @@ from networks import SMALLEST_V2, make_loud, small
 import keras_efficientformer as kef
 from keras_efficientformer.deploy.network.fuse import fuse
 from keras_efficientformer.deploy.network.keras_builder import KerasBuilder
-from keras_efficientformer.deploy.network.rounding.bit_choice import BITS, EXACT_BITS, FEWEST_BITS, choose_bits
-from keras_efficientformer.deploy.network.rounding.weight_rounding import layer_inputs, layers_with_weights, rounded
+from keras_efficientformer.deploy.network.rounding.bit_choice import EXACT_BITS, choose_bits
+from keras_efficientformer.deploy.network.rounding.linear import to_linear
+from keras_efficientformer.deploy.network.rounding.palettes import BITS, to_palette
+from keras_efficientformer.deploy.network.rounding.weight_rounding import layer_inputs, layers_with_weights
+
+FEWEST_BITS = BITS[0]
 
 
 def second_family():
@@ -65,13 +69,13 @@ def test_inputs_are_what_the_layers_multiply(network, images, inputs):
 
 
 @pytest.mark.parametrize("bits", [FEWEST_BITS, 6])
-def test_rounded_weights(network, inputs, bits):
+def test_weights_in_palettes(network, inputs, bits):
     """Few values that float16 has; outputs keep their mean, and change less than by rounding to the nearest of them."""
     better = 0
     for number, found in inputs.items():
         step = network.steps[number]
         weights, bias = (step.arguments[name].astype("float64") for name in ("weights", "bias"))
-        changed = rounded(step, found, bits)
+        changed = to_palette(step, found, bits)
         values = np.unique(changed.arguments["weights"])
         assert len(values) <= 2**bits
         np.testing.assert_array_equal(values, values.astype("float16"))
@@ -84,10 +88,37 @@ def test_rounded_weights(network, inputs, bits):
     assert better >= 0.9 * len(inputs)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_linear_weights(network, inputs, bits):
+    """Whole numbers times a scale for each output; outputs keep their mean, and change less than by plain rounding."""
+    better = 0
+    for number, found in inputs.items():
+        step = network.steps[number]
+        weights, bias = (step.arguments[name].astype("float64") for name in ("weights", "bias"))
+        changed = to_linear(step, found, bits)
+        assert np.abs(changed.integers.astype(int)).max() <= 2 ** (bits - 1) - 1
+        np.testing.assert_allclose(changed.integers * changed.scale, changed.arguments["weights"], rtol=1e-6)
+        flat = weights.reshape(-1, weights.shape[-1])
+        change = changed.arguments["weights"].reshape(flat.shape) - flat
+        np.testing.assert_allclose(found.mean @ change, bias - changed.arguments["bias"], atol=1e-5)
+        step_size = np.abs(flat).max(0) / (2 ** (bits - 1) - 1)
+        plain = np.round(flat / step_size) * step_size
+        better += found.error(change) < found.error(plain - flat)
+    assert better >= 0.9 * len(inputs)
+
+
 @pytest.fixture(scope="module")
-def choices(network, images):
+def choices(network, images, tmp_path_factory):
     """For a share of the images whose class may change: all of them, a quarter, none."""
-    return [choose_bits(network, images, max_drop) for max_drop in (100, 25, 0)]
+    folder = tmp_path_factory.mktemp("trials")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EFFICIENTFORMER_TRIALS", str(folder))
+        found = [choose_bits(network, images, 100)]
+        # The others take what the first has tried.
+        patch.setattr("keras_efficientformer.deploy.network.rounding.bit_choice._effects", None)
+        found += [choose_bits(network, images, max_drop) for max_drop in (25, 0)]
+    assert len(list(folder.iterdir())) == 1
+    return found
 
 
 def test_as_few_bits_as_images_allow(network, choices):

@@ -97,13 +97,13 @@ def test_tflite(tmp_path, mode):
         model,
         tmp_path,
         quantize=mode,
-        calibration=seeded_images((64, 64, 3)) if MODES[mode].calibrated else None,
+        calibration=seeded_images((64, 64, 3)) if MODES[mode].measures else None,
         max_difference=None if mode in ("none", "float16") else 1.0,
     )
     assert not {"GATHER", "SHAPE", "PACK", "EXPAND_DIMS"} & report.operations.keys()
     assert not [operation for operation in report.operations if operation.startswith(("Flex", "CUSTOM"))]
     assert report.operations["RESIZE_BILINEAR"] == 1
-    if mode in ("none", "float16", "dynamic", "weight_only"):
+    if mode in ("none", "float16", "dynamic", "auto", "weight_only"):
         assert report.partitions == 1
     if mode == "none":
         assert report.differences[0].max < TOLERANCE

@@ -13,7 +13,9 @@ from keras_efficientformer.images import seeded_images
 
 KINDS = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
 # Where no TensorFlow has been run, int16 activations have only LiteRT's kernels.
-RUNTIMES = {mode: "2.20.0" if mode == "int16x8" else "2.9.1" for mode in MODES}
+# TensorFlow 2.21 crashes on files with int4 weights, which `test_chosen_bits.py` looks at.
+READ_BY_TENSORFLOW = [mode for mode in MODES if mode != "auto"]
+RUNTIMES = {mode: "2.20.0" if mode == "int16x8" else "2.9.1" for mode in READ_BY_TENSORFLOW}
 
 
 @pytest.fixture(scope="module", params=["v1", "v2"])
@@ -30,7 +32,7 @@ def versions(file):
     return found
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", READ_BY_TENSORFLOW)
 def test_versions_are_tensorflows(model, tmp_path, mode):
     path = tmp_path / "model.tflite"
     images = seeded_images(model.input_shape[1:])
@@ -58,4 +60,4 @@ def test_no_int8_weights_in_fully_connected(model, tmp_path):
         export_tflite(model, path, quantize=mode, calibration=images, max_difference=float("inf"))
         file = flatbuffer_utils.read_model(path)
         kinds = versions(file)
-        assert "FULLY_CONNECTED" not in kinds or mode in ("none", "float16"), mode
+        assert "FULLY_CONNECTED" not in kinds or mode in ("none", "float16", "auto"), mode

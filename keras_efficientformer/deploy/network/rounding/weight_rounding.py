@@ -1,11 +1,11 @@
 """Rounds a layer's weights to few values, so that its outputs on images change least. Room: deploy/network/rounding.
 
-The values are found by k-means, in which a weight counts as much as its input has power. Then weights are rounded row
-by row, and what one row's rounding changes is made up for in the rows that are left: GPTQ (Frantar et al., arXiv
-2210.17323, algorithm 1). What is left of the mean goes into the bias (Nagel et al., arXiv 1906.04721, section 4.2).
+Which values there are, a format says (`palettes`, `linear`). Weights are rounded row by row, and what one row's
+rounding changes is made up for in the rows that are left: GPTQ (Frantar et al., arXiv 2210.17323, algorithm 1). What is
+left of the mean goes into the bias (Nagel et al., arXiv 1906.04721, section 4.2).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,9 +23,11 @@ ROWS = 20_000
 BATCH = 32
 # Of the mean power of the inputs, added to each: the inverse exists, and few images are not trusted too far.
 DAMPING = 0.01
-KMEANS_ROUNDS = 30
 # Rows are made up for in blocks, so that most of the work is matrix products.
 BLOCK = 128
+
+# Rounds a row of a layer's weights, float64 (outputs,), to what can be stored of it.
+Nearest = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,31 @@ def forget(tensors: dict[Value, Tensor], steps: Iterable[Step]) -> None:
         del tensors[value]
 
 
-def rounded(step: Step, inputs: LayerInputs, bits: int) -> Step:
-    """The step with weights of at most 2**bits values, all of them float16, and a bias that keeps the mean output."""
+@dataclass(frozen=True)
+class Storage:
+    """How a format stores weights that are rounded.
+
+    Attributes:
+        name: "palettes".
+        bits: what the weights of a step may have, ascending; with the last they stay as they are.
+        rounded: the step with weights of at most that many bits.
+    """
+
+    name: str
+    bits: Callable[[Step], tuple[int, ...]]
+    rounded: Callable[[Step, LayerInputs, int], Step]
+
+
+def as_matrix(weights: np.ndarray) -> np.ndarray:
+    """Weights (..., outputs) as float64 (inputs, outputs)."""
+    return weights.reshape(-1, weights.shape[-1]).astype("float64")
+
+
+def rounded(step: Step, inputs: LayerInputs, nearest: Nearest) -> Step:
+    """The step with weights that are rounded in turn, and a bias that keeps the mean output."""
     weights = step.arguments["weights"]
-    exact = weights.reshape(-1, weights.shape[-1]).astype("float64")
-    values = _values(exact, inputs.power, 2**bits)
-    found = _rounded_in_turn(exact, inputs, values)
+    exact = as_matrix(weights)
+    found = _rounded_in_turn(exact, inputs, nearest)
     bias = step.arguments["bias"] + inputs.mean @ (exact - found)
     changes = {"weights": found.reshape(weights.shape).astype("float32"), "bias": bias.astype("float32")}
     return replace(step, arguments=step.arguments | changes)
@@ -129,34 +150,14 @@ def _rows(x: np.ndarray, step: Step) -> np.ndarray:
     return x.reshape(-1, x.shape[-1])
 
 
-def _values(weights: np.ndarray, power: np.ndarray, count: int) -> np.ndarray:
-    """Float16 values, ascending, that weights (inputs, outputs) are near to: k-means, by Lloyd's rounds."""
-    order = np.argsort(weights, axis=None)
-    points = weights.ravel()[order]
-    counted = np.repeat(power, weights.shape[1])[order]
-    # Sums up to each point, so that a cluster's are differences of two.
-    counts, sums = (np.concatenate([[0.0], np.cumsum(terms)]) for terms in (counted, counted * points))
-    quantiles = np.quantile(points, (np.arange(count) + 0.5) / count)
-    values = (quantiles + np.linspace(points[0], points[-1], count)) / 2
-    for _ in range(KMEANS_ROUNDS):
-        ends = np.concatenate([[0], np.searchsorted(points, _borders(values)), [len(points)]])
-        within, total = np.diff(counts[ends]), np.diff(sums[ends])
-        values = np.sort(np.where(within > 0, total / np.where(within > 0, within, 1), values))
-    return np.unique(values.astype("float16").astype("float64"))
-
-
-def _borders(values: np.ndarray) -> np.ndarray:
-    return (values[1:] + values[:-1]) / 2
-
-
-def _rounded_in_turn(weights: np.ndarray, inputs: LayerInputs, values: np.ndarray) -> np.ndarray:
-    """GPTQ: weights (inputs, outputs) rounded to `values`, inputs of most power first."""
-    left, factor, borders = weights[inputs.order], inputs.factor, _borders(values)
+def _rounded_in_turn(weights: np.ndarray, inputs: LayerInputs, nearest: Nearest) -> np.ndarray:
+    """GPTQ: weights (inputs, outputs) rounded to what is nearest, inputs of most power first."""
+    left, factor = weights[inputs.order], inputs.factor
     found = np.empty_like(left)
     for start, end in _blocks(len(left)):
         errors = np.empty((end - start, left.shape[1]))
         for row in range(start, end):
-            found[row] = values[np.searchsorted(borders, left[row])]
+            found[row] = nearest(left[row])
             error = errors[row - start] = (left[row] - found[row]) / factor[row, row]
             left[row + 1 : end] -= np.outer(factor[row, row + 1 : end], error)
         left[end:] -= factor[start:end, end:].T @ errors
