@@ -24,6 +24,8 @@ from keras_efficientformer.layers.initialization import weights_follow
 from keras_efficientformer.layers.names import STAGES
 from keras_efficientformer.models.opening import at_size
 
+PREDICT_BATCH = 32
+
 
 class Source(Protocol):
     """What an export reads.
@@ -88,12 +90,12 @@ class KerasSource:
     def outputs(self, images: np.ndarray, network: FusedNetwork, quantized: bool) -> list[np.ndarray]:
         model = self._model
         stages = [name for name in network.outputs if name in STAGES and name not in model.output_names]
-        if stages:  # else the model itself is run, which need not be traced again for every export
+        if stages:
             model = keras.Model(model.inputs, [*(model.get_layer(name).output for name in stages), *model.outputs])
         taken = (
             images if takes_raw_pixels(efficientformer_in(self._model)) else normalised(images, network.normalization)
         )
-        return _as_list(_in_float32(model).predict(taken, verbose=0))
+        return _answers(_in_float32(model), taken)
 
     def at_size(self, size: tuple[int, int]) -> "KerasSource":
         if found := more_than_own(self._model):
@@ -195,6 +197,17 @@ def normalised(images: np.ndarray, normalization: Normalization | None) -> np.nd
     """Raw images, float32 (number, height, width, channels) in 0..255, normalised."""
     # Where nobody has said how, any range that networks are used to will do for a comparison.
     return images / 127.5 - 1.0 if normalization is None else normalization(images)
+
+
+def _answers(model: keras.Model, images: np.ndarray) -> list[np.ndarray]:
+    """What `predict` gives, without its compilation, which takes longer than to run a few images."""
+    if keras.backend.backend() == "torch":  # which compiles nothing in `predict`, and keeps nothing for gradients there
+        return _as_list(model.predict(images, verbose=0))
+    answers = []
+    for start in range(0, len(images), PREDICT_BATCH):
+        outputs = model(images[start : start + PREDICT_BATCH], training=False)
+        answers.append([keras.ops.convert_to_numpy(output) for output in _as_list(outputs)])
+    return [np.concatenate(batches) for batches in zip(*answers, strict=True)]
 
 
 def _in_float32(model: keras.Model) -> keras.Model:
