@@ -20,7 +20,8 @@ NAME_END = "_semantic_fpn"
 
 def is_segmenter(model: keras.Model) -> bool:
     """Whether a model gives masks alone, as those of `SemanticFPN` do."""
-    return model.output_names == [MASKS] and len(model.outputs[0].shape) == 4
+    # Sequential and subclassed models have no names of outputs.
+    return getattr(model, "output_names", None) == [MASKS] and len(model.outputs[0].shape) == 4
 
 
 def backbone_of(model: keras.Model) -> keras.Model:
