@@ -11,7 +11,7 @@ import forked
 import pytest
 from project import HANG
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the real programs run: this is not Linux")
+pytestmark = pytest.mark.skipif(not forked.can_watch(), reason="the real programs run here")
 
 ENVIRONMENT = dict(os.environ)
 PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

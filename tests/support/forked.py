@@ -68,9 +68,19 @@ os._exit(code)
 
 def programs(environment: dict[str, str]) -> Path:
     """A folder with the programs for this environment; the real ones where the system cannot watch processes so."""
-    if not hasattr(os, "pidfd_open"):
+    if not can_watch():
         return Path(sys.executable).parent
     return _programs(tuple(sorted((name, environment[name]) for name in _read_early(environment))))
+
+
+@functools.cache
+def can_watch() -> bool:
+    """Linux can since 5.3, but not in every sandbox."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Several input sizes in one .tflite file: each is Keras at its size, and all share the weights."""
 
 import json
+import shutil
 import sys
 
 import keras
@@ -163,12 +164,15 @@ def test_what_reads_files_finds_the_size(models, file, capsys):
 
 def test_what_is_published_is_checked_at_the_size_of_the_model(file, tmp_path):
     """Which is not the file's first; the card tells the largest difference of all sizes."""
-    write_repository(file.parent / "model.keras", "owner/name", tmp_path / "repository", exports=[file])
+    exported = tmp_path / file.name
+    shutil.copy(file, exported)
     report = json.loads((file.parent / f"{file.name}.json").read_text())
     found = [difference["max"] for size in (report, *report["further_sizes"]) for difference in size["differences"]]
-    assert max(found) > found[0]
+    report["further_sizes"][0]["differences"][0]["max"] = largest = 2 * max(found)
+    (tmp_path / f"{file.name}.json").write_text(json.dumps(report))
+    write_repository(file.parent / "model.keras", "owner/name", tmp_path / "repository", exports=[exported])
     (row,) = (row for row in (tmp_path / "repository" / "README.md").read_text().splitlines() if file.name in row)
-    assert f" {short(max(found))} " in row
+    assert f" {short(largest)} " in row
 
 
 def test_a_later_network_that_cannot_run_is_found(file, tmp_path):
