@@ -27,7 +27,7 @@ from keras_efficientformer import EfficientFormer, cli
 from keras_efficientformer.apps import write_web_app
 from keras_efficientformer.classifiers import open_classifier
 from keras_efficientformer.deploy import export_tflite
-from keras_efficientformer.deploy.tflite import modes
+from keras_efficientformer.deploy.tflite.modes import MODES
 from keras_efficientformer.imagenet import load_image, preprocess_input, resize_and_crop
 from keras_efficientformer.images import of_channels, scaled, seeded_images
 from keras_efficientformer.labels import class_colors
@@ -37,10 +37,9 @@ PAGE = ROOT / "keras_efficientformer" / "apps" / "web"
 DRIVER = ROOT / "tests" / "apps" / "web"
 SIZES = [(64, 64), (96, 64)]
 LABELS = (*(f"kind {letter}" for letter in "abcdefgh"), "<b>bold</b>", 'ein "Hügel"')
-# The same kernels compute in WebAssembly, but for a mode that quantizes while it runs.
-# What LiteRT.js makes of int4 weights has not been looked at.
-MODES = {name: mode for name, mode in modes.MODES.items() if not mode.chosen_bits}
-TOLERANCE = dict.fromkeys((*MODES, "normalised", "grey", "uint8", "segmenter", "sizes"), 2e-6) | {"dynamic": 5e-3}
+# The same kernels compute in WebAssembly, but for modes that quantize while they run.
+KINDS = (*MODES, "normalised", "grey", "uint8", "segmenter", "sizes")
+TOLERANCE = dict.fromkeys(KINDS, 2e-6) | {"dynamic": 5e-3, "auto": 5e-3}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,9 @@ def models(tmp_path_factory, network):
     images = seeded_images((64, 64, 3))
     files = {mode: folder / f"{mode}.tflite" for mode in MODES}
     for mode, file in files.items():
-        export_tflite(network, file, quantize=mode, calibration=images if MODES[mode].calibrated else None)
+        calibration = images if MODES[mode].measures else None
+        fewest_bits = {"max_drop": 100, "max_difference": float("inf")} if MODES[mode].chosen_bits else {}
+        export_tflite(network, file, quantize=mode, calibration=calibration, **fewest_bits)
     files |= {name: folder / f"{name}.tflite" for name in TOLERANCE if name not in MODES}
     export_tflite(network, files["normalised"], include_preprocessing=False)
     export_tflite(network, files["uint8"], quantize="int8", io="uint8", calibration=images)
