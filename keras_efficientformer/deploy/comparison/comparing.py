@@ -188,7 +188,10 @@ class _Store:
             raise ValueError(f"Another process is at the comparison in {self.folder}: wait for it.") from None
         with lock:
             remove_unfinished(self.folder)
-            self._read() if self._file.exists() else self._write()
+            if self._file.exists():
+                self._read()
+            else:
+                self._write()
             yield
 
     def add(self, result: ModeResult) -> None:
