@@ -8,6 +8,8 @@ from typing import Any
 from keras_efficientformer.errors import CheckpointError
 
 TIMM_FILE, TIMM_ENTRY = "config.json", "pretrained_cfg"
+# Where a config.json states the crop of evaluation: timm's, and a run's of `finetune`.
+CROP_ENTRIES = ((TIMM_ENTRY, "crop_pct"), ("config", "crop_fraction"))
 # {file beside the checkpoint: (where in it, names of the mean and of the deviation)}: timm's hub format has a model's
 # `TIMM_ENTRY`, transformers' image processors a file of their own.
 CONFIGS = {
@@ -43,7 +45,8 @@ def normalization_beside(path: str | os.PathLike[str]) -> tuple[tuple[float, ...
 
 
 def crop_beside(path: str | os.PathLike[str]) -> float | None:
-    """The share of the resized image's side that evaluation keeps, as timm's config.json beside a checkpoint states it.
+    """The share of the resized image's side that evaluation keeps, as the config.json beside a checkpoint states it:
+    timm's, or that of a run of `finetune`.
 
     Args:
         path: of the checkpoint.
@@ -55,12 +58,13 @@ def crop_beside(path: str | os.PathLike[str]) -> float | None:
         CheckpointError: it is no number above 0 and up to 1.
     """
     config = Path(path).with_name(TIMM_FILE)
-    crop = _read(config, TIMM_ENTRY).get("crop_pct")
+    stated = ((name, _read(config, part).get(name)) for part, name in CROP_ENTRIES)
+    name, crop = next((found for found in stated if found[1] is not None), ("", None))
     if crop is None:
         return None
     if not _is_number(crop) or not 0 < crop <= 1:
         raise CheckpointError(
-            f"{config} should state a crop_pct above 0 and up to 1. Found: {crop!r}; mend it, or pass another crop."
+            f"{config} should state a {name} above 0 and up to 1. Found: {crop!r}; mend it, or pass another crop."
         )
     return float(crop)
 

@@ -88,8 +88,8 @@ def local_file(source: str | os.PathLike[str]) -> Path:
 
 
 def crop_of(source: str | os.PathLike[str]) -> float:
-    """The share of the resized image's side that a model's evaluation keeps: its published weights' own, what timm's
-    config.json beside the file or in the repository states, or 0.95.
+    """The share of the resized image's side that a model's evaluation keeps: its published weights' own, what the
+    config.json of timm's or of a run, beside the file or in the repository, states, or 0.95.
 
     Raises:
         CheckpointError: that file is damaged.

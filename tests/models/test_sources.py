@@ -1,5 +1,6 @@
 """What the name of a model stands for: published names in every spelling, repositories of the hub, files."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from project import HANG, NO_COLLECTOR, ROOT
 from keras_efficientformer import from_checkpoint
 from keras_efficientformer.models import HubModel, PublishedModel, crop_of, model_source
 from keras_efficientformer.opening import open_model
+from keras_efficientformer.training import FineTuneConfig
 
 CHECKPOINT = ROOT / "weights" / "efficientformer_l1_cifar10.safetensors"
 L1, S0 = PublishedModel("l1"), PublishedModel("v2_s0")
@@ -94,12 +96,16 @@ def test_crop_is_the_one_of_the_published_accuracy():
     assert crop_of("l1") == crop_of("v2_l") == crop_of(CHECKPOINT) == 0.95
 
 
-def test_crop_that_timms_configuration_states(tmp_path):
+def test_crop_that_a_configuration_states(tmp_path):
+    """timm's, or that of the run of which a file is."""
     checkpoint, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     checkpoint.touch()
     for content, crop in (({"crop_pct": 1.0}, 1.0), ({"crop_pct": None}, 0.95), ({}, 0.95)):
         config.write_text(json.dumps({"pretrained_cfg": content}))
         assert crop_of(checkpoint) == crop
+    config.write_text(json.dumps({"config": dataclasses.asdict(FineTuneConfig(crop_fraction=0.8)), "arguments": {}}))
+    (tmp_path / "best.keras").touch()
+    assert crop_of(tmp_path / "best.keras") == 0.8
     for crop in (0, 87.5, "0.9"):
         config.write_text(json.dumps({"pretrained_cfg": {"crop_pct": crop}}))
         with pytest.raises(ValueError, match=f"should state a crop_pct above 0 and up to 1. Found: {crop!r}"):
