@@ -47,15 +47,18 @@ EXTRAS = {
     "torch": {"backend", "torch"},
     "litert": {"litert", "pages"},
     "tflite": {"backend", "litert", "pages"},
+    "npu-intel": {"litert", "pages", "npu"},
     "coreml": {"coreml", "pages"},
+    "hub": {"backend", "hub"},
     "heic": {"heic"},
     "train": {"backend", "train", "pages"},
+    "docs": set(),
     "test": set(),
 }
 EXTRAS["all"] = set().union(*EXTRAS.values())
 ENVIRONMENTS: tuple[str, ...] = (
     *("", "tensorflow", "jax", "torch", "litert", "jax,litert", "tflite", "coreml", "coreml,jax", "heic,litert"),
-    *("train", "train,tflite", "test", "all"),
+    *("jax,npu-intel", "hub", "train", "train,tflite", "docs", "test", "all"),
 )
 NAMED: tuple[str, ...] = (
     "keras",
@@ -109,6 +112,10 @@ import keras_efficientformer, keras
 from keras_efficientformer.training import prune_low_magnitude, strip_pruning
 print(strip_pruning(prune_low_magnitude(keras.saving.load_model("tiny.keras"))).name)
 """
+HUB = """
+from keras_efficientformer.hub import EfficientFormerBackbone
+print(EfficientFormerBackbone((1, 1, 1, 2), (8, 16, 16, 32), num_meta3d=1).count_params())
+"""
 CHECKS = {
     "--help": command("--help", says="Classify photographs"),
     "--version": command("--version", says="."),
@@ -130,6 +137,9 @@ CHECKS = {
         "export tflite tiny.keras int8.tflite --quantize int8 --calibration PHOTOS --max-difference 1 --page int8.html",
         *("backend", "litert"),
     ),
+    "export tflite --npu": command(
+        "export tflite tiny.keras npu.tflite --npu intel --max-difference 1", *("backend", "litert", "npu")
+    ),
     "inspect --against": command("inspect cifar10.tflite --against cifar10.safetensors", "backend", "litert"),
     "inspect --against, .mlpackage": command(
         "inspect cifar10.mlpackage --against cifar10.safetensors", "backend", "coreml"
@@ -149,6 +159,7 @@ CHECKS = {
     "benchmark tflite": command("benchmark tflite cifar10.tflite --runs 3 --output .", "litert"),
     "quantization-aware training": Check((QUANTIZE_AWARE,), frozenset({"backend", "train", "litert"})),
     "pruning": Check((PRUNE,), frozenset({"backend", "train"})),
+    "KerasHub": Check((HUB,), frozenset({"backend", "hub"})),
 }
 
 
@@ -321,7 +332,7 @@ def cell_text(row):
     if row is None or "left_out" in row:
         return "not tested"
     faults = f", {len(row['faults'])} FAULTS" if row["faults"] else ""
-    return f"{len(row['works'])} of {len(CHECKS)}{faults}; {row['megabytes']:,} MB"
+    return f"{len(row['works'])} of {len(row['cpu_seconds'])}{faults}; {row['megabytes']:,} MB"
 
 
 if __name__ == "__main__":
