@@ -87,6 +87,12 @@ def _name_wanted(error: OSError, wanted: dict[str, Path]) -> None:
             del error.filename2
 
 
+def cache_folder(kind: str, variable: str) -> Path:
+    """Where files of a kind are kept: the folder that the environment variable names, or one in the user's cache. Its
+    path begins with "~" where there is no home folder."""
+    return Path(os.path.expanduser(os.environ.get(variable) or f"~/.cache/keras_efficientformer/{kind}"))
+
+
 def check_target(
     path: str | os.PathLike[str], overwrite: bool, may_replace: Callable[[Path], bool] = Path.is_file
 ) -> None:

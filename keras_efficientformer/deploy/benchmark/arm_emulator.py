@@ -21,6 +21,7 @@ from keras_efficientformer.deploy.benchmark.computer import file_facts, input_ba
 from keras_efficientformer.deploy.benchmark.reports import Cost, DeviceReport, Latency
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 from keras_efficientformer.errors import DeviceError
+from keras_efficientformer.files import cache_folder
 
 # The values are qemu's names. The first CPU is in-order and without dot products, two have them, and the last has
 # everything (i8mm, SVE2) but SME, which qemu 7.2 computes wrongly.
@@ -31,7 +32,7 @@ NOTE = "instructions of one inference on one thread, counted by qemu-user; not a
 
 def default_folder() -> Path:
     """Where `tflite/arm/setup.sh` puts the emulator; the environment variable EFFICIENTFORMER_ARM names another."""
-    return Path(os.path.expanduser(os.environ.get("EFFICIENTFORMER_ARM") or "~/.cache/keras_efficientformer/arm"))
+    return cache_folder("arm", "EFFICIENTFORMER_ARM")
 
 
 class ArmEmulator:

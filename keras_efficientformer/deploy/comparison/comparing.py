@@ -36,7 +36,7 @@ from keras_efficientformer.deploy.export import RAISE_LIMIT, label_names
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.source import open_source
 from keras_efficientformer.errors import ExportError, first_line
-from keras_efficientformer.files import bare_name, remove_unfinished, write_json
+from keras_efficientformer.files import bare_name, cache_folder, remove_unfinished, write_json
 from keras_efficientformer.imagenet import CROP
 from keras_efficientformer.labels import Labels
 from keras_efficientformer.reporting import versions_of
@@ -55,11 +55,10 @@ def default_folder() -> Path:
     Raises:
         OSError: it does not, and there is no home folder.
     """
-    named = os.environ.get("EFFICIENTFORMER_COMPARISONS") or "~/.cache/keras_efficientformer/comparisons"
-    folder = os.path.expanduser(named)
-    if folder.startswith("~"):
+    folder = cache_folder("comparisons", "EFFICIENTFORMER_COMPARISONS")
+    if folder.parts[0].startswith("~"):
         raise OSError("There is no home folder: keep the files in one that you choose (--keep), or set HOME.")
-    return Path(folder)
+    return folder
 
 
 def compare_modes(

@@ -1,6 +1,7 @@
 """What trials of roundings have found is kept for exports with another limit, and made again where it is damaged."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -76,3 +77,12 @@ def test_a_folder_that_cannot_be_written_to(network, images, folder):
     folder.write_text("a file")
     with pytest.warns(UserWarning, match="Trials are not kept"):
         assert kept_effects(network, images, "palettes", lambda: EFFECTS) == EFFECTS
+
+
+def test_without_a_home_folder(network, images, monkeypatch, tmp_path):
+    monkeypatch.delenv("EFFICIENTFORMER_TRIALS", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where no home is known
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="Trials are not kept: there is no home folder"):
+        assert kept_effects(network, images, "palettes", lambda: EFFECTS) == EFFECTS
+    assert list(tmp_path.iterdir()) == []

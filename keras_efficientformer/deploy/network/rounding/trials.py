@@ -6,7 +6,6 @@ and set of images lies in the user's cache; one that is damaged is made again.
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.errors import first_line
-from keras_efficientformer.files import write_json
+from keras_efficientformer.files import cache_folder, write_json
 
 # Counts up where the same trials would find something else than before.
 RULE = 1
@@ -26,7 +25,7 @@ Effects = dict[int, float]
 
 def default_folder() -> Path:
     """Where trials are kept; the environment variable EFFICIENTFORMER_TRIALS names another folder."""
-    return Path(os.environ.get("EFFICIENTFORMER_TRIALS") or "~/.cache/keras_efficientformer/trials").expanduser()
+    return cache_folder("trials", "EFFICIENTFORMER_TRIALS")
 
 
 def kept_effects(network: FusedNetwork, images: np.ndarray, storage: str, measure: Callable[[], Effects]) -> Effects:
@@ -46,6 +45,8 @@ def kept_effects(network: FusedNetwork, images: np.ndarray, storage: str, measur
         warnings.warn(f"{file} cannot be read ({first_line(error)}): trials are made again.", stacklevel=2)
     effects = measure()
     try:
+        if file.parts[0].startswith("~"):
+            raise OSError("there is no home folder. Set HOME, or EFFICIENTFORMER_TRIALS to another one.")
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, effects)
     except OSError as error:

@@ -18,6 +18,7 @@ from keras_efficientformer.deploy.tflite.accelerators.compiled_model import libr
 from keras_efficientformer.deploy.tflite.metadata import read_facts
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel, real_values
 from keras_efficientformer.errors import DeviceError, listing
+from keras_efficientformer.files import cache_folder
 from keras_efficientformer.images import seeded_images
 
 # Where Linux' Vulkan loader looks for drivers, and the variables that name others.
@@ -37,7 +38,7 @@ TENSOR = re.compile(r"(?<=\.) \S+$")
 
 def software_folder() -> Path:
     """Where `tflite/gpu/setup.sh` puts its driver; the environment variable EFFICIENTFORMER_GPU names another."""
-    return Path(os.path.expanduser(os.environ.get("EFFICIENTFORMER_GPU") or "~/.cache/keras_efficientformer/gpu"))
+    return cache_folder("gpu", "EFFICIENTFORMER_GPU")
 
 
 @dataclass(frozen=True)
