@@ -54,6 +54,13 @@ def build(architecture: AnyArchitecture, **arguments: Any) -> keras.Model:
     return NETWORKS[type(architecture)](*astuple(architecture), **arguments)
 
 
+def read_source(source: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
+    """The tensors of a checkpoint file, of a repository of the hub, or as they have been read already."""
+    if isinstance(source, Checkpoint):
+        return source
+    return conversion.read_checkpoint(local_file(source) if str(source).startswith(HUB) else source)
+
+
 def from_checkpoint(
     path: str | os.PathLike[str] | Checkpoint,
     *,
@@ -93,11 +100,8 @@ def from_checkpoint(
         ValueError: `input_shape` is wrong or needed and not given, or the checkpoint is unfit.
         OSError: the file cannot be read or downloaded.
     """
-    if isinstance(path, Checkpoint):
-        state_dict, path = path, path.source
-    else:
-        state_dict = conversion.read_checkpoint(local_file(path) if str(path).startswith(HUB) else path)
-        path = state_dict.source
+    state_dict = read_source(path)
+    path = state_dict.source
     info = conversion.infer_variant(state_dict)
     if input_shape is None:
         if info.input_size is None:

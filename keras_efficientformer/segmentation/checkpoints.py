@@ -29,9 +29,8 @@ from keras_efficientformer.errors import CheckpointError, listing
 from keras_efficientformer.labels import Labels
 from keras_efficientformer.layers.initialization import weights_follow
 from keras_efficientformer.layers.names import NORM
-from keras_efficientformer.models.opening import build
+from keras_efficientformer.models.opening import build, read_source
 from keras_efficientformer.models.pyramid import LEVELS
-from keras_efficientformer.models.sources import HUB, local_file
 from keras_efficientformer.segmentation.decoder import backbone_of, decoder_arguments
 from keras_efficientformer.segmentation.semantic_fpn import SemanticFPN, doublings_of
 from keras_efficientformer.variants import model_name
@@ -77,10 +76,7 @@ def from_checkpoint(
         ValueError: an argument is out of its range.
         OSError: the file cannot be read or downloaded.
     """
-    if isinstance(path, Checkpoint):
-        state_dict = path
-    else:
-        state_dict = conversion.read_checkpoint(local_file(path) if str(path).startswith(HUB) else path)
+    state_dict = read_source(path)
     backbone, head = _parts(state_dict)
     info = conversion.infer_variant(Checkpoint(backbone, state_dict.source, input_size=state_dict.input_size))
     stated = state_dict.stated
