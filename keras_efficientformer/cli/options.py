@@ -115,7 +115,7 @@ Crop = Annotated[
         min=0.01,
         max=1.0,
         help="Share of the resized image's side that is kept. Default: the one that the model's weights were "
-        "measured with or timm's config.json beside them states, else 0.95.",
+        "measured with or the config.json beside them, timm's or a run's, states, else 0.95.",
     ),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out, and end with 0 nevertheless.")]

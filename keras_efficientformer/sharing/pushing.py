@@ -22,7 +22,7 @@ from keras_efficientformer.opening import open_model
 from keras_efficientformer.segmentation.decoder import decoder_arguments, is_segmenter
 from keras_efficientformer.sharing.export_checks import check_exports
 from keras_efficientformer.sharing.export_reports import read_reports
-from keras_efficientformer.sharing.finished_runs import PICTURES, FinishedRun, read_finished_run
+from keras_efficientformer.sharing.finished_runs import PICTURES, read_finished_run
 from keras_efficientformer.sharing.model_card import CardFacts, model_card
 from keras_efficientformer.sharing.timm_config import timm_config, timm_reads
 from keras_efficientformer.sharing.upload import Repository, Upload, check_repo_id, check_token, upload_repository
@@ -115,7 +115,7 @@ def write_repository(
         partial.mkdir()
         _write_model(model, run.model if run else source, partial)
         if not is_segmenter(model):
-            write_json(partial / "config.json", timm_config(model, _crop(run, source)))
+            write_json(partial / "config.json", timm_config(model, _crop(run.model if run else source)))
         for name, picture in pictures.items():
             shutil.copyfile(picture, partial / name)
         for file in reports:
@@ -136,10 +136,8 @@ def _check_publishable(model: keras.Model) -> None:
         )
 
 
-def _crop(run: FinishedRun | None, source: Any) -> float:
+def _crop(source: Any) -> float:
     """The share of the resized image's side that the model's evaluation keeps."""
-    if run:
-        return run.config.crop_fraction
     return CROP if isinstance(source, keras.Model) else crop_of(source)
 
 

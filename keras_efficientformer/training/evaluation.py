@@ -119,8 +119,8 @@ def evaluate(
         ground_truth: for ImageNet's files in one folder: what they are (`imagenet_layout`); None means the file beside.
         input_shape: (h, w) or (h, w, channels) for a Keras model or checkpoint; None means its own.
         crop_fraction: as for `imagenet.resize_and_crop`; None means the one that published weights were measured with,
-            else what timm's config.json beside the file or in the repository states, else 0.95. With masks there is
-            none.
+            else what the config.json of timm's or of a run, beside the file or in the repository, states, else 0.95.
+            With masks there is none.
         batch_size: images in a prediction.
         skip_bad: leave unreadable images out, instead of raising.
         track: wraps the check of all images and the batches, e.g. `rich.progress.track`.
