@@ -139,11 +139,14 @@ def test_files_that_crash_litert(build, tmp_path, monkeypatch, program, words):
 
 @pytest.mark.parametrize(
     ("kind", "side", "words"),
-    [("SUB", "inputs", r"NumInputs\(node\) != 2"), ("BATCH_MATMUL", "outputs", "_Map_base::at")],
+    [
+        ("SUB", "inputs", r"LiteRT can run: .*NumInputs\(node\) != 2"),
+        ("BATCH_MATMUL", "outputs", r"LiteRT can run: .*(_Map_base::at|NumOutputs\(node\) != 1)|crashes LiteRT"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:Only 2 calibration images", "ignore:No labels")
 def test_what_litert_refuses_is_not_opened_in_this_process(build, images, tmp_path, monkeypatch, kind, side, words):
-    """It reads beyond what an operator lacks before it says so, in errors of several kinds: that crashed processes."""
+    """It reads beyond what an operator lacks, so that what it then says depends on the memory; it crashed processes."""
     path = tmp_path / "m.tflite"
     export_tflite(build(), path, quantize="int8", calibration=images, max_difference=float("inf"))
     sidecar_of(path).unlink()
@@ -153,7 +156,7 @@ def test_what_litert_refuses_is_not_opened_in_this_process(build, images, tmp_pa
 
     edited(path, damage)
     monkeypatch.setattr("ai_edge_litert.interpreter.Interpreter", lambda **arguments: pytest.fail("opened"))
-    with pytest.raises(ValueError, match=f"not a TFLite file that LiteRT can run: .*{words}"):
+    with pytest.raises(ValueError, match=words):
         open_classifier(path)
     with pytest.raises(FileNotFoundError):
         open_classifier(tmp_path / "none.tflite")
