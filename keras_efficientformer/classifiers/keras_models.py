@@ -7,6 +7,7 @@ from keras_efficientformer.deploy.network.fuse import check_whole
 from keras_efficientformer.layers.image_normalization import model_inputs
 from keras_efficientformer.layers.names import AVERAGE_POOL, HEADS, MASKS, PREDICTIONS
 from keras_efficientformer.layers.predictions import labels_of
+from keras_efficientformer.models.outputs import outputs_of
 from keras_efficientformer.segmentation.decoder import is_segmenter
 
 
@@ -21,7 +22,7 @@ class KerasClassifier:
     def __init__(self, model: keras.Model) -> None:
         if not is_segmenter(model):
             check_whole(model)
-        self._model = model
+        self._model, self._has_answered = model, False
         self.size: tuple[int, int] = tuple(model.inputs[0].shape[1:3])
         self.channels = int(model.inputs[0].shape[3])
         self.labels = labels_of(model)
@@ -34,7 +35,12 @@ class KerasClassifier:
             self.output = MASKS
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
-        scores = self._model.predict(model_inputs(self._model, pixels), verbose=0)
+        """The first time without compiling the model: whoever classifies one photograph has no more."""
+        inputs = model_inputs(self._model, pixels)
+        if not self._has_answered:
+            self._has_answered = True
+            return outputs_of(self._model, inputs)[0]
+        scores = self._model.predict(inputs, verbose=0)
         return scores[0] if isinstance(scores, list) else scores
 
 

@@ -4,6 +4,7 @@ Some damaged bytes send HDF5's code, which nothing in this process can interrupt
 HDF5 file has another process read it first; what is said of a file in words, the reader says.
 """
 
+import functools
 import os
 import signal
 import subprocess
@@ -30,9 +31,16 @@ BYTES_PER_SECOND = 10e6
 
 def check_hdf5(path: str | os.PathLike[str]) -> None:
     """Raises CheckpointError for a `.keras` or `.weights.h5` file that crashes HDF5 or keeps it busy for too long."""
-    command = [sys.executable, "-P", "-c", READER, os.fspath(path)]
+    file = os.stat(path)
+    _read_in_another_process(os.fspath(path), file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns)
+
+
+# A file that was read whole is not read again until it changes: opening a model asks twice or more.
+@functools.lru_cache(maxsize=256)
+def _read_in_another_process(path: str, device: int, inode: int, size: int, modified: int) -> None:
+    command = [sys.executable, "-P", "-c", READER, path]
     advice = "it is damaged. Compare its size and sha256 with its source's and bring it again"
-    seconds = READER_SECONDS + os.path.getsize(path) / BYTES_PER_SECOND
+    seconds = READER_SECONDS + size / BYTES_PER_SECOND
     try:
         process = subprocess.run(command, capture_output=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired as error:

@@ -23,8 +23,7 @@ from keras_efficientformer.layers.image_normalization import Normalization, norm
 from keras_efficientformer.layers.initialization import weights_follow
 from keras_efficientformer.layers.names import STAGES
 from keras_efficientformer.models.opening import at_size
-
-PREDICT_BATCH = 32
+from keras_efficientformer.models.outputs import outputs_of
 
 
 class Source(Protocol):
@@ -95,7 +94,7 @@ class KerasSource:
         taken = (
             images if takes_raw_pixels(efficientformer_in(self._model)) else normalised(images, network.normalization)
         )
-        return _answers(_in_float32(model), taken)
+        return outputs_of(_in_float32(model), taken)
 
     def at_size(self, size: tuple[int, int]) -> "KerasSource":
         if found := more_than_own(self._model):
@@ -132,7 +131,7 @@ class TrainedSource:
     def outputs(self, images: np.ndarray, network: FusedNetwork, quantized: bool) -> list[np.ndarray]:
         # A quantization-aware model computes as TFLite's "int8" does, nearly as Core ML's "w8a8", and as no other mode.
         model = self._model if quantized else self._build(network)
-        return _as_list(model.predict(network_inputs(images, network), verbose=0))
+        return keras.tree.flatten(model.predict(network_inputs(images, network), verbose=0))
 
     def at_size(self, size: tuple[int, int]) -> "TrainedSource":
         raise ValueError(
@@ -199,17 +198,6 @@ def normalised(images: np.ndarray, normalization: Normalization | None) -> np.nd
     return images / 127.5 - 1.0 if normalization is None else normalization(images)
 
 
-def _answers(model: keras.Model, images: np.ndarray) -> list[np.ndarray]:
-    """What `predict` gives, without its compilation, which takes longer than to run a few images."""
-    if keras.backend.backend() == "torch":  # which compiles nothing in `predict`, and keeps nothing for gradients there
-        return _as_list(model.predict(images, verbose=0))
-    answers = []
-    for start in range(0, len(images), PREDICT_BATCH):
-        outputs = model(images[start : start + PREDICT_BATCH], training=False)
-        answers.append([keras.ops.convert_to_numpy(output) for output in _as_list(outputs)])
-    return [np.concatenate(batches) for batches in zip(*answers, strict=True)]
-
-
 def _in_float32(model: keras.Model) -> keras.Model:
     """The model, or where it computes in another precision a copy that does not: what it stands for is compared."""
     if {layer.compute_dtype for layer in model.layers} == {"float32"}:
@@ -243,8 +231,3 @@ def checkpoint_of(model: keras.Model) -> dict[str, str] | None:
     with contextlib.suppress(OSError):
         found["sha256"] = content_hash(source)
     return found | ({"weights": "changed since"} if changed_since(model) else {})
-
-
-def _as_list(outputs: Any) -> list[np.ndarray]:
-    """One output, or what Keras gives of several: a list, a tuple or a dictionary, in the order of `model.outputs`."""
-    return keras.tree.flatten(outputs)

@@ -29,8 +29,9 @@ from pathlib import Path
 
 import numpy as np
 
-# Variables that no import reads; those of READS_VARIABLES begin with HF_.
-READ_LATE = ("PATH", "PWD", "OLDPWD", "SHLVL", "_", "COLUMNS", "NO_PROXY", "PYTEST_CURRENT_TEST")
+# Variables that no import reads, and how the names of more of them begin: HF_ is of READS_VARIABLES.
+READ_LATE = ("PATH", "PWD", "OLDPWD", "SHLVL", "_", "COLUMNS", "NO_PROXY", "PYTEST_CURRENT_TEST", "TF_CONFIG")
+READ_LATE_TOO = ("HF_", "KERAS_DISTRIBUTION_")
 # Keras would import it where it is there, and it reads its variables then.
 READS_VARIABLES = "huggingface_hub"
 # Keras, and what the command's own modules import.
@@ -100,7 +101,7 @@ def _programs(variables: tuple[tuple[str, str], ...]) -> Path:
 
 
 def _read_early(names: Iterable[str]) -> set[str]:
-    return {name for name in names if name not in READ_LATE and not name.startswith("HF_")}
+    return {name for name in names if name not in READ_LATE and not name.startswith(READ_LATE_TOO)}
 
 
 def _is_as_begun(environment: dict[str, str]) -> bool:

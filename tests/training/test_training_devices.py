@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 
+import forked
 import numpy as np
 import pytest
 import training_images
@@ -106,7 +107,8 @@ class Setting:
         training_images.make_folder(folder / "images", dict.fromkeys(training_images.COLOURS, 8))
         training_images.make_model().save(folder / "model.keras")
 
-    def start(self, program, output, config, *arguments, **environment):
+    def start(self, program, output, config, *arguments, python=None, **environment):
+        """A process, by default a copy of one that has imported Keras."""
         environment = {
             **os.environ,
             "KERAS_BACKEND": self.backend,
@@ -117,7 +119,8 @@ class Setting:
             **environment,
         }
         values = [self.folder / "images", self.folder / "model.keras", output, json.dumps(config), *arguments]
-        command = [sys.executable, "-c", program, *map(str, values)]
+        python = python or forked.programs(environment) / "python"
+        command = [python, "-c", program, *map(str, values)]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def start_two(self, output, kill_at=0):
@@ -162,7 +165,7 @@ def finish(*processes):
 def setting(request, tmp_path_factory):
     """With its runs on one device and on two."""
     setting = Setting(tmp_path_factory.mktemp(request.param), request.param)
-    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "python": sys.executable}
     (setting.printed,) = finish(setting.start(SEVERAL_RUNS, setting.folder, CONFIG, **two))
     return setting
 
