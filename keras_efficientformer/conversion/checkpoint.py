@@ -26,7 +26,7 @@ from keras_efficientformer.conversion.keras_files import to_timm_names
 from keras_efficientformer.conversion.stated import NOTHING_STATED
 from keras_efficientformer.errors import CheckpointError, listing
 from keras_efficientformer.layers.common import relative_positions
-from keras_efficientformer.layers.names import HEADS
+from keras_efficientformer.layers.names import HEADS, MASKS
 from keras_efficientformer.layers.v2_attention import downsampling_positions
 from keras_efficientformer.variants import AnyArchitecture, Architecture, ArchitectureV2, mlp_ratio, variant_name
 
@@ -102,6 +102,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def _check_own_layers(path: str | os.PathLike[str]) -> None:
     """Raises CheckpointError for layers of the user's own, which weights files tell by class and order alone."""
     layers = keras_layers(path)
+    if any(name == MASKS for _, name in layers):
+        raise CheckpointError(
+            f"{path} holds a segmentation model, and an EfficientFormer alone was expected. Read .weights.h5 with an "
+            "equal model's `load_weights`, .keras with keras.saving.load_model; commands take .keras and .safetensors."
+        )
     foreign = [name for kind, name in layers if kind in NAMED_LAYERS and name not in NAMED_LAYERS[kind]]
     # The layers of older files have no names.
     if any(foreign) and "stem" in [name for _, name in layers]:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import keras_efficientformer as kef
 from keras_efficientformer.cli import app
-from keras_efficientformer.conversion import CheckpointError, write_checkpoint
+from keras_efficientformer.conversion import CheckpointError, read_checkpoint, write_checkpoint
 from keras_efficientformer.conversion.checkpoint import names_in_dialect
 from keras_efficientformer.conversion.dialects import DIALECTS, DIALECTS_V2
 from keras_efficientformer.layers.image_normalization import normalization_of
@@ -119,6 +119,15 @@ def test_mutations(reference, file, images):
 def test_who_reads_classifiers_says_where_to_go(file):
     with pytest.raises(CheckpointError, match=r"of a segmentation model, .*segmentation\.from_checkpoint"):
         kef.from_checkpoint(file)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+def test_keras_files_are_read_by_keras(file, tmp_path, suffix):
+    """Not as an EfficientFormer with layers of one's own, as which they were refused."""
+    model, path = from_checkpoint(file, input_shape=SHAPE), tmp_path / f"m{suffix}"
+    (model.save if suffix == ".keras" else model.save_weights)(path)
+    with pytest.raises(CheckpointError, match=r"holds a segmentation model, .*commands take \.keras and \.safetensors"):
+        read_checkpoint(path)
 
 
 def test_classifiers_are_refused(tmp_path):
