@@ -16,7 +16,8 @@ def make_environment(folder, version, *installs):
     command = f"python{version}"
     if not shutil.which(command):
         sys.exit(f"{folder.name} needs Python {version}, and there is no {command} on the PATH.")
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():  # what is left of it, pip would take for installed
+        shutil.rmtree(folder)
     subprocess.run([command, "-m", "venv", str(folder)], check=True)
     python = folder / "bin" / "python"
     for arguments in installs:
