@@ -16,12 +16,11 @@ def make_environment(folder, version, *installs):
     command = f"python{version}"
     if not shutil.which(command):
         sys.exit(f"{folder.name} needs Python {version}, and there is no {command} on the PATH.")
-    if folder.exists():  # what is left of it, pip would take for installed
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([command, "-m", "venv", str(folder)], check=True)
     python = folder / "bin" / "python"
     for arguments in installs:
-        subprocess.run(
-            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments], check=True
-        )
+        # Isolated, for pip takes what PYTHONPATH leads to for installed.
+        command = [str(python), "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*command, *arguments], check=True)
     return python

@@ -21,7 +21,9 @@ from keras_efficientformer.cli.options import (
 from keras_efficientformer.cli.quiet import import_coremltools_alone
 from keras_efficientformer.deploy import benchmark as timing
 from keras_efficientformer.deploy.benchmark.apple_device import UNITS, check_team, connected_iphone, this_mac
+from keras_efficientformer.deploy.benchmark.reports import report_name
 from keras_efficientformer.deploy.coreml.modes import COMPRESSIONS, COREML_PRECISIONS
+from keras_efficientformer.files import check_target
 
 MAC = "mac"
 
@@ -53,6 +55,8 @@ def benchmark_coreml_command(
     target = this_mac() if device == MAC else connected_iphone(device)
     if target.remote is not None:
         check_team(team)  # it is checked before a model is downloaded
+    if save is not None:
+        check_target(save / report_name(target.name, target.os) if save.is_dir() else save, overwrite)
     # The report's command is for others to read, so it lacks the names of phones and teams.
     options = [f"--precision={precision}", f"--compress={compress}", f"--runs={runs}"]
     options += [f"--size={size}"] if size else []

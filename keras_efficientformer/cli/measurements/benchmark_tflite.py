@@ -16,8 +16,14 @@ from keras_efficientformer.deploy.benchmark.android_phone import AndroidPhone, b
 from keras_efficientformer.deploy.benchmark.arm_emulator import CPUS, ArmEmulator, count_instructions
 from keras_efficientformer.deploy.benchmark.computer import benchmark_on_gpu, benchmark_tflite, profile_tflite
 from keras_efficientformer.deploy.benchmark.plots import matplotlib_figure, plot_report
-from keras_efficientformer.deploy.benchmark.reports import Cost, DeviceReport, short_number
-from keras_efficientformer.files import finished_file
+from keras_efficientformer.deploy.benchmark.reports import (
+    Cost,
+    DeviceReport,
+    report_name,
+    short_number,
+    this_computer,
+)
+from keras_efficientformer.files import check_target, finished_file
 
 SHOWN = 20
 LITERT_UNITS = ("cpu", "gpu")
@@ -68,11 +74,19 @@ def benchmark_tflite_command(
     names = [file.name for file in files]
     command = shlex.join(["efficientformer", "benchmark", "tflite", *names, *filter(None, options)])
     profiles: Profiles = {}
+
+    def check_free(device: str, system: str) -> None:
+        """Minutes may be spent on measuring afterwards."""
+        for file in () if save is None else _files(save, report_name(device, system), profile):
+            check_target(file, overwrite)
+
     if emulate is not None:
         emulator = ArmEmulator(emulate)
+        check_free(emulator.device, emulator.os)
         report, profiles = count_instructions(files, emulator, command, lambda steps: track(steps, "Counting"))
     elif adb is not None:
         with AndroidPhone(adb, serial) as phone:
+            check_free(phone.device, phone.os)
             timing = f"Timing on {phone.device}"
             report = benchmark_on_phone(
                 files, phone, threads, runs, warmup, gpu, command, lambda steps: track(steps, timing)
@@ -80,8 +94,10 @@ def benchmark_tflite_command(
             if profile:
                 profiles = {file.name: phone.profile(file, threads, runs, gpu) for file in files}
     elif gpu:
+        check_free(*this_computer())
         report = benchmark_on_gpu(files, runs, warmup, command, lambda steps: track(steps, "Timing"))
     else:
+        check_free(*this_computer())
         report = benchmark_tflite(files, threads, runs, warmup, command, lambda steps: track(steps, "Timing"))
         if profile:
             profiles = {file.name: profile_tflite(file, threads) for file in files}
@@ -148,13 +164,19 @@ def _check_output(folder: Path) -> None:
     matplotlib_figure()
 
 
+def _files(folder: Path, name: str, profile: bool) -> list[Path]:
+    """The report, its picture, and with a profile the table of operations."""
+    report = folder / name
+    table = [report.with_name(f"{report.stem}_profile.csv")] if profile else []
+    return [report, report.with_suffix(".png"), *table]
+
+
 def _save(report: DeviceReport, profiles: Profiles, folder: Path, overwrite: bool) -> None:
-    picture = (folder / report.standard_name).with_suffix(".png")
-    table = picture.with_name(f"{picture.stem}_profile.csv")
-    report.save(folder, overwrite)
+    file, picture, *tables = _files(folder, report.standard_name, bool(profiles))
+    report.save(file, overwrite)
     plot_report(report, picture, overwrite)
-    if profiles:
-        with finished_file(table, overwrite) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
+    for table in tables:
+        with finished_file(table, overwrite) as partial, partial.open("w", newline="", encoding="utf-8") as content:
+            writer = csv.writer(content)
             writer.writerow(["file", *(field.name for field in dataclasses.fields(Cost))])
             writer.writerows([name, *dataclasses.astuple(cost)] for name, costs in profiles.items() for cost in costs)

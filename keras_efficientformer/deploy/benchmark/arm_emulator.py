@@ -93,6 +93,16 @@ class ArmEmulator:
         total = sum(kernels.values())
         return tuple(Cost(name, None, number / 1e6, number / total) for name, number in kernels.most_common())
 
+    @property
+    def device(self) -> str:
+        """The CPU's name in reports, e.g. "Arm Cortex-A76"."""
+        return f"Arm {self.cpu.title()}"
+
+    @property
+    def os(self) -> str:
+        """qemu's release in reports, e.g. "qemu 7.2"."""
+        return f"qemu {'.'.join(self.versions()['qemu'].split('.')[:2])}"
+
     def versions(self) -> dict[str, str]:
         """{program or package: version} of qemu and of the Python packages that run in it."""
         found = re.search(r"version ([\d.]+)", self._qemu("--version").stdout)
@@ -173,15 +183,14 @@ def count_instructions(
         OSError, ValueError: a file is missing or is no image network; the emulated LiteRT fails on it.
     """
     kernels = {file.name: emulator.count(file) for file in progress(files)}
-    versions = emulator.versions()
     report = DeviceReport(
-        device=f"Arm {emulator.cpu.title()}",
-        os=f"qemu {'.'.join(versions['qemu'].split('.')[:2])}",
+        device=emulator.device,
+        os=emulator.os,
         soc=None,
         kind="emulator",
         date=datetime.now(UTC).date().isoformat(),
         command=command,
-        versions=versions,
+        versions=emulator.versions(),
         results=tuple(
             Latency(
                 **file_facts(file),

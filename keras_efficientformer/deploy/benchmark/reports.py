@@ -138,7 +138,7 @@ class DeviceReport:
     @property
     def standard_name(self) -> str:
         """The file name under which benchmarks/devices/ has it: device and system, e.g. "iphone_12_ios_17.json"."""
-        return re.sub("[^a-z0-9]+", "_", f"{self.device} {self.os}".lower()).strip("_") + ".json"
+        return report_name(self.device, self.os)
 
     def to_json(self) -> str:
         """The report as indented JSON, as benchmarks/devices/schema.json describes it."""
@@ -175,6 +175,11 @@ class DeviceReport:
         with finished_file(file, overwrite) as partial:
             partial.write_text(self.to_json(), encoding="utf-8")
         return file
+
+
+def report_name(device: str, system: str) -> str:
+    """`DeviceReport.standard_name` of a device that has not been measured yet."""
+    return re.sub("[^a-z0-9]+", "_", f"{device} {system}".lower()).strip("_") + ".json"
 
 
 def this_computer() -> tuple[str, str]:

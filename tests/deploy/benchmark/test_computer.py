@@ -276,6 +276,7 @@ def test_command_prints_a_table_and_saves(exported, tmp_path):
     assert sum(float(row["share"]) for row in rows) == pytest.approx(2)
     again = run(exported[0], "--runs", 1, "--output", tmp_path)
     assert isinstance(again.exception, FileExistsError)
+    assert not again.stdout  # nothing was measured
     assert DeviceReport.from_json(saved.read_text()) == report
 
 
@@ -432,6 +433,13 @@ def test_phone_where_all_runs_took_the_same(phone, tool, exported):
     with AndroidPhone(tool) as connected:
         result = connected.measure(exported[0])
     assert (result.mean_ms, result.min_ms, result.load_ms, result.memory_mb) == (0.012, 0.012, 1000, None)
+
+
+def test_an_existing_report_of_a_phone_is_refused_first(phone, tool, exported, tmp_path):
+    (tmp_path / "google_pixel_8_android_16.png").touch()
+    result = run(exported[0], "--adb", tool, "--output", tmp_path)
+    assert isinstance(result.exception, FileExistsError)
+    assert not any("--graph" in command for command in phone.commands())
 
 
 def test_phone_by_the_command(phone, tool, exported):
