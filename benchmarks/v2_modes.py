@@ -60,7 +60,8 @@ def main():
 def train(archive, folder, config):
     with zipfile.ZipFile(archive) as content:
         content.extractall(folder, [name for name in content.namelist() if name.startswith("train/")])
-    model = EfficientFormerV2S0(weights=None, input_shape=(64, 64, 3), classes=10)
+    labels = sorted(path.name for path in (folder / "train").iterdir())
+    model = EfficientFormerV2S0(weights=None, input_shape=(64, 64, 3), classes=10, labels=labels)
     for variable in model.trainable_variables:
         if variable.name == "gamma" and "/ls" in variable.path:
             variable.assign(np.full(variable.shape, 0.2))  # the published 1e-5 is for hundreds of epochs

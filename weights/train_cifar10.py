@@ -16,6 +16,8 @@ from keras_efficientformer import conversion
 from keras_efficientformer.training import FineTuneConfig, evaluate, finetune
 
 RECIPE = Path(__file__).with_name("cifar10_recipe.toml")
+# The classes in the order of the checkpoint's outputs, which it does not name.
+LABELS = Path(__file__).with_name("cifar10_labels.txt")
 
 
 def main():
@@ -29,7 +31,7 @@ def main():
         content.extractall(arguments.folder)
     config = FineTuneConfig.from_file(RECIPE)
     images, run = arguments.folder / "train", arguments.folder / "run"
-    report = finetune(arguments.start, images, run, config=config, resume=arguments.resume)
+    report = finetune(arguments.start, images, run, labels=LABELS, config=config, resume=arguments.resume)
     target = arguments.folder / "efficientformer_l1_cifar10.safetensors"
     tensors = conversion.to_state_dict(keras.models.load_model(report.model))
     half = {n: tensor.astype("float16") if tensor.dtype == "float32" else tensor for n, tensor in tensors.items()}

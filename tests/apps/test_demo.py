@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,9 +13,11 @@ import forked
 import keras
 import numpy as np
 import pytest
+import training_images
 from PIL import Image
 from project import HANG, ROOT
 
+from keras_efficientformer import conversion
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 
 SCRIPT = ROOT / "weights" / "demo.py"
@@ -107,3 +111,24 @@ def test_a_folder_of_images_and_another_top1_than_the_cards(data_folder, tmp_pat
     assert demo.top1("Keras", 100) == demo.top1("TFLite", 100) < 20
     assert demo.code == 1
     assert "The results are not what they should be." in demo.err
+
+
+def test_the_recipe_trains_on(tmp_path, monkeypatch, capsys):
+    """`weights/train_cifar10.py`, with a smaller network and an epoch of a few images."""
+    images = training_images.make_folder(tmp_path / "images" / "train", dict.fromkeys(LABELS, 4))
+    shutil.copytree(images, tmp_path / "images" / "test")
+    archive = shutil.make_archive(str(tmp_path / "cifar10"), "zip", tmp_path / "images")
+    start = tmp_path / "start.safetensors"
+    conversion.write_checkpoint(start, conversion.to_state_dict(training_images.make_model(10)))
+    script = runpy.run_path(str(ROOT / "weights" / "train_cifar10.py"))
+    recipe = script["RECIPE"].read_text()
+    for name, value in {"epochs": 1, "batch_size": 8, "warmup_epochs": 0, "validation_split": 0.25}.items():
+        recipe = re.sub(rf"^{name} = .*$", f"{name} = {value}", recipe, flags=re.MULTILINE)
+    (tmp_path / "recipe.toml").write_text(recipe)
+    monkeypatch.setitem(script["main"].__globals__, "RECIPE", tmp_path / "recipe.toml")
+    monkeypatch.setattr("sys.argv", ["train_cifar10.py", archive, str(tmp_path / "out"), "--start", str(start)])
+    script["main"]()
+    assert re.search(r"safetensors: \d+\.\d\d% of 40 test images", capsys.readouterr().out)
+    trained = conversion.read_checkpoint(tmp_path / "out" / f"{NAME}.safetensors")
+    assert trained["stem.conv1.weight"].dtype == "float16"
+    assert not np.array_equal(trained["head.weight"], conversion.read_checkpoint(start)["head.weight"])
