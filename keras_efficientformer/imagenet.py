@@ -14,6 +14,7 @@ import math
 import operator
 import os
 from collections.abc import Sequence
+from numbers import Real
 from typing import IO, Any
 
 import numpy as np
@@ -68,7 +69,8 @@ def preprocess_input(
         (float32 unless changed): a NumPy array for a NumPy array, a tensor for a tensor.
 
     Raises:
-        ValueError: if the data format is not channels last, or the last axis of `x` has another number of channels.
+        ValueError: if the data format is not channels last, the last axis of `x` has another number of channels, `x` is
+            no array or tensor, or `mean` and `std` are unfit (`checked_normalization`).
     """
     # Whoever reads files and runs exported ones needs no Keras, whose import takes seconds.
     import keras
@@ -80,8 +82,14 @@ def preprocess_input(
             f"supports. Received: data_format={data_format}. Transpose the images to (height, width, 3), or call "
             "`keras.config.set_image_data_format('channels_last')`."
         )
+    mean, std = checked_normalization(mean, std)
+    if getattr(x, "shape", ()) == ():
+        raise ValueError(
+            "`preprocess_input` expects an array or a tensor of shape (..., height, width, channels). Received: "
+            f"{type(x).__name__}. Stack a list of images by `np.stack`; `preprocess_image` takes files and Pillow's."
+        )
     if x.shape[-1] not in (len(mean), None):
-        kind = "RGB images, 3 channels" if tuple(mean) == MEAN else f"images of {len(mean)} channels"
+        kind = "RGB images, 3 channels" if mean == MEAN else f"images of {len(mean)} channels"
         raise ValueError(f"`preprocess_input` expects {kind} on the last axis. Received shape: {x.shape}")
 
     if isinstance(x, np.ndarray):
@@ -99,6 +107,29 @@ def preprocess_input(
         (1 / (255 * deviations)).tolist(), (-means / deviations).tolist(), dtype=keras.config.floatx()
     )
     return rescale(x)
+
+
+def checked_normalization(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and the deviation of pixels scaled to 0..1, one number for each channel, as tuples of `float`.
+
+    Raises:
+        ValueError: they are not as many numbers each, not finite, of other pixels, or a deviation is not positive.
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        if not isinstance(values, Sequence | np.ndarray) or not all(isinstance(value, Real) for value in values):
+            raise ValueError(f"`{name}` should be a number for each channel. Received: {name}={values!r}")
+    mean, std = tuple(map(float, mean)), tuple(map(float, std))
+    received = f"Received: mean={mean}, std={std}"
+    if len(mean) != len(std) or not mean:
+        raise ValueError(f"`mean` and `std` should have a number for each channel. {received}")
+    if not (np.isfinite([*mean, *std]).all() and min(std) > 0):
+        raise ValueError(f"`mean` and `std` should be finite, and `std` above 0. {received}")
+    if max(map(abs, (*mean, *std))) > 2:
+        raise ValueError(
+            f"`mean` and `std` are those of pixels scaled to 0..1, such as ImageNet's {MEAN} and {STD}. {received}; "
+            "divide them by 255."
+        )
+    return mean, std
 
 
 def load_image(source: str | os.PathLike[str] | IO[bytes]) -> np.ndarray:
@@ -119,18 +150,19 @@ def load_image(source: str | os.PathLike[str] | IO[bytes]) -> np.ndarray:
         ImageError: if the file is empty, no image, truncated, larger than Pillow's limit for decompression bombs, or
             of a kind that has no agreed 8-bit RGB form (32-bit values outside 0..65535 or 0..1, CIELAB).
         OSError: if the file cannot be opened: `FileNotFoundError`, `IsADirectoryError`, `PermissionError`.
-        TypeError: if `source` is neither a path nor a file object.
+        TypeError: if `source` is neither a path nor a binary file object.
     """
     if isinstance(source, (str, os.PathLike)):
         # It is opened here, so that what fails in `_decode_image` is the content.
         with open(source, "rb") as file:
             return _decode_image(file, repr(os.fspath(source)))
-    if hasattr(source, "read"):
+    # Of a file that was opened as text Pillow would take the characters for a path.
+    if hasattr(source, "read") and isinstance(source.read(0), bytes):
         name = repr(getattr(source, "name", source))
         return _decode_image(source if source.seekable() else io.BytesIO(source.read()), name)
     raise TypeError(
         f"`load_image` expects a path or a binary file object. Received: {type(source).__name__}. "
-        "Wrap the bytes of an image file in `io.BytesIO`."
+        "Wrap the bytes of an image file in `io.BytesIO`, and open files in the mode 'rb'."
     )
 
 
@@ -331,11 +363,13 @@ def decode_predictions(preds: Any, top: int = 5, labels: Labels | None = None) -
         classes = imagenet_labels()
     else:
         classes = tuple((str(index), label) for index, label in enumerate(class_names(labels)))
-    if len(preds.shape) != 2 or preds.shape[1] != len(classes):
+    shape = getattr(preds, "shape", None)
+    if shape is None or len(shape) != 2 or shape[1] != len(classes):
+        received = f"array with shape: {tuple(shape)}" if shape is not None else type(preds).__name__
         raise ValueError(
             "`decode_predictions` expects a batch of predictions (i.e. a 2D array of shape "
-            f"(samples, {len(classes)})). Received array with shape: {tuple(preds.shape)}. "
-            "Pass `labels` for classes other than ImageNet's."
+            f"(samples, {len(classes)})). Received {received}. "
+            "Pass `labels` for classes other than ImageNet's, and of several outputs one."
         )
     if operator.index(top) < 1:
         raise ValueError(f"`top` must be at least 1. Received: top={top}")

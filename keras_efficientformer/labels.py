@@ -69,6 +69,11 @@ def _in_order(labels: Any) -> tuple[Any, ...]:
         return read_labels(labels)
     if isinstance(labels, set | frozenset):
         raise ValueError(f"A set has no order, and labels are in that of the outputs: give a list. Received: {labels}")
+    if not isinstance(labels, Iterable):
+        raise ValueError(
+            "Labels are a list of names, the path of a text file with one in each line, or a dictionary of names and "
+            f"indices. Received: {labels!r}"
+        )
     if not isinstance(labels, Mapping):
         return tuple(labels)
     pairs = list(labels.items())

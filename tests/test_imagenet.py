@@ -368,6 +368,10 @@ def test_load_image_from_file_objects(tmp_path):
     assert_quarters(load_image(Download(path.read_bytes())), RED, GREEN, BLUE, GREY)
     with pytest.raises(ImageError, match="it begins with b'hello'"):
         load_image(Download(b"hello"))
+    # Pillow would take the characters for the name of a file.
+    for text in (io.StringIO("image.png"), open(path, encoding="latin-1")):  # noqa: SIM115
+        with text, pytest.raises(TypeError, match="expects a path or a binary file object"):
+            load_image(text)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "tiff", "gif", "webp", "bmp", "ppm", "jp2"])
@@ -480,7 +484,7 @@ def test_preprocess_input_in_a_saved_model(tmp_path):
     np.testing.assert_allclose(result, preprocess_input(images), atol=1e-6)
 
 
-def test_preprocess_input_is_channels_last_only():
+def test_preprocess_input_refuses():
     image = np.zeros((3, 8, 8), "uint8")
     with pytest.raises(ValueError, match=r"`channels_last` format.*Received: data_format=channels_first"):
         preprocess_input(image, data_format="channels_first")
@@ -490,6 +494,18 @@ def test_preprocess_input_is_channels_last_only():
         preprocess_input(image)
     with pytest.raises(ValueError, match="3 channels on the last axis"):
         preprocess_input(keras.ops.zeros((8, 8, 1)))
+
+    for images in ([image], Image.new("RGB", (8, 8)), "photo.jpg", np.float32(1)):
+        with pytest.raises(ValueError, match=rf"an array or a tensor of shape .* Received: {type(images).__name__}\."):
+            preprocess_input(images)
+    for mean, std, words in (
+        ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4), "pixels scaled to 0..1.*divide them by 255"),
+        ((0.5, 0.5, 0.5), (0.5,), "a number for each channel"),
+        (0.5, 0.5, r"`mean` should be a number for each channel\. Received: mean=0\.5"),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0), "`std` above 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            preprocess_input(np.zeros((8, 8, 3)), mean=mean, std=std)
 
     pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), "uint8")
     expected = preprocess_input(pixels)
@@ -617,6 +633,8 @@ def test_decode_predictions_errors():
         decode_predictions(np.zeros(1000))
     with pytest.raises(ValueError, match=r"Received array with shape: \(2, 10\). Pass `labels`"):
         decode_predictions(np.zeros((2, 10)))
+    with pytest.raises(ValueError, match=r"\(samples, 1000\)\). Received list\..* of several outputs one"):
+        decode_predictions([np.zeros((2, 1000))] * 2)
     with pytest.raises(ValueError, match=r"\(samples, 3\)\). Received array with shape: \(2, 10\)"):
         decode_predictions(np.zeros((2, 10)), labels=["a", "b", "c"])
     with pytest.raises(ValueError, match=r"single lines of text\. Received: \('n01440764', 'tench'\)"):

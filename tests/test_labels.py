@@ -55,6 +55,7 @@ def test_file(tmp_path):
         (["cat", 3, "bird"], "single lines of text. Received: 3"),
         (["cat", "d\nog", "bird"], r"single lines of text. Received: 'd\\nog'"),
         (["cat", "dog"], "3 classes, and there are 2 labels"),
+        (3, "a list of names, the path of a text file .* Received: 3"),
     ],
 )
 def test_unfit(labels, words):

@@ -20,7 +20,7 @@ def read(name, item):
     if isinstance(item, h5py.Dataset):
         item[()]
 path = sys.argv[1]
-file = io.BytesIO(zipfile.ZipFile(path).read("model.weights.h5")) if path.endswith(".keras") else path
+file = io.BytesIO(zipfile.ZipFile(path).read("model.weights.h5")) if path.lower().endswith(".keras") else path
 with h5py.File(file) as content:
     content.visititems(read)
 """

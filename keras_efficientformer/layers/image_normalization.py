@@ -5,13 +5,12 @@ A model of ImageNet's normalisation whose images are normalised before it needs 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_efficientformer.imagenet import MEAN, STD, preprocess_input
+from keras_efficientformer.imagenet import MEAN, STD, checked_normalization, preprocess_input
 from keras_efficientformer.layers.names import NORMALIZATION
 
 
@@ -30,23 +29,8 @@ class Normalization:
     std: Sequence[float] = STD
 
     def __post_init__(self) -> None:
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if not isinstance(values, Sequence | np.ndarray) or not all(isinstance(value, Real) for value in values):
-                raise ValueError(f"`{name}` should be a number for each channel. Received: {name}={values!r}")
-            object.__setattr__(self, name, tuple(float(value) for value in values))
-        if len(self.mean) != len(self.std):
-            raise ValueError(
-                f"`mean` and `std` should have a number for each channel. Received: mean={self.mean}, std={self.std}"
-            )
-        if not (np.isfinite([*self.mean, *self.std]).all() and min(self.std) > 0):
-            raise ValueError(
-                f"`mean` and `std` should be finite, and `std` above 0. Received: mean={self.mean}, std={self.std}"
-            )
-        if max(map(abs, (*self.mean, *self.std))) > 2:
-            raise ValueError(
-                "`mean` and `std` are those of pixels scaled to 0..1, such as ImageNet's (0.485, 0.456, 0.406) and "
-                f"(0.229, 0.224, 0.225). Received: mean={self.mean}, std={self.std}; divide them by 255."
-            )
+        for name, values in zip(("mean", "std"), checked_normalization(self.mean, self.std), strict=True):
+            object.__setattr__(self, name, values)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Raw images, values in 0..255, of shape (..., channels), as float32 normalised ones."""
