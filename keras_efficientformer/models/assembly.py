@@ -7,10 +7,11 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_efficientformer import conversion
 from keras_efficientformer.conversion import pretrained
@@ -65,13 +66,13 @@ class ModelArguments:
             )
         if self.weights is not None and not isinstance(self.weights, str | os.PathLike):
             raise ValueError(f"`weights` should be `None`, a name or a path. Received: weights={self.weights!r}")
-        if self.pooling is not None and self.pooling not in POOLINGS:
+        if self.pooling not in (None, *POOLINGS):
             raise ValueError(f"`pooling` should be None, 'avg' or 'max'. Received: pooling={self.pooling!r}")
-        if self.include_top and (not isinstance(self.classes, Integral) or self.classes < 1):
+        if self.include_top and (not is_integer(self.classes) or self.classes < 1):
             raise ValueError(f"`classes` should be an integer >= 1. Received: classes={self.classes}")
         if self.head not in HEAD_CHOICES:
             raise ValueError(f"`head` should be one of {HEAD_CHOICES}. Received: head={self.head!r}")
-        if not 0 <= self.drop_path_rate < 1:
+        if not isinstance(self.drop_path_rate, Real) or not 0 <= self.drop_path_rate < 1:
             raise ValueError(
                 f"`drop_path_rate` should be in the range [0, 1). Received: drop_path_rate={self.drop_path_rate}"
             )
@@ -130,6 +131,11 @@ def _normalized(image: Any, arguments: ModelArguments) -> Any:
         normalization = Normalization(arguments.mean, arguments.std)
     elif arguments.include_preprocessing:
         normalization = Normalization()
+    elif not keras.backend.is_float_dtype(image.dtype):
+        raise ValueError(
+            f"Normalised images are floating-point numbers. Received: input_tensor of dtype {image.dtype}; pass "
+            "include_preprocessing=True for raw pixels, or cast it."
+        )
     else:
         return image
     channels = image.shape[-1]
@@ -148,12 +154,42 @@ def _normalized(image: Any, arguments: ModelArguments) -> Any:
     return layer(image)
 
 
-def check_depths_and_widths(depths: Sequence[int], widths: Sequence[int]) -> None:
-    """Raises ValueError for what no network of either family can be."""
-    if len(depths) != 4 or any(depth < 0 for depth in depths):
+def depths_and_widths(depths: Sequence[int], widths: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Both as Python's integers, which Keras asks for, where NumPy's may have been given.
+
+    Raises:
+        ValueError: no network of either family can have them.
+    """
+    if not _are_four(depths, 0):
         raise ValueError(f"`depths` should be four integers >= 0. Received: depths={depths}")
-    if len(widths) != 4 or any(width < 1 for width in widths) or widths[0] % 2:
+    if not _are_four(widths, 1) or widths[0] % 2:
         raise ValueError(f"`widths` should be four integers >= 1, the first even. Received: widths={widths}")
+    return tuple(map(int, depths)), tuple(map(int, widths))
+
+
+def _are_four(values: Any, least: int) -> bool:
+    """Whether they are four integers that are not below `least`."""
+    is_list = isinstance(values, Sequence | np.ndarray) and len(values) == 4
+    return is_list and all(is_integer(value) and value >= least for value in values)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer, Python's or NumPy's, and no truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def with_channels(input_shape: Sequence[int], channels: int) -> tuple[int, ...]:
+    """(h, w) or (h, w, channels) as (h, w, channels), those channels where none are given.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(input_shape, Sequence | np.ndarray) or len(input_shape) not in (2, 3):
+        raise ValueError(
+            "`input_shape` must be a tuple of two or three integers, (height, width) or (height, width, channels). "
+            f"Received: input_shape={input_shape}"
+        )
+    return (*input_shape, channels)[:3]
 
 
 def _classifier(x: Any, classes: int, activation: Any, head: str, labels: tuple[str, ...] | None) -> Any:
@@ -177,6 +213,11 @@ def _classifier(x: Any, classes: int, activation: Any, head: str, labels: tuple[
 
 
 def _image_input(input_tensor: Any, input_shape: Sequence[int] | None) -> Any:
+    if input_tensor is not None and not keras.backend.is_keras_tensor(input_tensor):
+        raise ValueError(
+            "`input_tensor` must be a Keras tensor, such as `keras.Input((224, 224, 3))`. Received: "
+            f"input_tensor of type {type(input_tensor).__name__}"
+        )
     if input_tensor is not None and input_shape is None:
         input_shape = tuple(input_tensor.shape[1:])
     shape: tuple[Any, ...] = (DEFAULT_SIZE, DEFAULT_SIZE, 3)
@@ -189,10 +230,10 @@ def _image_input(input_tensor: Any, input_shape: Sequence[int] | None) -> Any:
         )
     if min(shape[:2]) < MIN_SIZE:
         raise ValueError(f"Input size must be at least {MIN_SIZE}x{MIN_SIZE}; Received: input_shape={shape}")
+    if shape[2] < 1:
+        raise ValueError(f"The input must have at least one channel; Received: input_shape={shape}")
     if input_tensor is None:
         return keras.layers.Input(shape=shape)
-    if not keras.backend.is_keras_tensor(input_tensor):
-        return keras.layers.Input(tensor=input_tensor, shape=shape)
     if tuple(input_tensor.shape[1:]) != shape:
         raise ValueError(
             f"`input_tensor` and `input_shape` differ. Received: input_tensor of shape {tuple(input_tensor.shape)}, "

@@ -15,7 +15,7 @@ from keras_efficientformer.labels import Labels
 from keras_efficientformer.layers.names import NORM, STAGES, STEM
 from keras_efficientformer.layers.normalization import layer_norm
 from keras_efficientformer.layers.v1 import Stage, Stem
-from keras_efficientformer.models.assembly import ModelArguments, assemble, check_depths_and_widths
+from keras_efficientformer.models.assembly import ModelArguments, assemble, depths_and_widths, is_integer
 from keras_efficientformer.variants import VARIANTS, Architecture
 
 
@@ -81,8 +81,9 @@ def EfficientFormer(
         EfficientFormer: Vision Transformers at MobileNet Speed (arXiv 2206.01191), section 4 and appendix;
         snap-research/EfficientFormer; timm's efficientformer.py.
     """
-    architecture = Architecture(tuple(depths), tuple(widths), num_meta3d)
-    _check_architecture(architecture)
+    depths, widths = depths_and_widths(depths, widths)
+    _check_meta3d(num_meta3d, depths)
+    architecture = Architecture(depths, widths, int(num_meta3d))
     return assemble(
         _backbone,
         architecture,
@@ -299,10 +300,8 @@ def _backbone(x: Any, architecture: Architecture, drop_path_rate: float) -> Any:
     return layer_norm(NORM)(x)
 
 
-def _check_architecture(architecture: Architecture) -> None:
-    depths, num_meta3d = architecture.depths, architecture.num_meta3d
-    check_depths_and_widths(depths, architecture.widths)
-    if not 0 <= num_meta3d <= depths[3]:
+def _check_meta3d(num_meta3d: int, depths: tuple[int, ...]) -> None:
+    if not is_integer(num_meta3d) or not 0 <= num_meta3d <= depths[3]:
         raise ValueError(
             f"`num_meta3d` should be between 0 and the last stage's depth. "
             f"Received: num_meta3d={num_meta3d}, depths={depths}"

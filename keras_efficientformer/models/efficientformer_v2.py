@@ -6,6 +6,7 @@ Source: EfficientFormerV2 (arXiv 2212.08059), section 3.
 import os
 from collections.abc import Sequence
 from dataclasses import astuple
+from numbers import Real
 from typing import Any
 
 import keras
@@ -15,7 +16,7 @@ from keras_efficientformer.labels import Labels
 from keras_efficientformer.layers.names import NORM, STAGES, STEM
 from keras_efficientformer.layers.normalization import batch_norm
 from keras_efficientformer.layers.v2 import StageV2, StemV2
-from keras_efficientformer.models.assembly import ModelArguments, assemble, check_depths_and_widths
+from keras_efficientformer.models.assembly import ModelArguments, assemble, depths_and_widths, is_integer
 from keras_efficientformer.variants import VARIANTS_V2, ArchitectureV2
 
 
@@ -84,9 +85,9 @@ def EfficientFormerV2(
         Rethinking Vision Transformers for MobileNet Size and Speed (arXiv 2212.08059), section 3;
         snap-research/EfficientFormer; timm's efficientformer_v2.py.
     """
-    ratios = tuple(map(tuple, mlp_ratios))
-    architecture = ArchitectureV2(tuple(depths), tuple(widths), num_attention, ratios)
-    _check_architecture(architecture)
+    depths, widths = depths_and_widths(depths, widths)
+    _check_attention(num_attention, depths)
+    architecture = ArchitectureV2(depths, widths, int(num_attention), _ratios(mlp_ratios, depths))
     return assemble(
         _backbone,
         architecture,
@@ -369,16 +370,25 @@ def _backbone(x: Any, architecture: ArchitectureV2, drop_path_rate: float) -> An
     return batch_norm(NORM, None)(x)
 
 
-def _check_architecture(architecture: ArchitectureV2) -> None:
-    depths, mlp_ratios = architecture.depths, architecture.mlp_ratios
-    check_depths_and_widths(depths, architecture.widths)
-    if not 0 <= architecture.num_attention <= max(depths[2:]):
+def _check_attention(num_attention: int, depths: tuple[int, ...]) -> None:
+    if not is_integer(num_attention) or not 0 <= num_attention <= max(depths[2:]):
         raise ValueError(
             "`num_attention` should be between 0 and the depth of the third or fourth stage, whichever is deeper. "
-            f"Received: num_attention={architecture.num_attention}, depths={depths}"
+            f"Received: num_attention={num_attention}, depths={depths}"
         )
-    if tuple(map(len, mlp_ratios)) != depths or any(ratio <= 0 for ratios in mlp_ratios for ratio in ratios):
+
+
+def _ratios(mlp_ratios: Sequence[Sequence[float]], depths: tuple[int, ...]) -> tuple[tuple[float, ...], ...]:
+    """The FFNs' ratios as tuples, after they have been checked."""
+    lists = Sequence | np.ndarray
+    are_lists = isinstance(mlp_ratios, lists) and all(isinstance(ratios, lists) for ratios in mlp_ratios)
+    if (
+        not are_lists
+        or tuple(map(len, mlp_ratios)) != depths
+        or not all(isinstance(ratio, Real) and ratio > 0 for ratios in mlp_ratios for ratio in ratios)
+    ):
         raise ValueError(
             "`mlp_ratios` should have for each stage one number > 0 for each of its blocks. "
             f"Received: mlp_ratios={mlp_ratios}, depths={depths}"
         )
+    return tuple(map(tuple, mlp_ratios))

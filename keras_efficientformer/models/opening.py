@@ -16,7 +16,7 @@ from keras_efficientformer.layers.image_normalization import normalization_argum
 from keras_efficientformer.layers.initialization import weights_follow
 from keras_efficientformer.layers.names import HEADS, MASKS, PREDICTIONS
 from keras_efficientformer.layers.predictions import labels_of
-from keras_efficientformer.models.assembly import POOLINGS
+from keras_efficientformer.models.assembly import POOLINGS, with_channels
 from keras_efficientformer.models.efficientformer import (
     EfficientFormer,
     EfficientFormerL1,
@@ -78,10 +78,10 @@ def from_checkpoint(
     Args:
         path: a checkpoint, as for `weights` of `EfficientFormer`; or "hf://owner/name", a repository of the
             Hugging Face hub that holds one; or what `conversion.read_checkpoint` returned.
-        input_shape: (h, w) or (h, w, channels), both sides at least 32; None means the size that the attention biases
-            are of, and the channels are the file's.
+        input_shape: (h, w) or (h, w, channels), both sides at least 32; None means the size that the file states, else
+            the largest that its attention biases are of, and the channels are the file's.
         classifier_activation: activation of the classifier, `"softmax"`, `None` for logits, or any Keras activation;
-            `"auto"` means what the file states, as .safetensors files of this package do, else softmax.
+            `"auto"` means what the file states, as .keras and .safetensors files of this package do, else softmax.
         adapt_channels: whether a file for RGB images may become a model for images of other channels, by timm's rule
             (`adapt_input_conv`): for one channel the filters' sum over colours, for more the filters repeated, and
             scaled so that an equal image in all channels gives what it gave.
@@ -107,8 +107,7 @@ def from_checkpoint(
         if info.input_size is None:
             raise ValueError(f"{path} does not say for which input size it is: pass `input_shape`.")
         input_shape = (*info.input_size, info.channels)
-    if len(input_shape) == 2:
-        input_shape = (*input_shape, info.channels)
+    input_shape = with_channels(input_shape, info.channels)
     stated = state_dict.stated
     if mean is None and std is None:
         mean, std = _stated_normalization(stated, path, input_shape[2])

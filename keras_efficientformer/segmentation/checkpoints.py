@@ -29,6 +29,7 @@ from keras_efficientformer.errors import CheckpointError, listing
 from keras_efficientformer.labels import Labels
 from keras_efficientformer.layers.initialization import weights_follow
 from keras_efficientformer.layers.names import NORM
+from keras_efficientformer.models.assembly import with_channels
 from keras_efficientformer.models.opening import build, read_source
 from keras_efficientformer.models.pyramid import LEVELS
 from keras_efficientformer.segmentation.decoder import backbone_of, decoder_arguments
@@ -80,12 +81,12 @@ def from_checkpoint(
     backbone, head = _parts(state_dict)
     info = conversion.infer_variant(Checkpoint(backbone, state_dict.source, input_size=state_dict.input_size))
     stated = state_dict.stated
-    size = input_shape or info.input_size or (PUBLISHED_SIDE, PUBLISHED_SIDE)
+    size = input_shape if input_shape is not None else info.input_size or (PUBLISHED_SIDE, PUBLISHED_SIDE)
     with weights_follow():
         base = build(
             info.architecture,
             include_top=False,
-            input_shape=(*size[:2], *(size[2:] or (info.channels,))),
+            input_shape=with_channels(size, info.channels),
             mean=stated.mean,
             std=stated.std,
             **({"name": model_name(info.variant)} if info.variant else {}),

@@ -4,13 +4,13 @@ Source: Panoptic Feature Pyramid Networks (arXiv 1901.02446), section 3.2, as mm
 and EfficientFormer (2206.01191, section 5.2) uses it.
 """
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import keras
 from keras import layers
 
-from keras_efficientformer.conversion.bindings import family_of
+from keras_efficientformer.conversion.bindings import family_of, layers_of
 from keras_efficientformer.labels import Labels, class_names
 from keras_efficientformer.layers.names import MASKS
 from keras_efficientformer.layers.normalization import BATCH_NORM_MOMENTUM, NORM_EPSILON
@@ -64,7 +64,10 @@ def SemanticFPN(
     Raises:
         ValueError: an argument is out of its range, or the backbone is no EfficientFormer of this package.
     """
+    layers_of(backbone)
     _check(backbone, classes, pyramid_channels, head_channels, feature_norm, activation, output_stride)
+    if not isinstance(dropout, Real) or not 0 <= dropout < 1:
+        raise ValueError(f"`dropout` should be in the range [0, 1). Received: dropout={dropout!r}")
     names = None if labels is None else class_names(labels, int(classes))
     pyramid = _pyramid(backbone, pyramid_channels, feature_norm)
     x = layers.Add(name="head_sum")([_to_finest(x, level, head_channels) for level, x in pyramid.items()])

@@ -129,12 +129,16 @@ BAD_ARGUMENTS = {
     "no-classes": ({"classes": 0}, r"`classes` should be an integer >= 1\. Received: classes=0"),
     "negative-classes": ({"classes": -3}, "Received: classes=-3"),
     "half-a-class": ({"classes": 2.5}, r"Received: classes=2\.5"),
+    "true-classes": ({"classes": True}, "Received: classes=True"),
     "low": ({"input_shape": (31, 64, 3)}, r"at least 32x32; Received: input_shape=\(31, 64, 3\)"),
     "narrow": ({"input_shape": (64, 31, 3)}, r"at least 32x32; Received: input_shape=\(64, 31, 3\)"),
     "unknown-sides": ({"input_shape": (None, None, 3)}, r"three integers .* Received: input_shape=\(None, None, 3\)"),
     "no-channels": ({"input_shape": (64, 64)}, r"three integers .* Received: input_shape=\(64, 64\)"),
+    "empty-channels": ({"input_shape": (64, 64, 0)}, r"at least one channel; Received: input_shape=\(64, 64, 0\)"),
     "head": ({"head": "mean"}, r"one of \('average', 'both', 'single'\)\. Received: head='mean'"),
     "pooling": ({"include_top": False, "pooling": "mean"}, r"None, 'avg' or 'max'\. Received: pooling='mean'"),
+    "poolings": ({"include_top": False, "pooling": ["avg"]}, r"Received: pooling=\['avg'\]"),
+    "no-drop": ({"drop_path_rate": None}, "Received: drop_path_rate=None"),
     "certain-drop": ({"drop_path_rate": 1.0}, r"range \[0, 1\)\. Received: drop_path_rate=1\.0"),
     "negative-drop": ({"drop_path_rate": -0.1}, r"Received: drop_path_rate=-0\.1"),
     "weights": ({"weights": "imagenet21k"}, r'"imagenet", "imagenet-300"\).* Received: weights=imagenet21k'),
@@ -158,11 +162,29 @@ BAD_ARGUMENTS = {
     ),
     "small-tensor": ({"input_tensor": keras.Input((16, 64, 3))}, "at least 32x32"),
     "tensor-of-any-size": ({"input_tensor": keras.Input((None, None, 3))}, "three integers"),
+    "tensors": ({"input_tensor": [keras.Input((64, 64, 3))]}, "must be a Keras tensor.* of type list"),
+    "whole-numbers": (
+        {"input_tensor": keras.Input((64, 64, 3), dtype="uint8")},
+        "Received: input_tensor of dtype uint8; pass include_preprocessing=True",
+    ),
 }
 
 
-def test_classes_of_numpy():
-    assert kef.EfficientFormer(**SMALL, input_shape=(64, 64, 3), classes=np.int64(7)).output_shape == (None, 7)
+def test_numbers_of_numpy(tmp_path):
+    shape = {name: np.array(value) for name, value in SMALL.items()} | {"num_meta3d": np.int64(1)}
+    model = kef.EfficientFormer(**shape, input_shape=(64, np.int64(64), 3), classes=np.int64(7))
+    model.save(tmp_path / "m.keras")
+    assert keras.saving.load_model(tmp_path / "m.keras").output_shape == (None, 7)
+
+
+def test_raw_images_as_bytes():
+    model = kef.EfficientFormer(
+        **SMALL, input_tensor=keras.Input((64, 64, 3), dtype="uint8"), include_preprocessing=True
+    )
+    images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), "uint8")
+    floats = keras.models.clone_model(model, keras.Input((64, 64, 3)))
+    floats.set_weights(model.get_weights())
+    np.testing.assert_array_equal(run(model, images), run(floats, images.astype("float32")))
 
 
 def test_global_channels_first_later_changes_nothing(loud, tmp_path):
@@ -188,6 +210,10 @@ def test_bad_arguments(arguments, message):
     [
         ({"depths": (1, 1, 2)}, r"four integers >= 0\. Received: depths=\(1, 1, 2\)"),
         ({"depths": (1, -1, 1, 2)}, r"four integers >= 0\. Received: depths=\(1, -1, 1, 2\)"),
+        ({"depths": (1.0, 1, 1, 2)}, r"Received: depths=\(1\.0, 1, 1, 2\)"),
+        ({"depths": 6}, "Received: depths=6"),
+        ({"widths": (8.0, 16, 24, 32)}, r"Received: widths=\(8\.0, 16, 24, 32\)"),
+        ({"num_meta3d": None}, "Received: num_meta3d=None"),
         ({"widths": (8, 16, 24)}, r"Received: widths=\(8, 16, 24\)"),
         ({"widths": (8, 0, 24, 32)}, r"Received: widths=\(8, 0, 24, 32\)"),
         ({"widths": (9, 16, 24, 32)}, r"the first even\. Received: widths=\(9, 16, 24, 32\)"),
@@ -195,7 +221,20 @@ def test_bad_arguments(arguments, message):
         ({"num_meta3d": -1}, "Received: num_meta3d=-1"),
         ({"weights": "imagenet"}, "a network of these depths and widths has none"),
     ],
-    ids=["depths", "negative-depth", "widths", "no-width", "odd-width", "meta3d", "negative-meta3d", "weights"],
+    ids=[
+        "depths",
+        "negative-depth",
+        "half-depths",
+        "one-depth",
+        "half-widths",
+        "no-meta3d",
+        "widths",
+        "no-width",
+        "odd-width",
+        "meta3d",
+        "negative-meta3d",
+        "weights",
+    ],
 )
 def test_bad_architectures(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -41,6 +41,7 @@ def test_file_keeps_labels_and_weights(tmp_path):
         ({"feature_norm": "layer"}, "`feature_norm` should be one of 'batch', 'group', None"),
         ({"activation": "sigmoid"}, "`activation` should be one of 'softmax', 'linear', None"),
         ({"output_stride": 3}, "`output_stride` should be one of 1, 2, 4"),
+        ({"dropout": 1.0}, r"`dropout` should be in the range \[0, 1\). Received: dropout=1.0"),
         ({"labels": ["one"]}, "5"),
     ],
     ids=str,
@@ -48,6 +49,13 @@ def test_file_keeps_labels_and_weights(tmp_path):
 def test_unfit_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         SemanticFPN(backbone(), **{"classes": 5, **arguments})
+
+
+def test_other_backbones():
+    other = keras.Model(image := keras.Input((None, None, 3)), keras.layers.Conv2D(8, 3)(image))
+    for found in ("l1", None, other):
+        with pytest.raises(ValueError, match="is not an EfficientFormer of this package"):
+            SemanticFPN(found, 5)
 
 
 def test_size_that_no_pyramid_has():
