@@ -21,7 +21,8 @@ from keras_efficientformer.cli.options import (
 )
 from keras_efficientformer.cli.quiet import import_coremltools_alone, import_keras_alone
 from keras_efficientformer.conversion.dialects import is_of_segmentation
-from keras_efficientformer.conversion.formats import keras_layers, read_tensors, stated_in_keras, suffix_of
+from keras_efficientformer.conversion.formats import read_tensors, suffix_of
+from keras_efficientformer.conversion.keras_config import keras_layers
 from keras_efficientformer.deploy.coreml.package import function_sizes, image_size, load_package
 from keras_efficientformer.deploy.coreml.runtime import facts_of
 from keras_efficientformer.deploy.file_facts import ENTRY, FileFacts
@@ -169,8 +170,7 @@ def _inspect_checkpoint(file: Path) -> dict[str, Any]:
         return _inspect_segmenter(file) | _inspect_tensors(checkpoint)
     variant = conversion.infer_variant(checkpoint)
     info = dataclasses.asdict(variant)
-    shape, labels = stated_in_keras(file) if suffix_of(file) == ".keras" else (None, checkpoint.stated.labels)
-    size = shape[:2] if shape else variant.input_size
+    size, labels = variant.input_size, checkpoint.stated.labels
     return (
         info
         | {

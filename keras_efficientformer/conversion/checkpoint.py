@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,19 @@ from keras_efficientformer.conversion.dialects import (
     strip_prefix,
 )
 from keras_efficientformer.conversion.formats import (
+    KERAS_SUFFIXES,
     Checkpoint,
-    keras_layers,
+    arrays_by_name,
     read_tensors,
     suffix_of,
-    to_numpy,
     write_tensors,
 )
+from keras_efficientformer.conversion.keras_config import keras_layers, stated_in_keras
 from keras_efficientformer.conversion.keras_files import to_timm_names
 from keras_efficientformer.conversion.stated import NOTHING_STATED
 from keras_efficientformer.errors import CheckpointError, listing
 from keras_efficientformer.layers.common import relative_positions
-from keras_efficientformer.layers.names import HEADS, MASKS
+from keras_efficientformer.layers.names import HEADS, MASKS, STEM
 from keras_efficientformer.layers.v2_attention import downsampling_positions
 from keras_efficientformer.variants import AnyArchitecture, Architecture, ArchitectureV2, mlp_ratio, variant_name
 
@@ -37,6 +39,10 @@ PUBLISHED_SIZE = (224, 224)
 TABLE_STRIDES = (16, 32, 64)
 # A model of this package has layers of these Keras classes at its top level, under these names alone.
 NAMED_LAYERS = {"Dense": HEADS, "BatchNormalization": ("norm",), "LayerNormalization": ("norm",)}
+# A model that is a layer of another is of one of these.
+MODELS = ("Functional", "Sequential")
+# Layers of these classes come before its stem, and no others.
+FIRST_LAYERS = ("InputLayer", "ImageNormalization")
 
 
 @dataclass(frozen=True)
@@ -92,15 +98,19 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         OSError: the file is missing or cannot be read.
         ImportError: torch is needed and not installed.
     """
-    checkpoint = read_tensors(path)
-    if suffix_of(path) in (".keras", ".weights.h5"):
-        _check_own_layers(path)
-        return Checkpoint(to_timm_names(checkpoint), path, input_size=checkpoint.input_size)
-    return checkpoint
+    checkpoint, suffix = read_tensors(path), suffix_of(path)
+    if suffix not in KERAS_SUFFIXES:
+        return checkpoint
+    _check_own_layers(path)
+    size, stated = stated_in_keras(path) if suffix == ".keras" else (None, NOTHING_STATED)
+    return Checkpoint(to_timm_names(checkpoint), path, input_size=size, stated=stated)
 
 
 def _check_own_layers(path: str | os.PathLike[str]) -> None:
-    """Raises CheckpointError for layers of the user's own, which weights files tell by class and order alone."""
+    """Raises CheckpointError for layers of the user's own, which a model that is made of the file would not have.
+
+    Weights files tell layers by class and order alone.
+    """
     layers = keras_layers(path)
     if any(name == MASKS for _, name in layers):
         raise CheckpointError(
@@ -108,8 +118,17 @@ def _check_own_layers(path: str | os.PathLike[str]) -> None:
             "equal model's `load_weights`, .keras with keras.saving.load_model; commands take .keras and .safetensors."
         )
     foreign = [name for kind, name in layers if kind in NAMED_LAYERS and name not in NAMED_LAYERS[kind]]
+    names = [name for _, name in layers]
+    models = [name for kind, name in layers if kind in MODELS]
+    if models and STEM not in names:
+        raise CheckpointError(
+            f"{path} holds a model that has others as its layers: {listing(models)}. Load it with "
+            "keras.saving.load_model, and save the EfficientFormer among them alone."
+        )
+    if suffix_of(path) == ".keras" and STEM in names:
+        foreign = [name for kind, name in layers[: names.index(STEM)] if kind not in FIRST_LAYERS] + foreign
     # The layers of older files have no names.
-    if any(foreign) and "stem" in [name for _, name in layers]:
+    if any(foreign) and STEM in names:
         raise CheckpointError(
             f"{path} holds an EfficientFormer with layers of your own: {listing(foreign)}. Load it with "
             "keras.saving.load_model, and save the EfficientFormer alone."
@@ -119,13 +138,13 @@ def _check_own_layers(path: str | os.PathLike[str]) -> None:
 def write_checkpoint(
     path: str | os.PathLike[str], state_dict: Mapping[str, np.ndarray], overwrite: bool = False
 ) -> None:
-    """Writes what `to_state_dict` returned: `.safetensors`, or `.pth`, `.pt` or `.bin` with torch.
+    """Writes what `to_state_dict` or `read_checkpoint` returned: `.safetensors`, or `.pth`, `.pt` or `.bin` with torch.
 
     snap-research's training code keeps its weights under "model", so its dialect is written so in PyTorch's formats.
 
     Args:
         path: the file to write; it gets its name only when complete.
-        state_dict: {tensor name: contiguous NumPy array}.
+        state_dict: {tensor name: NumPy array or PyTorch tensor}.
         overwrite: whether an existing file may be replaced.
 
     Raises:
@@ -217,11 +236,14 @@ def arrays_of(state_dict: Mapping[str, Any], source: str) -> dict[str, np.ndarra
             f"{source} should be a state dict, {{tensor name: array}}: found a {type(state_dict).__name__}. "
             "`read_checkpoint` makes one of a file."
         )
-    tensors = strip_prefix({name: to_numpy(value) for name, value in state_dict.items()})
-    unfit = [f"{name}: {type(tensor).__name__}" for name, tensor in tensors.items() if not hasattr(tensor, "ndim")]
+    unfit = [
+        f"{name}: {type(value).__name__}"
+        for name, value in state_dict.items()
+        if not isinstance(name, str) or not hasattr(value, "ndim")
+    ]
     if unfit:
-        raise CheckpointError(f"{source} should hold arrays alone: found {listing(unfit)}.")
-    return tensors
+        raise CheckpointError(f"{source} should hold arrays alone, under their names: found {listing(unfit)}.")
+    return strip_prefix(arrays_by_name(state_dict, source))
 
 
 def _count_in_stages(tensors: Mapping[str, np.ndarray], dialect: Dialect, suffix: str) -> tuple[int, ...]:
@@ -293,7 +315,10 @@ def adapt_channels(state_dict: Mapping[str, Any], channels: int) -> Checkpoint:
 
     Raises:
         CheckpointError: the state dict is for other images than RGB.
+        ValueError: `channels` is no integer >= 1.
     """
+    if not isinstance(channels, Integral) or channels < 1:
+        raise ValueError(f"`channels` should be an integer >= 1. Received: channels={channels!r}")
     source = source_name(state_dict)
     tensors = arrays_of(state_dict, source)
     info = infer_from_tensors(tensors, source, input_size_of(state_dict))
@@ -301,9 +326,12 @@ def adapt_channels(state_dict: Mapping[str, Any], channels: int) -> Checkpoint:
         raise CheckpointError(
             f"{source} is for images of {info.channels} channels, and only those for RGB can be adapted to {channels}."
         )
-    adapted = Checkpoint(tensors, source, input_size=input_size_of(state_dict))
+    wrappers, stated = getattr(state_dict, "wrappers", ()), getattr(state_dict, "stated", NOTHING_STATED)
+    adapted = Checkpoint(tensors, source, wrappers, input_size_of(state_dict), stated)
     if info.channels == channels:
         return adapted
+    # What was said of three channels says nothing of others.
+    adapted.stated = replace(stated, mean=None, std=None)
     dialect = next(one for one in ALL_DIALECTS if (one.name, one.family) == (info.dialect, type(info.architecture)))
     (name,) = [name for name in _first_convolution(names_in_dialect(info.architecture, dialect)) if name in tensors]
     kernel = np.asarray(tensors[name], "float32")

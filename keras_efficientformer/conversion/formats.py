@@ -172,7 +172,7 @@ def write_tensors(
 
     Args:
         path: the file; it gets this name only when it is complete.
-        tensors: {name: contiguous NumPy array}.
+        tensors: {name: NumPy array or PyTorch tensor}.
         overwrite: whether an existing file may be replaced.
         wrapper: key under which PyTorch's formats hold the state dict, or None to hold it bare.
         input_size: (height, width) of its model's images, which is written beside it: in safetensors' metadata; in
@@ -187,6 +187,8 @@ def write_tensors(
     """
     path = Path(path)
     suffix = suffix_of(path)
+    # safetensors writes an array's memory as it lies, and torch takes none that runs backwards.
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays_by_name(tensors, "The state dict").items()}
     said = {} if input_size is None else {INPUT_SIZE: f"{input_size[0]}x{input_size[1]}"}
     if suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -195,14 +197,14 @@ def write_tensors(
         with finished_file(path, overwrite) as partial, _written_whole(path, SafetensorError):
             # transformers and timm refuse a file that does not say which framework's layout it has.
             more = {} if stated == NOTHING_STATED else {STATED: stated.to_json()}
-            save_file(dict(tensors), partial, metadata={"format": "pt"} | said | more)
+            save_file(arrays, partial, metadata={"format": "pt"} | said | more)
         return
     if suffix not in PYTORCH_SUFFIXES:
         expected = ", ".join((".safetensors", *PYTORCH_SUFFIXES))
         raise CheckpointError(f"{path} cannot be written as a PyTorch checkpoint: expected one of {expected}.")
     torch = _torch_for(path)
-    state_dict = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
-    has_indices = any(name.endswith("attention_bias_idxs") for name in tensors)
+    state_dict = {name: _to_torch(array, torch) for name, array in arrays.items()}
+    has_indices = any(name.endswith("attention_bias_idxs") for name in arrays)
     if input_size is None or input_size[0] == input_size[1] or has_indices:
         said = {}
     elif wrapper is None:
@@ -238,7 +240,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
             metadata = file.metadata() or {}
         return load_file(path), metadata
     except (SafetensorError, TypeError, KeyError) as error:
-        raise _damaged(path, "safetensors", error) from error
+        raise damaged(path, "safetensors", error) from error
     # An AttributeError means that NumPy has no such dtype.
     except AttributeError as error:
         raise _unknown_kind(path, error) from error
@@ -252,7 +254,7 @@ def _read_shards(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         if not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
             raise ValueError(f"its parts are {listing(list(map(repr, files)))}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, "sharded safetensors", error) from error
+        raise damaged(path, "sharded safetensors", error) from error
     missing = [file for file in files if not (path.parent / file).is_file()]
     if missing:
         raise CheckpointError(f"{path} names parts that are not beside it: {listing(missing)}. Bring them too.")
@@ -283,7 +285,7 @@ def _read_pytorch(path: Path) -> tuple[dict[str, np.ndarray], list[str], Any]:
                 f"{path} was refused: it holds more than tensors, and loading it could run code ({unsafe[1]}). "
                 "Save `model.state_dict()` alone, best as .safetensors, in the program that made the file."
             ) from error
-        raise _damaged(path, "PyTorch", _without_advice(error)) from error
+        raise damaged(path, "PyTorch", _without_advice(error)) from error
     said = content.get(INPUT_SIZE) if isinstance(content, Mapping) else None
     content, wrappers = _unwrap(content)
     tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
@@ -293,13 +295,7 @@ def _read_pytorch(path: Path) -> tuple[dict[str, np.ndarray], list[str], Any]:
             f"{path} holds no tensors at its top, but {found}. A state dict is read there, or under one of the keys "
             f"{', '.join(WRAPPERS)}: save it so."
         )
-    for name, tensor in tensors.items():
-        try:
-            tensors[name] = to_numpy(tensor)
-        # These are raised for quantized, sparse and float8 tensors and for those without values.
-        except (TypeError, RuntimeError) as error:
-            raise _unknown_kind(path, f"{name}: {first_line(error)}") from error
-    return tensors, wrappers, said
+    return arrays_by_name(tensors, path), wrappers, said
 
 
 def check_torch_for(path: Path) -> None:
@@ -336,6 +332,22 @@ def _strip_prefixes(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.nda
     return tensors, stripped
 
 
+def arrays_by_name(tensors: Mapping[str, Any], source: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """What `to_numpy` gives of each tensor.
+
+    Raises:
+        CheckpointError: NumPy has no such tensor; the message begins with `source`.
+    """
+    arrays = {}
+    for name, tensor in tensors.items():
+        try:
+            arrays[name] = to_numpy(tensor)
+        # These are raised for quantized, sparse and float8 tensors and for those without values.
+        except (TypeError, RuntimeError) as error:
+            raise _unknown_kind(source, f"{name}: {first_line(error)}") from error
+    return arrays
+
+
 def to_numpy(value: Any) -> Any:
     """A PyTorch tensor as an array of its own dtype, bfloat16 as `ml_dtypes.bfloat16`; anything else as it is."""
     torch = sys.modules.get("torch")
@@ -347,42 +359,6 @@ def to_numpy(value: Any) -> Any:
     import ml_dtypes
 
     return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-
-
-def keras_layers(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """(class, name) of the layers of a `.keras` or `.weights.h5` file that `read_tensors` has read.
-
-    Of a `.weights.h5` file the classes are told by the groups' names; in older files layers have no names: "".
-    """
-    if suffix_of(path) == ".weights.h5":
-        return _layers_of_hdf5(path)
-    with zipfile.ZipFile(path) as archive:
-        config = json.loads(archive.read("config.json"))
-    return [(layer["class_name"], layer["config"]["name"]) for layer in config["config"].get("layers", ())]
-
-
-def stated_in_keras(path: str | os.PathLike[str]) -> tuple[list[int] | None, list[str] | None]:
-    """([height, width, channels] of the images, names of the classes) of a `.keras` file; None for what it leaves open.
-
-    The file is one that `read_tensors` has read.
-    """
-    with zipfile.ZipFile(path) as archive:
-        layers = json.loads(archive.read("config.json"))["config"].get("layers", ())
-    shapes = [layer["config"]["batch_shape"][1:] for layer in layers if layer["class_name"] == "InputLayer"]
-    labels = [layer["config"]["labels"] for layer in layers if layer["config"].get("labels")]
-    return (shapes or [None])[0], (labels or [None])[0]
-
-
-def _layers_of_hdf5(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    import h5py
-
-    found = []
-    with h5py.File(path) as content:
-        for group, layer in content.get("layers", {}).items():
-            kind = "".join(word.title() for word in re.sub(r"_\d+$", "", group).split("_"))
-            name = layer["vars"].attrs.get("name", "") if "vars" in layer else ""
-            found.append((kind, name.decode() if isinstance(name, bytes) else str(name)))
-    return found
 
 
 def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
@@ -406,18 +382,26 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
             with h5py.File(path) as content:
                 content.visititems(collect)
     except (OSError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
-        raise _damaged(path, "Keras", error) from error
+        raise damaged(path, "Keras", error) from error
     return tensors
 
 
-def _unknown_kind(path: Path, error: BaseException | str) -> CheckpointError:
+def _to_torch(array: np.ndarray, torch: Any) -> Any:
+    """An array as a PyTorch tensor of its own dtype, which for bfloat16 torch does not make of NumPy's."""
+    if array.dtype.name != "bfloat16":
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+
+
+def _unknown_kind(path: str | os.PathLike[str], error: BaseException | str) -> CheckpointError:
     return CheckpointError(
         f"{path} holds a tensor of a kind that NumPy does not have ({first_line(error)}). Save the weights as dense "
         "tensors of float16, bfloat16, float32 or float64."
     )
 
 
-def _damaged(path: Path, kind: str, error: BaseException | str) -> CheckpointError:
+def damaged(path: str | os.PathLike[str], kind: str, error: BaseException | str) -> CheckpointError:
+    """The error for a file in which a reader of this kind has found another error."""
     return CheckpointError(
         f"{path} cannot be read as a {kind} checkpoint: {first_line(error)}. It is truncated, damaged or something "
         "else; compare its size and sha256 with its source's and bring it again."

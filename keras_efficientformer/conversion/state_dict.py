@@ -20,6 +20,7 @@ from keras_efficientformer.conversion.bindings import (
     to_torch_layout,
 )
 from keras_efficientformer.conversion.checkpoint import (
+    FIRST_LAYERS,
     CheckpointInfo,
     arrays_of,
     indices_name,
@@ -35,7 +36,7 @@ from keras_efficientformer.conversion.stated import Stated
 from keras_efficientformer.errors import CheckpointError, listing
 from keras_efficientformer.layers.image_normalization import normalization_of
 from keras_efficientformer.layers.keras_quantization import check_without_lora
-from keras_efficientformer.layers.names import HEADS, MASKS, PREDICTIONS
+from keras_efficientformer.layers.names import HEADS, MASKS, PREDICTIONS, STEM
 from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.variants import AnyArchitecture, ArchitectureV2, class_name, variant_name, variants_of
 
@@ -153,9 +154,10 @@ def to_state_dict(model: keras.Model, dialect: str = "timm") -> StateDict:
 
     Raises:
         ValueError: a dialect that the model's family does not have, or a model that is not an EfficientFormer of this
-            package.
+            package, or has layers before it, which no state dict holds.
     """
     architecture = architecture_of(model)
+    _check_first(model)
     dialects = dialects_of(architecture)
     if dialect not in dialects:
         raise ValueError(f"`dialect` should be one of {', '.join(dialects)}. Received: dialect={dialect!r}")
@@ -177,6 +179,19 @@ def to_state_dict(model: keras.Model, dialect: str = "timm") -> StateDict:
     height, width = model.inputs[0].shape[1:3]
     renamed = {add_prefix(names[name], target): tensor for name, tensor in tensors.items()}
     return StateDict(renamed, (height, width), stated_of(model))
+
+
+def _check_first(model: keras.Model) -> None:
+    """Raises ValueError where layers of the user's own come before a model's stem."""
+    operations = list(getattr(model, "operations", ()))
+    before = operations[: [operation.name for operation in operations].index(STEM)] if operations else []
+    foreign = [operation.name for operation in before if type(operation).__name__ not in FIRST_LAYERS]
+    if foreign:
+        raise ValueError(
+            f"{model.name} has layers before its EfficientFormer: {listing(foreign)}. A state dict would not say what "
+            "they do: pass `keras.Model(model.get_layer('stem').input, model.output)`, or make the model anew with "
+            "include_preprocessing=True, or with its `mean` and `std`."
+        )
 
 
 def stated_of(model: keras.Model) -> Stated:

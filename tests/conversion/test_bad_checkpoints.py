@@ -91,6 +91,34 @@ def save_good(folder, suffix):
     return path
 
 
+def test_damaged_configuration(model, tmp_path):
+    """Of a .keras file whose weights are whole."""
+    with zipfile.ZipFile(save_good(tmp_path, ".keras")) as archive:
+        weights = archive.read("model.weights.h5")
+    for content in (None, b"{", b"[]", b"{}", b'{"config": {"layers": [1]}}', b'{"config": {"layers": 1}}', b"\xff"):
+        path = tmp_path / "damaged.keras"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("model.weights.h5", weights)
+            if content is not None:
+                archive.writestr("config.json", content)
+        with refused(model, path, "cannot be read as a Keras checkpoint", "config.json"):
+            load(model, path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {3: np.zeros(3, "float32")},
+        {"head.bias": [0.0] * 10},
+        {"head.bias": torch.zeros(10, dtype=torch.float8_e4m3fn)},
+    ],
+    ids=["number", "list", "float8"],
+)
+def test_values_that_are_no_tensors(model, change):
+    with refused(model, "the state dict", str(next(iter(change)))):
+        conversion.load_state_dict(model, TENSORS | change)
+
+
 # Files that hold no state dict.
 
 

@@ -6,6 +6,7 @@ Room: conversion.
 import json
 
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -17,6 +18,7 @@ from timm.models import adapt_input_conv
 
 import keras_efficientformer as kef
 from keras_efficientformer import conversion
+from keras_efficientformer.conversion.formats import Checkpoint
 from keras_efficientformer.conversion.stated import Stated
 from keras_efficientformer.deploy import export_tflite
 from keras_efficientformer.errors import CheckpointError
@@ -104,6 +106,27 @@ def test_names_of_a_hub_are_told(tmp_path):
             kef.from_checkpoint(source)
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_arrays_however_they_lie_in_memory(tensors, tmp_path, suffix):
+    """timm trains with channels last, which a .pth file keeps; NumPy turns and cuts without a copy."""
+    kernel = torch.from_numpy(tensors["stem.conv2.weight"])
+    given = tensors | {
+        "stem.conv2.weight": kernel.to(memory_format=torch.channels_last),
+        "stem.conv1.weight": tensors["stem.conv1.weight"][:, ::-1],
+        "head.weight": tensors["head.weight"].astype(ml_dtypes.bfloat16),
+        "head_dist.weight": np.asfortranarray(tensors["head_dist.weight"]),
+    }
+    path, again = tmp_path / f"m{suffix}", tmp_path / "again.safetensors"
+    conversion.write_checkpoint(path, given)
+    conversion.write_checkpoint(again, conversion.read_checkpoint(path))
+    for file in (path, again):
+        found = conversion.read_checkpoint(file)
+        assert found["head.weight"].dtype == ml_dtypes.bfloat16
+        assert found["stem.norm1.num_batches_tracked"].shape == ()
+        for name, tensor in (given | {"stem.conv2.weight": kernel.numpy()}).items():
+            np.testing.assert_array_equal(found[name], tensor)
+
+
 # Channels.
 
 
@@ -147,6 +170,16 @@ def test_adapted_channels(tmp_path, channels):
     np.testing.assert_allclose(kernel, expected.transpose(2, 3, 1, 0), rtol=1e-6)
 
 
+def test_adapted_channels_keep_what_is_stated(tensors, tmp_path):
+    stated = Stated(tuple("abcdefghij"), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "sigmoid")
+    checkpoint = Checkpoint(tensors, tmp_path / "m.pth", ["model"], (64, 64), stated)
+    same, grey = (conversion.adapt_channels(checkpoint, channels) for channels in (3, 1))
+    assert (same.stated, same.wrappers, same.input_size) == (stated, ("model",), (64, 64))
+    assert grey.stated == Stated(stated.labels, activation="sigmoid")
+    with pytest.raises(ValueError, match=r"`channels` should be an integer >= 1\. Received: channels=0"):
+        conversion.adapt_channels(checkpoint, 0)
+
+
 def test_channels_that_do_not_fit(tmp_path):
     _, path = timm_checkpoint(tmp_path, 3)
     with pytest.raises(CheckpointError, match="1 tensors of other shapes"):
@@ -162,6 +195,12 @@ def test_unfit_input_shape(shape):
         kef.EfficientFormer(**{**SMALL, "input_shape": shape})
 
 
+@pytest.mark.parametrize("shape", [64, (), (64,), (64, 64, 3, 1)], ids=str)
+def test_unfit_input_shape_of_a_checkpoint(tensors, tmp_path, shape):
+    with pytest.raises(ValueError, match=r"\(height, width\) or \(height, width, channels\)\. Received: input_shape="):
+        kef.from_checkpoint(Checkpoint(tensors, tmp_path / "m.pth"), input_shape=shape)
+
+
 # Layers of one's own, and weights that have changed.
 
 
@@ -173,6 +212,31 @@ def test_layers_of_ones_own(tmp_path, suffix):
     model = keras.Model(part.input, outputs)
     (model.save if suffix == ".keras" else model.save_weights)(tmp_path / f"m{suffix}")
     with pytest.raises(CheckpointError, match="layers of your own: mine, other"):
+        conversion.read_checkpoint(tmp_path / f"m{suffix}")
+
+
+def test_layers_before_the_network(tmp_path):
+    """No checkpoint holds them, so that a model which is made of one would give other answers."""
+    scaled = keras.layers.Rescaling(1 / 127.5, name="mine")(keras.Input((64, 64, 3)))
+    model = kef.EfficientFormer(**{**SMALL, "input_shape": None, "input_tensor": scaled})
+    with pytest.raises(ValueError, match=r"has layers before its EfficientFormer: mine\..*get_layer\('stem'\)\.input"):
+        conversion.to_state_dict(model)
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(CheckpointError, match="layers of your own: mine"):
+        conversion.read_checkpoint(tmp_path / "m.keras")
+    with pytest.raises(ValueError, match="has layers before its EfficientFormer: mine"):
+        open_model(tmp_path / "m.keras", (96, 96))
+    # As the message says; and a model may be given weights whatever comes before it.
+    alone = conversion.to_state_dict(keras.Model(model.get_layer("stem").input, model.output))
+    assert conversion.load_state_dict(model, alone).loaded == len(model.get_weights())
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+def test_networks_that_are_layers(tmp_path, suffix):
+    image = keras.Input((64, 64, 3))
+    model = keras.Model(image, keras.layers.Dense(3)(small()(image)))
+    (model.save if suffix == ".keras" else model.save_weights)(tmp_path / f"m{suffix}")
+    with pytest.raises(CheckpointError, match="a model that has others as its layers: "):
         conversion.read_checkpoint(tmp_path / f"m{suffix}")
 
 

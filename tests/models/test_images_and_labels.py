@@ -184,23 +184,27 @@ def test_same_as_keras_applications_way(build, images):
     np.testing.assert_allclose(keras.ops.convert_to_numpy(tensor), found, atol=1e-5)
 
 
-def test_safetensors_say_labels_normalisation_and_activation(tmp_path):
+def test_files_say_size_labels_normalisation_and_activation(tmp_path):
     """Whatever is said of a model comes back with its checkpoint, in every dialect, and other tools still read it."""
     names = [f"kind {index}, très\tbon" for index in range(3)]
     model = kef.EfficientFormer(
         (1, 1, 1, 1),
         (8, 8, 8, 16),
-        input_shape=(32, 32, 3),
+        input_shape=(40, 36, 3),
         classes=3,
         classifier_activation="sigmoid",
         labels=names,
         mean=(0.5, 0.4, 0.3),
         std=(0.2, 0.3, 0.4),
     )
+    paths = [tmp_path / "model.keras"]
+    model.save(paths[0])
     for dialect in ("timm", "snap", "transformers"):
-        path = tmp_path / f"{dialect}.safetensors"
-        conversion.write_checkpoint(path, conversion.to_state_dict(model, dialect))
+        paths.append(tmp_path / f"{dialect}.safetensors")
+        conversion.write_checkpoint(paths[-1], conversion.to_state_dict(model, dialect))
+    for path in paths:
         found = kef.from_checkpoint(path)
+        assert found.input_shape == model.input_shape
         assert labels_of(found) == tuple(names)
         assert normalization_of(found) == normalization_of(model)
         assert found.get_layer("predictions").activation is keras.activations.sigmoid
@@ -213,6 +217,7 @@ def test_safetensors_say_labels_normalisation_and_activation(tmp_path):
         assert labels_of(other) == ("a", "b", "c")
         assert other.get_layer("predictions").activation is keras.activations.linear
         assert normalization_of(other).mean == (0, 0, 0)
+    for path in paths[1:]:
         with safetensors.safe_open(path, "np") as file:
             assert file.metadata()["format"] == "pt"
     # Files that say nothing are of ImageNet's normalisation and a softmax, as before.
