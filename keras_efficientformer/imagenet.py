@@ -88,6 +88,11 @@ def preprocess_input(
             "`preprocess_input` expects an array or a tensor of shape (..., height, width, channels). Received: "
             f"{type(x).__name__}. Stack a list of images by `np.stack`; `preprocess_image` takes files and Pillow's."
         )
+    if getattr(x.shape, "rank", 0) is None:
+        raise ValueError(
+            "`preprocess_input` has to know how many axes a TensorFlow tensor has. Received shape: <unknown>; decode "
+            "by `tf.io.decode_image(..., expand_animations=False)`, or call the tensor's `set_shape` before."
+        )
     if x.shape[-1] not in (len(mean), None):
         kind = "RGB images, 3 channels" if mean == MEAN else f"images of {len(mean)} channels"
         raise ValueError(f"`preprocess_input` expects {kind} on the last axis. Received shape: {x.shape}")

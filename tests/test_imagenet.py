@@ -15,6 +15,7 @@ import zlib
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 from project import IMAGES, IMAGES_VARIABLE, NO_COLLECTOR, ROOT
 
@@ -506,6 +507,12 @@ def test_preprocess_input_refuses():
     ):
         with pytest.raises(ValueError, match=words):
             preprocess_input(np.zeros((8, 8, 3)), mean=mean, std=std)
+
+    png = tf.data.Dataset.from_tensors(tf.io.encode_png(np.zeros((8, 8, 3), "uint8")))
+    with pytest.raises(ValueError, match=r"how many axes .*expand_animations=False"):
+        png.map(lambda content: preprocess_input(tf.io.decode_image(content)))
+    known = png.map(lambda content: preprocess_input(tf.io.decode_image(content, expand_animations=False)))
+    assert next(iter(known)).shape == (8, 8, 3)
 
     pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), "uint8")
     expected = preprocess_input(pixels)
