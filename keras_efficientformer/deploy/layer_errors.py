@@ -46,7 +46,7 @@ class LayerError:
         location: where in the Keras model that is, such as `stage3.blocks.2.mlp.fc1`.
         operation: of `Builder`; several, joined by " + ", where the file computes them in one.
         dtype: NumPy's name of what the tensor is stored as.
-        weights: what the largest constant that it is computed with is stored as, or None.
+        weights: what the largest constant that it is computed with is stored as, such as "int4", or None.
         error: root mean square of (file - float32), relative to that of float32.
         snr_db: the same as a signal-to-noise ratio in dB, -20 * log10(error).
         added: what this layer alone adds: root mean square of (file - the operation in float32 on the file's own

@@ -14,6 +14,7 @@ import keras_efficientformer as kef
 from keras_efficientformer.deploy import export_coreml, export_tflite
 from keras_efficientformer.deploy.layer_errors import layer_errors
 from keras_efficientformer.deploy.network.fuse import fuse
+from keras_efficientformer.deploy.tflite.modes import stored_bits
 from keras_efficientformer.images import seeded_images
 from keras_efficientformer.segmentation import SemanticFPN
 
@@ -105,6 +106,13 @@ def test_errors_of_weights_alone(errors):
         assert all(layer.added > 1e-5 for layer in layers)
     sums = [sum(layer.added for layer in errors(mode).layers) for mode in ("float16", "weight_only", "int8")]
     assert sums[0] < 0.1 * sums[1] < 0.1 * sums[2]
+
+
+def test_chosen_bits_are_named(small, errors):
+    steps, layers = fuse(small).steps, errors("auto", max_drop=100).layers  # all have the fewest
+    products = [layer for layer in layers if layer.operation in ("dense", "convolution")]
+    assert [layer.weights for layer in products] == [f"int{stored_bits(steps[layer.step])[0]}" for layer in products]
+    assert {layer.weights for layer in products} == {"int4", "int8"}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Computes the tensors of a .tflite file beside those of the float32 network, step by step. Room: deploy/tflite.
 
 The builder names every tensor after its step (`step_names`), and that name stays through quantization. What the file
-says of itself is read through LiteRT alone.
+says of itself is read through LiteRT, but for the types of its tensors.
 """
 
 import math
@@ -16,6 +16,7 @@ from keras_efficientformer.deploy.network.file_steps import StepTensors, mismatc
 from keras_efficientformer.deploy.network.fuse import fuse
 from keras_efficientformer.deploy.network.keras_builder import KerasBuilder
 from keras_efficientformer.deploy.network.recording import FusedNetwork, Value
+from keras_efficientformer.deploy.tflite.metadata import tensor_types
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 from keras_efficientformer.deploy.tflite.step_names import steps_in
 
@@ -25,7 +26,7 @@ PASSING = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "PAD")
 # the file has no such tensor.
 LAST_OPERATORS = {"talking_heads": "TRANSPOSE", "to_heads": "TRANSPOSE", "merge_heads": "TRANSPOSE"}
 # Tensors of these types stand for real values.
-REAL = ("float32", "float16", "int8", "int16")
+REAL = ("float32", "float16", "int4", "int8", "int16")
 
 
 # This maps a tensor that an operator makes to [(operation, number of the step), ...].
@@ -47,6 +48,7 @@ class TFLiteSteps:
         self._file = file
         self._input, self._outputs = file.ends()
         self._tensors = file.tensor_details()
+        self._stored_types = tensor_types(file.path, file.subgraph)
         operators = file.operator_details()
         self._origins = {int(o["outputs"][0]): int(o["inputs"][0]) for o in operators if o["op_name"] in PASSING}
         self._operators = [operator for operator in operators if operator["op_name"] not in PASSING]
@@ -141,21 +143,16 @@ class TFLiteSteps:
             if makers.get(int(operator["outputs"][0])) == number
             for index in operator["inputs"]
         }
-        constants = [self._tensors[index] for index in read - makers.keys() - {self._input} if index >= 0]
-        weights = [tensor for tensor in constants if _dtype_name(tensor) in REAL]
-        largest = max(weights, key=lambda tensor: np.prod(tensor["shape"]), default=None)
-        stored = self._tensors[self._results[number][0]]
-        return _dtype_name(stored), None if largest is None else _dtype_name(largest)
+        types = self._stored_types
+        constants = [index for index in read - makers.keys() - {self._input} if index >= 0]
+        weights = [index for index in constants if types[index] in REAL]
+        largest = max(weights, key=lambda index: np.prod(self._tensors[index]["shape"]), default=None)
+        return types[self._results[number][0]], None if largest is None else types[largest]
 
     def _run(self, images: np.ndarray) -> dict[int, list[np.ndarray]]:
         """{step: its results, real values (images, values of one)}."""
         found = self._file.tensors(images, [index for indices in self._results.values() for index in indices])
         return {number: [found[index] for index in indices] for number, indices in self._results.items()}
-
-
-def _dtype_name(tensor: dict[str, Any]) -> str:
-    """NumPy's name of the dtype in what LiteRT says of a tensor."""
-    return np.dtype(tensor["dtype"]).name
 
 
 def _makers_of_outputs(network: FusedNetwork) -> list[int]:

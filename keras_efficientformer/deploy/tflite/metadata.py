@@ -239,22 +239,40 @@ def weight_types(path: str | os.PathLike[str]) -> dict[str, int]:
     Raises:
         OSError: it cannot be read.
     """
-    schema = require("ai_edge_litert.schema_py_generated", "Reading a .tflite file", "litert")
-    names = {number: name.lower() for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
-    model = schema.Model.GetRootAs(Path(path).read_bytes())
+    model, names = _model(Path(path).read_bytes()), _type_names()
     found: collections.Counter[str] = collections.Counter()
     for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
         for tensor in map(graph.Tensors, range(graph.TensorsLength())):
             if model.Buffers(tensor.Buffer()).DataLength():
-                found[names[tensor.Type()]] += math.prod(tensor.ShapeAsNumpy().tolist())
+                # A single value has no shape.
+                found[names[tensor.Type()]] += math.prod(map(tensor.Shape, range(tensor.ShapeLength())))
     return dict(found.most_common())
+
+
+def tensor_types(path: str | os.PathLike[str], subgraph: int) -> tuple[str, ...]:
+    """The types of the tensors of one of a .tflite file's networks, by their numbers; LiteRT itself calls int4 int8.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    graph, names = _model(Path(path).read_bytes()).Subgraphs(subgraph), _type_names()
+    return tuple(names[graph.Tensors(number).Type()] for number in range(graph.TensorsLength()))
+
+
+def _model(content: bytes) -> Any:
+    """The schema's `Model` of a file, whose parts are read when they are asked for."""
+    return require("ai_edge_litert.schema_py_generated", "Reading a .tflite file", "litert").Model.GetRootAs(content)
+
+
+def _type_names() -> dict[int, str]:
+    """{number that a file has for a type of tensors: NumPy's name of it, or "int4"}."""
+    schema = require("ai_edge_litert.schema_py_generated", "Reading a .tflite file", "litert")
+    return {number: name.lower() for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
 
 
 def _entries(content: bytes) -> dict[str, bytes]:
     """{name: content} of a file's metadata."""
-    schema = require("ai_edge_litert.schema_py_generated", "Reading a .tflite file", "litert")
-    model = schema.Model.GetRootAs(content)
-    found = {}
+    model, found = _model(content), {}
     for number in range(model.MetadataLength()):
         entry = model.Metadata(number)
         data = model.Buffers(entry.Buffer()).DataAsNumpy()

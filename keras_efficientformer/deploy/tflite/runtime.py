@@ -194,17 +194,18 @@ class LiteRTModel:
         yield from filled_batches(quantized(images, tensor), tensor.shape, tensor.dtype)
 
     @property
-    def _subgraph(self) -> int:
+    def subgraph(self) -> int:
+        """The number, in the file, of the network that is run."""
         return 0 if self._network is None else self._network.subgraph
 
     def _values_of(self, number: int, batch_size: int) -> np.ndarray:
         """A tensor's values after a run; those that have joined the batch with another axis are parted again."""
-        values = self._interpreter.get_tensor(number, self._subgraph)
+        values = self._interpreter.get_tensor(number, self.subgraph)
         return values if values.shape[:1] == (batch_size,) else values.reshape(batch_size, -1)
 
     def tensor_details(self) -> dict[int, dict[str, Any]]:
         """What LiteRT says of each tensor, by its number: "name", "shape", "dtype", "quantization"."""
-        return {detail["index"]: detail for detail in self._interpreter.get_tensor_details(self._subgraph)}
+        return {detail["index"]: detail for detail in self._interpreter.get_tensor_details(self.subgraph)}
 
     def operator_details(self) -> list[dict[str, Any]]:
         """What LiteRT says of each operator: "op_name", and the numbers of its "inputs" and "outputs"."""
