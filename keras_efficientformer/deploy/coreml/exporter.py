@@ -6,6 +6,7 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -60,7 +61,7 @@ from keras_efficientformer.deploy.network.rounding.bit_choice import (
 )
 from keras_efficientformer.deploy.report import CLASS_NUMBERS, ExportReport
 from keras_efficientformer.deploy.source import SizedNetwork, at_sizes, network_inputs, open_source
-from keras_efficientformer.errors import require
+from keras_efficientformer.errors import listing, require
 from keras_efficientformer.labels import Labels, class_colors, unique_names
 from keras_efficientformer.layers.names import MASKS
 
@@ -71,6 +72,7 @@ PREVIEW_TYPE = "com.apple.coreml.model.preview.type"
 # Xcode draws masks in these colours.
 PREVIEW_PARAMETERS = "com.apple.coreml.model.preview.parameters"
 RGB_CHANNELS = 3
+OUTPUT_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 COREML_TOOLS = ("keras-efficientformer", "keras", "coremltools", "numpy", "scikit-learn")
 
 
@@ -173,6 +175,7 @@ def export_coreml(
             f"An image input is raw RGB, and {network.name} takes {taken}. Export it with image_input=False."
         )
     _check_mask_output(mask_output, network)
+    _check_output_names(network)
     if kind.chosen_bits:
         check_choice(f"compress={compress!r}", network, len(sizes))
     if compress in ("int8", "w8a8"):
@@ -268,6 +271,16 @@ def _check_mask_output(mask_output: str, network: FusedNetwork) -> None:
     if mask_output == "classes" and not network.has_masks:
         raise ValueError(
             f"mask_output='classes' is for models that end in masks, as SemanticFPN's do, and {network.name} does not."
+        )
+
+
+def _check_output_names(network: FusedNetwork) -> None:
+    """Raises ValueError for outputs, called after a head's layers, whose names coremltools would change."""
+    unfit = [name for name in network.outputs if not OUTPUT_NAME.fullmatch(name)]
+    if unfit:
+        raise ValueError(
+            f"{network.name} has outputs called {listing(list(map(repr, unfit)))}, and Core ML's are called by letters "
+            "without accents, digits and underscores, no digit first: name the layers so."
         )
 
 

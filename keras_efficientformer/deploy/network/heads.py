@@ -77,12 +77,14 @@ def describe_head(
 
     Raises:
         ValueError: a layer is none of `LAYERS`, has settings that no builder has or comes before the stages; two
-            outputs have one name; the model has several inputs.
+            outputs have one name, or one has the input's; the model has several inputs.
     """
     names = tuple(tensor._keras_history.operation.name for tensor in model.outputs)
     repeated = [name for name, times in Counter(names).items() if times > 1]
     if repeated:
         raise ValueError(f"{model.name} has several outputs of one name, {listing(repeated)}: name its layers apart.")
+    if IMAGE in names:
+        raise ValueError(f"{model.name} has an output called {IMAGE}, as files call their input: name its layer anew.")
     if len(model.inputs) != 1:
         raise ValueError(f"{model.name} has {len(model.inputs)} inputs: one, the image, is expected.")
     made: dict[str, Any] = {STEM: STEMMED, **stages, **({NORM: features} if features else {})}

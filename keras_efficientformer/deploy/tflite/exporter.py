@@ -60,9 +60,10 @@ from keras_efficientformer.deploy.tflite.sizes.joining import join
 from keras_efficientformer.deploy.tflite.step_names import INPUT, SIGNATURE
 from keras_efficientformer.images import SEEDED_IMAGES
 from keras_efficientformer.labels import Labels
-from keras_efficientformer.layers.names import MASKS
 
 PIXEL_RANGE = (0.0, 255.0)
+# What these operations of `Builder` give is in 0..1.
+UNIT_RANGE = ("softmax", "channel_softmax", "sigmoid")
 # What an export can be made to run on besides the CPU.
 REQUIREMENTS = (None, "gpu")
 # MediaPipe says so itself: "Classification tflite models are assumed to have a single subgraph."
@@ -280,9 +281,10 @@ def _mode(
 
 def _known_ranges(network: FusedNetwork) -> dict[str, tuple[float, float]]:
     """{name of an input or output: (smallest, largest)} of those whose range is known without images."""
-    ranges = {name: (0.0, 1.0) for name in network.outputs if name.startswith(("probabilities", "scores"))}
-    if network.has_masks and network.softmax:
-        ranges[MASKS] = (0.0, 1.0)
+    # Names say nothing: a head of one's own may call anything `probabilities`.
+    makers = {result: step.operation for step in network.steps for result in step.results}
+    ends = {step.arguments["name"]: makers[step.arguments["x"]] for step in network.steps if step.operation == "output"}
+    ranges = {name: (0.0, 1.0) for name, operation in ends.items() if operation in UNIT_RANGE}
     return ranges | ({INPUT: PIXEL_RANGE} if network.preprocessing else {})
 
 

@@ -142,6 +142,24 @@ def test_quantized_files(quantize, tmp_path):
     assert all(difference.max < 0.1 * difference.largest for difference in report.differences)
 
 
+@pytest.mark.filterwarnings("ignore:No labels", "ignore:Only 2 calibration images")
+def test_ranges_of_outputs_are_known_by_what_makes_them(tmp_path):
+    base = features()
+    x = layers.GlobalAveragePooling2D()(base.output)
+    ends = layers.Dense(5, "relu", name="probabilities"), layers.Dense(5, "sigmoid", name="kind")
+    model = loud(keras.Model(base.input, [end(x) for end in ends]))
+    for end in ends:
+        end.kernel.assign(0.05 * end.kernel)
+        end.bias.assign([1.5, -1.5, 0.5, -2.5, 1.0])
+    images = raw_images(model)
+    report = export_tflite(model, tmp_path / "model.tflite", quantize="int8_integer", calibration=images, io="uint8")
+    largest = {output.name: 255 * output.scale for output in report.outputs}
+    # Shares may come up to 1, larger ones than have been seen; what only has such a name ends where it was seen to.
+    values, shares = (output.max() for output in expected_outputs(model, images))
+    assert shares < 0.9 < 1.2 < values
+    assert largest == pytest.approx({"probabilities": values, "kind": 1.0}, rel=0.05)
+
+
 def test_norms_are_folded_where_a_layer_comes_before():
     base = features()
     x = layers.Conv2D(8, 3, padding="same")(base.output)
@@ -251,6 +269,7 @@ def two_inputs():
         (lambda: with_layer(layers.Reshape((4, 32))), r"target_shape=\(4, 32\): expected a vector"),
         (between_stages, "stage2 is not given what the layer before it gives"),
         (of_equal_names, "several outputs of one name, pair"),
+        (lambda: with_layer(layers.Conv2D(3, 1, name="image")), "an output called image, as files call their input"),
         (Subclassed, "mine, Subclassed, does not say in which order its layers compute: write it as a Functional"),
         (lambda: with_layer(layers.Activation(lambda x: x * 2)), "cannot be exported with activation="),
         (lambda: with_layer(layers.LayerNormalization(rms_scaling=True)), "rms_scaling=True: expected False"),
@@ -261,6 +280,12 @@ def two_inputs():
 def test_refusals(make, words):
     with pytest.raises(ValueError, match=words):
         fuse(make())
+
+
+@pytest.mark.parametrize("name", ["kind-of-leaf", "kind of leaf", "2nd", "gr\u00f6\u00dfe"])
+def test_names_that_core_ml_changes(name, tmp_path):
+    with pytest.raises(ValueError, match=f"outputs called '{name}', and Core ML's are called by letters"):
+        export_coreml(with_layer(layers.Conv2D(3, 1, name=name)), tmp_path / "model.mlpackage")
 
 
 def test_feature_maps_are_of_an_efficientformer_alone():
