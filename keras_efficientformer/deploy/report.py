@@ -29,7 +29,7 @@ class TensorInfo:
         name: as the file has it.
         shape: with the batch.
         dtype: NumPy's name of it.
-        scale, zero_point: real value = scale * (stored value - zero_point); None for floating-point tensors.
+        scale, zero_point: real value = scale * (stored value - zero_point); None where values are stored as they are.
     """
 
     name: str

@@ -244,17 +244,18 @@ def filled_batches(stored: np.ndarray, shape: tuple[int, ...], dtype: str) -> It
 
 
 def quantized(values: np.ndarray, tensor: TensorInfo) -> np.ndarray:
-    """Real values, an array of any shape, as a tensor stores them: rounded and clipped, of its integer dtype."""
-    if tensor.scale is None or tensor.zero_point is None:
+    """Real values, an array of any shape, as a tensor stores them: of its dtype, rounded and clipped to an integer."""
+    if np.dtype(tensor.dtype).kind not in "iu":
         return values
     limits = np.iinfo(tensor.dtype)
-    return np.clip(np.round(values / tensor.scale) + tensor.zero_point, limits.min, limits.max).astype(tensor.dtype)
+    whole = np.round(values / (tensor.scale or 1.0)) + (tensor.zero_point or 0)
+    return np.clip(whole, limits.min, limits.max).astype(tensor.dtype)
 
 
 def real_values(values: np.ndarray, tensor: TensorInfo) -> np.ndarray:
-    """What a tensor stores, an array of any shape, as real values: float32 where it stores integers."""
+    """What a tensor stores, an array of any shape, as real values, float32."""
     if tensor.scale is None or tensor.zero_point is None:
-        return values
+        return values.astype("float32", copy=False)
     return (values.astype("float32") - tensor.zero_point) * np.float32(tensor.scale)
 
 
@@ -262,8 +263,8 @@ def tensor_infos(details: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
     """LiteRT's details of tensors as `TensorInfo`."""
     infos = []
     for detail in details:
-        is_real = np.issubdtype(detail["dtype"], np.floating)
-        scale, zero_point = (None, None) if is_real else detail["quantization"]
+        # A scale of zero says that nothing is quantized: others' files take pixels, and give numbers, as they are.
+        scale, zero_point = detail["quantization"] if detail["quantization"][0] else (None, None)
         shape = tuple(int(side) for side in detail["shape"])
         infos.append(TensorInfo(detail["name"], shape, np.dtype(detail["dtype"]).name, scale, zero_point))
     return tuple(infos)

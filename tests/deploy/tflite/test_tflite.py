@@ -29,6 +29,8 @@ from keras_efficientformer import conversion
 from keras_efficientformer.deploy import ExportError, export_tflite
 from keras_efficientformer.deploy.report import Difference, compare
 from keras_efficientformer.deploy.report_sidecar import sidecar_of
+from keras_efficientformer.deploy.tflite import file as tflite_file
+from keras_efficientformer.deploy.tflite.graph import Graph, schema
 from keras_efficientformer.deploy.tflite.runtime import LiteRTModel
 from keras_efficientformer.imagenet import imagenet_labels, preprocess_input, resize_and_crop
 from keras_efficientformer.images import seeded_images
@@ -674,6 +676,26 @@ def test_unreadable_files(exported, tmp_path, content, words):
     path.write_bytes(exported[0].read_bytes()[:1000] if content is None else content)
     with pytest.raises(ValueError, match=words):
         LiteRTModel(path)
+
+
+def test_integers_that_are_not_quantized(tmp_path):
+    graph = Graph()
+    image = graph.input("image", (1, 1, 2, 3))
+    graph.output(graph.operator("CAST", [image], image.shape))
+    file = graph.file()
+    pixels, numbers = file.subgraphs[0].tensors
+    pixels.type, numbers.type = schema.TensorType.UINT8, schema.TensorType.INT32
+    path = tmp_path / "others.tflite"
+    path.write_bytes(tflite_file.pack(file))
+    model = LiteRTModel(path)
+    assert [(tensor.dtype, tensor.scale) for tensor in (*model.inputs, *model.outputs)] == [
+        ("uint8", None),
+        ("int32", None),
+    ]
+    values = np.array([0, 119.6, 255, -3, 300, 7], "float32").reshape(image.shape)
+    (found,) = model.predict(values).values()
+    assert found.dtype == np.float32
+    assert found.ravel().tolist() == [0, 120, 255, 0, 255, 7]
 
 
 def test_missing_file(tmp_path):
