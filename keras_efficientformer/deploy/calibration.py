@@ -48,7 +48,7 @@ def images_to_compare(
     Args:
         calibration: a folder, array or iterable as `read_images` takes them; None means four seeded images.
         input_shape: (height, width, channels) of the network's input.
-        are_measured: whether ranges are measured on them, so that few of them bring a warning.
+        are_measured: whether something is measured on them, such as ranges, so that few of them bring a warning.
 
     Returns:
         float32 array (number, height, width, channels), values in 0..255, 128 images at most; and their origin.
@@ -65,8 +65,8 @@ def images_to_compare(
     images = read_images(taken, input_shape, CALIBRATION_LIMIT)
     if are_measured and len(images) < CALIBRATION_ADVISED:
         warnings.warn(
-            f"Only {len(images)} calibration images: ranges that others exceed are cut off. Give a hundred or so "
-            "photographs like those the model will see.",
+            f"Only {len(images)} calibration images, and what is measured on few fits others less. Give a hundred "
+            "or so photographs like those the model will see.",
             stacklevel=2,
         )
     return images, origin
