@@ -19,7 +19,7 @@ from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.report import Difference, ExportReport, NPUReport, SizeReport, TensorInfo, compare
 from keras_efficientformer.deploy.report_sidecar import content_hash, sidecar_of
 from keras_efficientformer.deploy.source import SizedNetwork, Source
-from keras_efficientformer.errors import ExportError
+from keras_efficientformer.errors import ExportError, listing
 from keras_efficientformer.files import finished_files, size_of
 from keras_efficientformer.imagenet import imagenet_labels
 from keras_efficientformer.labels import Labels, class_names
@@ -222,16 +222,22 @@ def label_names(labels: Labels | None, network: FusedNetwork) -> tuple[str, ...]
     for 1000 classes.
 
     Raises:
-        ValueError: their number is not that of the classes, or as `class_names`.
+        ValueError: their number is not that of the classes, one is empty, or as `class_names`.
         OSError: a file cannot be read.
     """
-    if labels is None and (network.labels or network.classes != len(imagenet_labels())):
-        return network.labels
-    if labels is None:
-        return tuple(name for _, name in imagenet_labels())
-    if network.classes is None:
+    if labels is not None and network.classes is None:
         raise ValueError("The model has no classifier that labels could be for: leave them out.")
-    return class_names(labels, network.classes)
+    if labels is not None:
+        names: tuple[str, ...] | None = class_names(labels, network.classes)
+    elif network.labels or network.classes != len(imagenet_labels()):
+        names = network.labels
+    else:
+        names = tuple(name for _, name in imagenet_labels())
+    # Files hold one name in a line, and whoever reads them takes empty lines at the end for none.
+    unnamed = [str(number) for number, name in enumerate(names or ()) if not name.strip()]
+    if unnamed:
+        raise ValueError(f"Labels should name every class, and those of {listing(unnamed)} are empty.")
+    return names
 
 
 def warn_without_labels(network: FusedNetwork, labels: tuple[str, ...] | None) -> None:

@@ -480,6 +480,7 @@ def test_calibration_images_are_limited(model, tmp_path):
         ({"labels": ["cat", "dog"]}, ValueError, "10 classes, and there are 2 labels"),
         ({"batch_size": True}, ValueError, "`batch_size` should be an integer >= 1"),
         ({"labels": ["two\nlines", *"bcdefghij"]}, ValueError, r"single lines of text. Received: 'two\\nlines'"),
+        ({"labels": [*"abcdefghi", ""]}, ValueError, "should name every class, and those of 9 are empty"),
         ({"labels": range(10)}, ValueError, "single lines of text. Received: 0, 1"),
         ({"labels": "missing.txt"}, FileNotFoundError, "missing.txt"),
         ({"calibration": "missing folder"}, FileNotFoundError, "missing folder is not a folder of images"),
