@@ -4,9 +4,11 @@ import glob
 import http.client
 import io
 import os
+import string
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
@@ -73,12 +75,20 @@ class _Named(io.BytesIO):
         self.name = name
 
 
+def _quoted(url: str) -> str:
+    """The URL as browsers send it: spaces and letters beyond ASCII, of its path and query, in percents."""
+    parts = urllib.parse.urlsplit(url)
+    # "%" stays: what is quoted already is not quoted again.
+    path, query = (urllib.parse.quote(part, safe="%" + string.punctuation) for part in (parts.path, parts.query))
+    return urllib.parse.urlunsplit(parts._replace(path=path, query=query, fragment=""))
+
+
 def _download(url: str) -> bytes:
     end = time.monotonic() + DOWNLOAD_SECONDS
     content = bytearray()
     try:
         # Many servers refuse urllib's own name.
-        request = urllib.request.Request(url, headers={"User-Agent": "keras-efficientformer"})
+        request = urllib.request.Request(_quoted(url), headers={"User-Agent": "keras-efficientformer"})
         with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as response:
             while part := response.read1():
                 content += part
@@ -86,6 +96,7 @@ def _download(url: str) -> bytes:
                     raise OSError(f"{url} has more than {MAX_DOWNLOAD / 1e6:.0f} MB: download it yourself.")
                 if time.monotonic() > end:
                     raise OSError(f"{url} takes more than {DOWNLOAD_SECONDS} s: download it yourself.")
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+    # A URL that is none is a ValueError.
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
         raise OSError(f"{url} could not be downloaded: {first_line(error)}") from error
     return bytes(content)

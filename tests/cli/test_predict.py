@@ -173,7 +173,7 @@ class Server(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", "/a.png?size=full")
             self.end_headers()
-        elif self.path.startswith("/a.png"):
+        elif self.path.startswith(("/a.png", "/k%C3%A4se%20bild.png?1%202")):
             self.send_response(200)
             self.end_headers()
             self.wfile.write(self.image)
@@ -208,16 +208,20 @@ def url(folder):
 
 def test_urls(predict, url, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    answers = json.loads(predict(f"{url}/a.png", f"{url}/moved", "images/a.png", "--json").out)
-    assert answers[f"{url}/a.png"] == answers[f"{url}/moved"] == answers["images/a.png"]
+    beyond_ascii = f"{url}/käse bild.png?1%202"  # as it stands in a browser's line
+    answers = json.loads(predict(f"{url}/a.png", f"{url}/moved", beyond_ascii, "images/a.png", "--json").out)
+    assert answers[f"{url}/a.png"] == answers[f"{url}/moved"] == answers[beyond_ascii] == answers["images/a.png"]
     monkeypatch.setattr(photographs, "MAX_DOWNLOAD", 1_000_000)
     monkeypatch.setattr(photographs, "DOWNLOAD_SECONDS", 0.5)
-    bad = [f"{url}/{name}" for name in ("endless", "slow", "missing")] + ["http://127.0.0.1:1/a.png"]
+    bad = [f"{url}/{name}" for name in ("endless", "slow", "missing")] + ["http://127.0.0.1:1/a.png", "http://[x"]
     found = predict("images/a.png", *bad, "--json", expect=1)
     assert images_of(found) == ["images/a.png"]
     lines = found.err.strip().splitlines()
     for line, address, words in zip(
-        lines, bad, ("more than 1 MB", "takes more than 0.5 s", "404", "could not be downloaded"), strict=True
+        lines,
+        bad,
+        ("more than 1 MB", "takes more than 0.5 s", "404", "could not be downloaded", "Invalid IPv6"),
+        strict=True,
     ):
         assert line.startswith("error: ")
         assert address in line
