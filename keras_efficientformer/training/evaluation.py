@@ -145,6 +145,8 @@ def evaluate(
 
     name = model.name if isinstance(model, keras.Model) else str(model)
     _check_answers_of(name, classifier, masks, palette, multi_label)
+    if masks is not None and ground_truth is not None:
+        raise ValueError("`ground_truth` (--ground-truth) says classes of whole images: leave it out, or the masks.")
     classes = _number_of_classes(classifier)
     names = None if labels is None else class_names(labels, classes)
     if masks is not None:
@@ -254,7 +256,13 @@ def _read_images(
 ) -> tuple[tuple[str, ...], ImageSet, str]:
     """The classes' names in the order of the outputs, the images, and how it is known which class each is of."""
     imagenet = imagenet_labels()
-    if folder.is_dir() and is_flat(folder) and not multi_label:
+    flat = folder.is_dir() and is_flat(folder) and not multi_label
+    if ground_truth is not None and not flat:
+        raise ValueError(
+            f"`ground_truth` (--ground-truth) is for a folder of ILSVRC2012_val_*.JPEG, and {folder} has none: leave "
+            "it out."
+        )
+    if flat:
         if classes != len(imagenet):
             raise ValueError(f"{folder} holds ImageNet's validation images, of 1000 classes; the model has {classes}.")
         files, targets = read_flat(folder, Path(ground_truth) if ground_truth else None)

@@ -213,8 +213,25 @@ def test_flat_imagenet_without_truth(flat, imagenet_model, model):
     (flat / "val.txt").write_text("ILSVRC2012_val_00000001.JPEG n99\n")
     with pytest.raises(ValueError, match=r"Found: ILSVRC2012_val_00000001\.JPEG n99"):
         evaluate(imagenet_model, flat)
+    (flat / "meta.mat").write_text("<html>")
+    (flat / "val.txt").write_text("1\n")
+    with pytest.raises(ValueError, match=r"meta\.mat is not the development kit's"):
+        evaluate(imagenet_model, flat)
+    for content, words in (
+        (b"image,class\nILSVRC2012_val_00000001,5\n", "ImageId and PredictionString, .* Found: image=ILSVRC"),
+        (b"ImageId,PredictionString\nILSVRC2012_val_00000001\n", "PredictionString=None"),
+        ("ImageId,PredictionString\n".encode("utf-16"), "should be text"),
+    ):
+        (flat / "val.csv").write_bytes(content)
+        with pytest.raises(ValueError, match=words):
+            evaluate(imagenet_model, flat, ground_truth=flat / "val.csv")
     with pytest.raises(ValueError, match="of 1000 classes; the model has 3"):
         evaluate(model, flat)
+
+
+def test_ground_truth_of_nothing(folder, model):
+    with pytest.raises(ValueError, match=r"--ground-truth\) is for a folder of ILSVRC2012_val"):
+        evaluate(model, folder, ground_truth=folder / "red" / "000.png")
 
 
 def test_open_classifier(model, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_efficientformer.errors import require
+from keras_efficientformer.errors import first_line, listing, require
 from keras_efficientformer.imagenet import imagenet_labels
 
 IMAGE_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -62,16 +62,19 @@ def read_flat(folder: Path, truth: Path | None) -> tuple[tuple[Path, ...], np.nd
 
 def _read_truth(path: Path) -> dict[int, int]:
     """{number of the image: its class' place in `imagenet_labels`}."""
-    lines = path.read_text(encoding="utf-8").rstrip().splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} should be text, one of {', '.join(TRUTH_FILES)}. {error}") from error
     if path.suffix == ".csv":
-        rows = [(row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(lines)]
+        rows = [_solution(row, path) for row in csv.DictReader(lines)]
     elif all(len(line.split()) == 2 for line in lines):
         rows = [(image, name) for image, name in map(str.split, lines)]
     else:
         rows = [(f"ILSVRC2012_val_{number:08}", line.strip()) for number, line in enumerate(lines, 1)]
         if all(name.isdecimal() for _, name in rows):
             meaning = _read_meta(path.with_name("meta.mat"), path)
-            rows = [(image, meaning[int(name)]) for image, name in rows]
+            rows = [(image, meaning.get(int(name), f"{name}, which is not in meta.mat")) for image, name in rows]
     places = {wordnet_id: place for place, (wordnet_id, _) in enumerate(imagenet_labels())}
     classes: dict[int, int] = {}
     for image, name in rows:
@@ -83,6 +86,17 @@ def _read_truth(path: Path) -> dict[int, int]:
     return classes
 
 
+def _solution(row: dict[str, str | None], path: Path) -> tuple[str, str]:
+    """The image and the WordNet id of a line of Kaggle's file: after the id comes a box, and perhaps more of both."""
+    image, classes = row.get("ImageId"), (row.get("PredictionString") or "").split()
+    if not image or not classes:
+        raise ValueError(
+            f"{path} should have the columns ImageId and PredictionString, as {TRUTH_FILES[0]} has, and both in each "
+            f"line. Found: {listing([f'{name}={value}' for name, value in row.items()])}"
+        )
+    return image, classes[0]
+
+
 def _read_meta(path: Path, truth: Path) -> dict[int, str]:
     """{the development kit's number: WordNet id}."""
     if not path.is_file():
@@ -90,5 +104,10 @@ def _read_meta(path: Path, truth: Path) -> dict[int, str]:
             f"{truth} holds the development kit's class numbers, which are in no other order that is known: put the "
             f"kit's meta.mat beside it, or use one of {', '.join(TRUTH_FILES[:3])}."
         )
-    synsets = require("scipy.io", f"Reading {path}", "train").loadmat(path, squeeze_me=True)["synsets"]
-    return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+    scipy_io = require("scipy.io", f"Reading {path}", "train")
+    try:
+        synsets = scipy_io.loadmat(path, squeeze_me=True)["synsets"]
+        return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+    # On damaged bytes SciPy raises nearly anything.
+    except Exception as error:
+        raise ValueError(f"{path} is not the development kit's meta.mat, or damaged: {first_line(error)}.") from error
