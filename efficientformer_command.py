@@ -1,5 +1,6 @@
 """The program `efficientformer`. Where this module is imported, the package brings Keras only when it is needed."""
 
+import io
 import sys
 
 VERBOSE = "--verbose"
@@ -14,6 +15,9 @@ def main(*command: str) -> None:
     from keras_efficientformer import cli
     from keras_efficientformer.cli.quiet import keep_libraries_quiet
 
+    # As on standard error: no report ends at a letter that the output's encoding has not, or a name that is no UTF-8.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     if VERBOSE in sys.argv:
         sys.argv.remove(VERBOSE)
     else:

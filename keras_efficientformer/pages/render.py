@@ -36,7 +36,8 @@ def write_page(template: str, path: str | os.PathLike[str], overwrite: bool = Fa
     """
     html = _render(template, content, autoescape=True)
     with finished_file(path, overwrite) as partial:
-        partial.write_text(html, encoding="utf-8")
+        # A file's name that is no UTF-8 is shown with its bytes in hexadecimal digits.
+        partial.write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
 def render_text(template: str, **content: Any) -> str:

@@ -5,6 +5,7 @@ Most tests call its entry point in this process, as the installed command does; 
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -639,6 +640,14 @@ def test_installed_command(photographs):
     (rows,) = result.json.values()
     best = scores_of(kef.from_checkpoint(CHECKPOINT), image).argmax()
     assert (rows[0]["class"], rows[0]["label"]) == (best, NAMES[best])
+
+
+def test_names_that_the_output_has_no_letters_for(files, photographs, tmp_path):
+    """A report does not end at a letter that the terminal has not, or at bytes that are no UTF-8."""
+    shutil.copy(photographs / "a.png", os.path.join(os.fsencode(tmp_path), b"\xc3\xa4\xe9.png"))
+    result = run(INSTALLED, "predict", tmp_path, "--model", files["a.tflite"], "--csv", PYTHONIOENCODING="ascii")
+    assert (result.code, result.err) == (0, "")
+    assert rf"{tmp_path}/\xe4\udce9.png,1," in result.out
 
 
 def test_offline_is_one_error_and_no_random_answer(photographs, tmp_path):

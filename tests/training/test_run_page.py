@@ -1,6 +1,7 @@
 """The page of a fine-tuning run: what it says, that names of files stay names, and how a browser shows it."""
 
 import json
+import os
 import re
 
 import browser
@@ -24,6 +25,8 @@ def run(tmp_path_factory):
     (images / "blue").rename(images / CLASSES[0])
     for path in [*images.rglob("*.png")][::4]:
         path.rename(path.with_name(path.stem + NASTY))
+    for path in [*(images / "red").iterdir()]:  # bytes that are no UTF-8
+        os.rename(path, os.path.join(os.fsencode(path.parent), b"\xe9" + os.fsencode(path.name)))
     config = FineTuneConfig(epochs=2, freeze_epochs=0, batch_size=8, validation_split=0.5, label_smoothing=0.1)
     finetune(training_images.make_model(), images, folder / "run", config=config, verbose=False)
     return folder / "run"
@@ -64,6 +67,7 @@ def test_names_are_no_html(page):
     assert "<b>blue" not in page
     assert "&lt;script&gt;document.title=1&lt;script&gt;.png" in page
     assert "&lt;b&gt;blue" in page
+    assert r"red/\udce9" in page
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
