@@ -35,7 +35,7 @@ from keras_efficientformer.cli.options import output as console
 from keras_efficientformer.cli.quiet import import_keras_alone
 from keras_efficientformer.pages.render import require_page_tools
 from keras_efficientformer.reporting import facts_table
-from keras_efficientformer.training.config import CHOICES, CONFIG_FILE, FineTuneConfig, read_run
+from keras_efficientformer.training.config import CHOICES, CONFIG_FILE, FineTuneConfig, check_nameable, read_run
 
 DEFAULT_MODEL = "l1"
 # Arguments of `finetune` that are paths where they come from the command line.
@@ -138,7 +138,6 @@ def finetune(
         arguments = given | {"model": model or DEFAULT_MODEL}
     if arguments["data"] is None:
         read_run(output)  # it says what is missing
-        raise ValueError(f"The run in {output} was started on a loader: go on from Python, with resume=True.")
     import_keras_alone()
     try:
         report = training.finetune(
@@ -167,6 +166,7 @@ def _of_run(
         ValueError: an option is given that differs from them; the message names it.
     """
     saved, settings = read_run(output)
+    check_nameable(output)
     if config:
         changes = dataclasses.asdict(FineTuneConfig.from_file(config, **changes))
     pairs = {name: (saved.get(name), value) for name, value in given.items() if value is not None}

@@ -1,5 +1,6 @@
 """Lists a folder's images by class, holds some out for validation, finds unreadable ones. Room: image_folders."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,19 @@ class ImageSet:
         """int64 (labels,): the classes that one image is of."""
         return self.targets[[place]] if self.targets.ndim == 1 else np.flatnonzero(self.targets[place])
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the images are called, each with its folder, in their order."""
+        return tuple(f"{file.parent.name}/{file.name}" for file in self.files)
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that are others where images have other names, another order or other classes."""
+        found = hashlib.sha256("\n".join(self.names).encode(errors="surrogateescape"))
+        if self.targets.dtype != object:  # masks are called as their images
+            found.update(self.targets.astype("int64").tobytes())
+        return found.hexdigest()[:16]
+
     def counts(self, classes: int) -> np.ndarray:
         """int64 (classes,): how many images are of each class."""
         return np.bincount(self.targets, minlength=classes) if self.targets.ndim == 1 else self.targets.sum(0, "int64")
@@ -85,11 +99,11 @@ def list_images(folder: str | os.PathLike) -> tuple[list[str], ImageSet]:
             f"{folder} should have a subfolder of images for each class. Found: {found}, which are the parts of a "
             f"split: choose one of them, e.g. {classes[-1]}."
         )
-    broken = [path.name for path in classes if "\n" in path.name or "\r" in path.name]
+    broken = [path.name for path in classes if not _can_be_label(path.name)]
     if broken:
         raise ValueError(
-            f"{folder} has class folders whose names hold a line break, which no list of labels can hold: "
-            f"{listing(list(map(repr, broken)))}. Rename them."
+            f"{folder} has class folders whose names hold a line break or are no UTF-8, which no list of labels can "
+            f"hold: {listing(list(map(ascii, broken)))}. Rename them."
         )
     found_files = [image_files(path) for path in classes]
     empty = [str(path) for path, files in zip(classes, found_files, strict=True) if not files]
@@ -101,6 +115,11 @@ def list_images(folder: str | os.PathLike) -> tuple[list[str], ImageSet]:
     targets = np.repeat(np.arange(len(classes)), [len(files) for files in found_files])
     files = tuple(file for files in found_files for file in files)
     return [path.name for path in classes], ImageSet(files, targets, np.arange(len(files)))
+
+
+def _can_be_label(name: str) -> bool:
+    # What the system calls by bytes that are no UTF-8 has surrogates in Python, which no text file can hold.
+    return not any(character in "\r\n" or "\ud800" <= character <= "\udfff" for character in name)
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -129,30 +148,38 @@ def split_folders(folder: Path) -> tuple[Path | None, Path | None]:
 
 
 def read_folder(
-    folder: str | os.PathLike, validation: str | os.PathLike | None, validation_split: float, seed: int
-) -> tuple[list[str], ImageSet, ImageSet, int]:
-    """Class names, training images, validation images, and how many images the folder of the first has.
+    folder: str | os.PathLike, validation: str | os.PathLike | None
+) -> tuple[list[str], ImageSet, ImageSet | None]:
+    """Class names, training images, and validation images, or None where a share is to be held out.
 
     Args:
         folder: a subfolder for each class; or `train` (or training) with those, and beside it nothing or `val` (or
             valid, validation, test); in whatever case.
-        validation: another folder of the same classes, or None: the one beside `train`, or else a share of each class
-            that is held out.
-        validation_split: that share.
-        seed: draws which.
+        validation: another folder of the same classes, or None: the one beside `train`, if there is one.
 
     Raises:
         FileNotFoundError: a folder does not exist.
-        ValueError: as `list_images`; there are other folders beside `train`; classes of the two folders differ; or a
-            class has only one image to split.
+        ValueError: as `list_images`; there are other folders beside `train`; classes of the two folders differ; or an
+            image is in both.
     """
     folder = Path(folder)
     training, beside = split_folders(folder) if folder.is_dir() else (None, None)
     validation = validation or beside
     names, images = list_images(training or folder)
     if validation is None:
-        return names, *hold_out(names, images, validation_split, seed), len(images)
-    return names, images, read_validation(validation, names), len(images)
+        return names, images, None
+    held_out = read_validation(validation, names)
+    check_apart(images, held_out)
+    return names, images, held_out
+
+
+def check_apart(training: ImageSet, validation: ImageSet) -> None:
+    """Raises ValueError where images to train on are images to validate on too, by whatever path or link."""
+    both = sorted(set(map(os.path.realpath, training.files)) & set(map(os.path.realpath, validation.files)))
+    if both:
+        raise ValueError(
+            f"{len(both)} images are both to train and to validate on: {listing(both)}. Take them from one."
+        )
 
 
 def read_validation(folder: str | os.PathLike, names: Sequence[str]) -> ImageSet:
@@ -195,8 +222,8 @@ def hold_out(names: Sequence[str], images: ImageSet, share: float, seed: int) ->
         own = images.of_class(target)
         if counts[target] < 2:
             raise ValueError(
-                f"The class {names[target]!r} has one image, {images.files[own.argmax()]}: nothing can be held out of "
-                "it for validation. Add images, or give others to validate on."
+                f"The class {names[target]!r} has one image that can be read, {images.files[own.argmax()]}: nothing "
+                "can be held out of it for validation. Add images, or give others to validate on."
             )
         wanted = min(max(1, round(counts[target] * share)), counts[target] - 1) - np.sum(own & held_out)
         for place in np.random.default_rng([seed, target]).permutation(np.flatnonzero(own & ~decided)):

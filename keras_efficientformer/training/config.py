@@ -191,6 +191,8 @@ class FineTuneConfig:
     def __post_init__(self) -> None:
         for name, (words, fits) in EXPECTED.items():
             self._require(name, fits(getattr(self, name)), words)
+        if isinstance(self.size, list):  # as TOML and JSON have it
+            object.__setattr__(self, "size", tuple(self.size))
         self._require("freeze_epochs", self.freeze_epochs <= self.epochs, "an integer between 0 and epochs")
         # The weight of an image is that of its one class.
         alike = not self.multi_label or self.class_weight == "none"
@@ -247,6 +249,27 @@ def portable_arguments(output: Path, **arguments: Any) -> dict[str, str | None]:
     return {name: _portable(output, value) for name, value in arguments.items()}
 
 
+def given_as_objects(**arguments: Any) -> list[str]:
+    """Which arguments of `finetune` are objects, such as a model or a loader, that no file can name."""
+    return [name for name, value in arguments.items() if not isinstance(value, str | os.PathLike | None)]
+
+
+def check_nameable(output: str | os.PathLike) -> None:
+    """Checks that a run was started on names and paths alone, so that `read_run` gives all that it needs to go on.
+
+    Raises:
+        ValueError: an argument was an object; the message names it.
+    """
+    content = json.loads((Path(output) / CONFIG_FILE).read_text(encoding="utf-8"))
+    # A version before this one did not say which they were.
+    objects = content.get("objects") or [name for name in ("model", "data") if content["arguments"].get(name) is None]
+    if objects:
+        raise ValueError(
+            f"The run in {output} was started from Python with objects that {CONFIG_FILE} cannot name: "
+            f"{', '.join(objects)}. Go on from Python with the same ones, by resume=True."
+        )
+
+
 def _portable(output: Path, value: Any) -> str | None:
     if not isinstance(value, str | os.PathLike):
         return None
@@ -276,8 +299,7 @@ def read_run(output: str | os.PathLike) -> tuple[dict[str, str | None], FineTune
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         config = content["config"]
-        size = config["size"]
-        settings = FineTuneConfig(**config | {"size": tuple(size) if isinstance(size, list) else size})
+        settings = FineTuneConfig(**config)
         arguments = {name: _from_run(Path(output), value) for name, value in content["arguments"].items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(

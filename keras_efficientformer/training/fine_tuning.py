@@ -14,6 +14,7 @@ from keras_efficientformer.files import remove_unfinished, write_json, write_tex
 from keras_efficientformer.image_folders.class_places import class_places
 from keras_efficientformer.image_folders.image_folder import (
     from_folder_on,
+    hold_out,
     read_folder,
     read_validation,
     without_unreadable,
@@ -25,11 +26,17 @@ from keras_efficientformer.opening import open_model
 from keras_efficientformer.pages.render import require_page_tools
 from keras_efficientformer.segmentation.decoder import is_segmenter
 from keras_efficientformer.segmentation.palette import Palette, read_palette
-from keras_efficientformer.training.config import BEST_FILE, CONFIG_FILE, FineTuneConfig, portable_arguments
+from keras_efficientformer.training.config import (
+    BEST_FILE,
+    CONFIG_FILE,
+    FineTuneConfig,
+    given_as_objects,
+    portable_arguments,
+)
 from keras_efficientformer.training.data.batches import Batches, TrainingImages, ValidationImages
 from keras_efficientformer.training.data.loaders import LoaderBatches
 from keras_efficientformer.training.data.mask_batches import TrainingMasks, ValidationMasks
-from keras_efficientformer.training.data.masks import check_masks, read_masked
+from keras_efficientformer.training.data.masks import check_masks, hold_out_masked, read_masked
 from keras_efficientformer.training.data.multi_label import read_multi_label, read_multi_label_validation
 from keras_efficientformer.training.devices import Devices, open_devices
 from keras_efficientformer.training.run import FineTuneReport, Run, RunData
@@ -88,7 +95,8 @@ def finetune(
         teacher: for distillation (paper, section 5; DeiT, arXiv 2012.12877, section 4): a `keras.Model` of normalised
             images; any callable, raw RGB images (batch, height, width, 3) in 0..255 -> scores (batch, classes); or an
             array of scores (images, classes), a row for each image of the folder in the order of `list_images`; or the
-            name or path of a model, as for `open_classifier`. A second head learns the teacher's choices; the saved
+            name or path of a model, as for `open_classifier`. Of a model that says what its classes are called, scores
+            are taken in the data's order. A second head learns the teacher's choices; the saved
             model averages the two.
         config: the settings; None means the defaults.
         resume: go on with the run that is in `output`, with the same arguments (`config.read_run` reads them).
@@ -135,7 +143,7 @@ def finetune(
         colours = None if palette is None else read_palette(palette)
         order = _class_order(source, colours.names if colours else labels)
         run_data = _open_masked(data, masks, colours, order, source, config, devices, track)
-    run_teacher = open_teacher(teacher, len(run_data.labels), run_data.images_listed)
+    run_teacher = open_teacher(teacher, run_data.labels, run_data.images_listed)
     run = Run(config, output, devices, run_data, source, run_teacher, callbacks, verbose)
     restored = run.restore() if resume else None
     if devices.process == 0:
@@ -143,17 +151,21 @@ def finetune(
         remove_unfinished(output)
         write_text(output / "labels.txt", "".join(f"{label}\n" for label in run_data.labels))
         names = labels if isinstance(labels, str | os.PathLike | None) else output / "labels.txt"
-        started = portable_arguments(
-            output,
-            model=model,
-            data=data,
-            validation=validation,
-            masks=masks,
-            palette=palette,
-            labels=names,
-            teacher=teacher,
-        )
-        content = {"config": config.to_dict(), "arguments": started, "versions": _versions()}
+        arguments = {
+            "model": model,
+            "data": data,
+            "validation": validation,
+            "masks": masks,
+            "palette": palette,
+            "labels": names,
+            "teacher": teacher,
+        }
+        content = {
+            "config": config.to_dict(),
+            "arguments": portable_arguments(output, **arguments),
+            "objects": given_as_objects(**arguments),
+            "versions": _versions(),
+        }
         write_json(output / CONFIG_FILE, content)
     run.train(restored)
     return run.report()
@@ -217,9 +229,13 @@ def _open_data(
     if not isinstance(validation, str | Path | None):
         raise ValueError(f"`validation` should be a folder where the data are one. Received: {validation!r}")
     read = read_multi_label if config.multi_label else read_folder
-    names, training, held_out, listed = read(data, validation, config.validation_split, config.seed)
-    training, skipped = without_unreadable(training, names, config.skip_bad, track)
-    held_out, skipped_too = without_unreadable(held_out, _needed(names, config), config.skip_bad, track)
+    names, listed, held_out = read(data, validation)
+    training, skipped = without_unreadable(listed, names, config.skip_bad, track)
+    skipped_too: dict[str, str] = {}
+    if held_out is None:
+        training, held_out = hold_out(names, training, config.validation_split, config.seed)
+    else:
+        held_out, skipped_too = without_unreadable(held_out, _needed(names, config), config.skip_bad, track)
     if order is not None:
         if len(order) != len(names):
             raise ValueError(
@@ -236,7 +252,8 @@ def _open_data(
         TrainingImages(training, len(names), size, config, devices.process, devices.processes),
         ValidationImages(held_out, len(names), size, config.crop_fraction, config.batch_size),
         training.counts(len(names)),
-        listed,
+        {"training": training.digest, "validation": held_out.digest},
+        len(listed),
         from_folder_on(data, skipped) | from_folder_on(validation or data, skipped_too),
         count_other_files(data),
     )
@@ -253,9 +270,13 @@ def _open_masked(
     track: Callable[[Iterable], Iterable],
 ) -> RunData:
     """The images and masks of `finetune`'s arguments, checked, for images of the network's size."""
-    training, held_out, listed = read_masked(data, masks, config.validation_split, config.seed)
-    training, skipped = without_unreadable(training, (), config.skip_bad, track)
-    held_out, skipped_too = without_unreadable(held_out, (), config.skip_bad, track)
+    listed, held_out = read_masked(data, masks)
+    training, skipped = without_unreadable(listed, (), config.skip_bad, track)
+    if held_out is None:
+        training, held_out = hold_out_masked(training, config.validation_split, config.seed)
+    else:
+        held_out, skipped_too = without_unreadable(held_out, (), config.skip_bad, track)
+        skipped |= skipped_too
     counts = check_masks(training, palette, len(order) if order else None, track)
     check_masks(held_out, palette, len(counts), track)
     names, size = order or tuple(map(str, range(len(counts)))), source.size
@@ -264,8 +285,9 @@ def _open_masked(
         TrainingMasks(training, palette, len(names), size, config, devices.process, devices.processes),
         ValidationMasks(held_out, palette, len(names), size, config.batch_size),
         counts,
-        listed,
-        from_folder_on(data, skipped | skipped_too),
+        {"training": training.digest, "validation": held_out.digest},
+        len(listed),
+        from_folder_on(data, skipped),
         count_other_files(data),
         masks=True,
     )

@@ -33,6 +33,7 @@ from keras_efficientformer.training.run_state import (
     TrainingError,
     all_finite,
     assign,
+    check_same,
     read_state,
     write_state,
 )
@@ -65,6 +66,7 @@ class RunData:
         training: batches to train on.
         validation: batches to choose the best model by, or None.
         class_counts: int64 (classes,), how many training images, or pixels of masks, each class has; None for a loader.
+        digests: {"training", "validation": `ImageSet.digest` of the folder's images}; empty for a loader.
         images_listed: how many images the training folder has, with those held out or left out; None for a loader.
         skipped: {path from the images' folder on: reason} of images that were left out.
         other_files: {suffix: number} of files in the training folder that are called as no image.
@@ -75,6 +77,7 @@ class RunData:
     training: Batches
     validation: Batches | None
     class_counts: np.ndarray | None = None
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)
     images_listed: int | None = None
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     other_files: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -84,7 +87,7 @@ class RunData:
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same when a run goes on, as plain values."""
         counts = None if self.class_counts is None else self.class_counts.tolist()
-        return {"labels": list(self.labels), "steps": self.training.steps, "images": counts}
+        return {"labels": list(self.labels), "steps": self.training.steps, "images": counts, "files": self.digests}
 
 
 @dataclass(frozen=True)
@@ -343,9 +346,13 @@ class Run:
         self._require_finite_weights()
         if self.devices.process:
             return
-        progress = dataclasses.asdict(self.progress)
-        state = {"config": self.config.to_dict(), "data": self.data.fingerprint, "phase": phase, "progress": progress}
+        state = {**self._fingerprint(), "phase": phase, "progress": dataclasses.asdict(self.progress)}
         write_state(self.checkpoint, self._variables(), state, self._last_step())
+
+    def _fingerprint(self) -> dict[str, dict[str, Any]]:
+        """What must be the same when the run goes on."""
+        arguments = {"teacher": self.teacher is not None}
+        return {"config": self.config.to_dict(), "data": self.data.fingerprint, "arguments": arguments}
 
     def restore(self) -> tuple[list[np.ndarray], int] | None:
         """Takes over the checkpoint's progress; returns its variables' values and phase, or None where there is none.
@@ -358,11 +365,7 @@ class Run:
         if not self.checkpoint.exists():
             return None
         values, state = read_state(self.checkpoint)
-        for name, found in (("config", self.config.to_dict()), ("data", self.data.fingerprint)):
-            differing = [key for key, value in found.items() if value != state[name].get(key)]
-            if differing:
-                listing = ", ".join(f"{key} was {state[name].get(key)!r}, is {found[key]!r}" for key in differing)
-                raise ValueError(f"The run in {self.output} cannot go on with other settings or images: {listing}.")
+        check_same(state, self._fingerprint(), self.output)
         self.progress = Progress(**state["progress"])
         return values, state["phase"]
 

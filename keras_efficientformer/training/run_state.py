@@ -88,6 +88,34 @@ def read_state(path: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
         raise CheckpointError(f"{path} is no checkpoint of a training run: {error}. Start the run anew.") from error
 
 
+def check_same(state: dict[str, Any], run: dict[str, dict[str, Any]], output: Path) -> None:
+    """Checks that a checkpoint is of the run that is to go on with it.
+
+    Args:
+        state: as `read_state` gives it.
+        run: {part of the state: {name: value}}; what older checkpoints do not say is passed over.
+        output: the run's folder.
+
+    Raises:
+        ValueError: values are others; the message names them.
+    """
+    pairs = {
+        name: (state[part][name], value)
+        for part, values in run.items()
+        for name, value in values.items()
+        if name in state.get(part, ())
+    }
+    differing = [_difference(name, *pair) for name, pair in pairs.items() if pair[0] != pair[1]]
+    if differing:
+        raise ValueError(f"The run in {output} cannot go on with other settings or images: {', '.join(differing)}.")
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if name == "files":
+        return f"the images for {' and '.join(part for part in now if now[part] != before.get(part))} are others"
+    return f"{name} was {before!r}, is {now!r}"
+
+
 def assign(variables: list[Any], values: list[np.ndarray], path: Path) -> None:
     """Puts values into variables.
 

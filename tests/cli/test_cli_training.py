@@ -88,6 +88,16 @@ def test_resume_knows_the_run_and_names_what_differs(folder, monkeypatch):
         (["--size", "64"], "size was (48, 64), is 64"),
     ):
         assert words in str(command(*resume, *options, code=1).exception)
+    (folder / "same.toml").write_text("[finetune]\nsize = [48, 64]\nepochs = 1\nbatch_size = 4\n")
+    assert "validation top-1" in command(*resume, "--config", folder / "same.toml").stdout
+    first = folder / "images" / "red" / "000.png"
+    first.rename(first.with_name("zzz.png"))
+    message = str(command(*resume, code=1).exception)
+    assert "the images for training" in message
+    first.with_name("zzz.png").rename(first)
+    content = json.loads((folder / "resumed" / "config.json").read_text())
+    (folder / "resumed" / "config.json").write_text(json.dumps(content | {"objects": ["teacher"]}))
+    assert "objects that config.json cannot name: teacher. Go on from Python" in str(command(*resume, code=1).exception)
     assert "holds no run to go on with" in str(command("finetune", "--resume", "--output", folder, code=1).exception)
     command("finetune", "--output", folder / "new", code=2)
     (folder / "resumed" / "config.json").write_text("{}")

@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 import training_images
 
+from keras_efficientformer.classifiers import KerasClassifier
 from keras_efficientformer.imagenet import preprocess_input
+from keras_efficientformer.images import of_channels
 from keras_efficientformer.training import FineTuneConfig, finetune, list_images
 from keras_efficientformer.training.data.batches import Batch, one_hot
 from keras_efficientformer.training.student import Network, compile_student
 from keras_efficientformer.training.teachers import open_teacher
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (6, 40, 40, 3)).astype("float32")
+NAMES = tuple(training_images.COLOURS)
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +51,19 @@ def test_model_as_teacher():
     """It sees the raw images normalised, at its own size; of two heads the first answers."""
     teacher = training_images.make_model(3, head="both", classifier_activation=None)
     teacher.get_layer("head").kernel.assign(np.random.default_rng(0).normal(0, 9, (16, 3)))
-    found = open_teacher(teacher, 3, None)
+    found = open_teacher(teacher, NAMES, None)
     answers = teacher.predict(preprocess_input(IMAGES), verbose=0)[0]
     assert not found.fixed
     np.testing.assert_array_equal(found.labels(batch()), one_hot(answers.argmax(1), 3))
     larger = keras.Sequential([keras.Input((64, 48, 3)), keras.layers.GlobalAveragePooling2D()])
     means = preprocess_input(IMAGES).mean((1, 2))
-    np.testing.assert_array_equal(open_teacher(larger, 3, None).labels(batch()), one_hot(means.argmax(1), 3))
+    np.testing.assert_array_equal(open_teacher(larger, NAMES, None).labels(batch()), one_hot(means.argmax(1), 3))
 
 
 def test_scores_as_teacher(folder):
     """By the images' places in the listing of the folder, in whatever order they come."""
     scores = np.random.default_rng(0).normal(size=(24, 3))
-    found = open_teacher(scores, 3, 24)
+    found = open_teacher(scores, NAMES, 24)
     rows = np.array([23, 0, 7, 7, 12, 1])
     assert found.fixed
     np.testing.assert_array_equal(found.labels(batch(rows)), one_hot(scores.argmax(1)[rows], 3))
@@ -76,12 +79,28 @@ def test_scores_as_teacher(folder):
 )
 def test_scores_of_something_else(teacher, images, words):
     with pytest.raises(ValueError, match=words):
-        open_teacher(teacher, 3, images)
+        open_teacher(teacher, NAMES, images)
 
 
 def test_teacher_of_other_classes():
     with pytest.raises(ValueError, match=r"scores of shape \(6, 3\).*Received: \(6, 5\)"):
-        open_teacher(lambda images: np.zeros((len(images), 5)), 3, None).labels(batch())
+        open_teacher(lambda images: np.zeros((len(images), 5)), NAMES, None).labels(batch())
+
+
+def test_teacher_that_names_its_classes(tmp_path):
+    """Its scores are taken in the data's order, from a model and from a file; other names are refused."""
+    teacher = training_images.make_model(
+        3, labels=["red", "blue", "green"], input_shape=(40, 40, 1), mean=[0.5], std=[0.2]
+    )
+    teacher.get_layer("head").kernel.assign(np.random.default_rng(0).normal(0, 9, (16, 3)))
+    teacher.save(tmp_path / "teacher.keras")
+    answers = KerasClassifier(teacher).predict(of_channels(IMAGES, 1))[:, [1, 2, 0]]
+    assert len(set(answers.argmax(1))) > 1
+    for source in (teacher, tmp_path / "teacher.keras"):
+        found = open_teacher(source, ("blue", "green", "red"), None).labels(batch())
+        np.testing.assert_array_equal(found, one_hot(answers.argmax(1), 3))
+    with pytest.raises(ValueError, match=r"teacher's classes, red, blue, green, are not those of the data, .*: white"):
+        open_teacher(teacher, ("blue", "green", "white"), None)
 
 
 def test_run(folder, tmp_path):

@@ -14,6 +14,7 @@ import training_images
 from PIL import Image
 
 from keras_efficientformer import conversion
+from keras_efficientformer.image_folders.image_folder import hold_out, list_images
 from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.training import FineTuneConfig, TrainingError, evaluate, finetune
 from keras_efficientformer.training.config import EXPECTED
@@ -61,6 +62,7 @@ def test_files(finished):
     assert (output / "labels.txt").read_text().split() == COLOURS
     config = json.loads((output / "config.json").read_text())
     assert config["config"]["seed"] == 0
+    assert config["objects"] == ["model"]
     assert config["versions"]["keras"] == keras.__version__
     assert json.loads((output / "history.json").read_text()) == list(report.history)
     written = json.loads((output / "report.json").read_text())
@@ -424,14 +426,18 @@ def test_class_of_one_image(model, tmp_path):
 
 def test_unreadable_images(model, tmp_path):
     """All are reported at once; left out only when asked."""
-    folder = training_images.make_folder(tmp_path / "images")
+    folder = training_images.make_folder(tmp_path / "images", {"blue": 12, "green": 3, "red": 12})
     (folder / "red" / "003.png").write_bytes(b"no image")
     truncated = folder / "blue" / "007.png"
     truncated.write_bytes(truncated.read_bytes()[:1000])
     refused(model, folder, tmp_path / "run", ValueError, "2 of", "red/003.png", "blue/007.png", "--skip-bad")
+    # Of the rest a share is held out: if the one green image that would be is damaged, another one is.
     config = FineTuneConfig(epochs=1, batch_size=8, skip_bad=True)
+    (green,) = (file for file in hold_out(*list_images(folder), 0.2, 0)[1].files if file.parent.name == "green")
+    green.write_bytes(b"")
     report = finetune(model, folder, tmp_path / "run", config=config, verbose=False)
-    assert sorted(report.skipped) == ["images/blue/007.png", "images/red/003.png"]
+    assert sorted(report.skipped) == ["images/blue/007.png", f"images/green/{green.name}", "images/red/003.png"]
+    assert [row["images"] for row in report.to_dict()["scores"]["classes"]] == [2, 1, 2]
     assert report.skipped["images/red/003.png"].startswith("'images/red/003.png' is not an image")
     written = (tmp_path / "run" / "report.json").read_text()
     assert json.loads(written) == report.to_dict()

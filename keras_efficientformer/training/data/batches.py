@@ -127,7 +127,7 @@ class ValidationImages:
     @property
     def names(self) -> tuple[str, ...]:
         """What the images are called, each with its folder, in their order."""
-        return tuple(f"{file.parent.name}/{file.name}" for file in self._images.files)
+        return self._images.names
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         with ThreadPoolExecutor(os.cpu_count()) as threads:

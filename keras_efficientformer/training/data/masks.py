@@ -17,7 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from keras_efficientformer.errors import first_line, listing
-from keras_efficientformer.image_folders.image_folder import FILES_SHOWN, ImageSet, split_folders
+from keras_efficientformer.image_folders.image_folder import FILES_SHOWN, ImageSet, check_apart, split_folders
 from keras_efficientformer.imagenet import ImageError, register_heif
 from keras_efficientformer.images import image_files
 from keras_efficientformer.segmentation.palette import Palette, in_digits
@@ -36,35 +36,45 @@ SCALED = ("L;4", "L;2")
 FIRST_TURNED = 5
 
 
-def read_masked(
-    data: str | os.PathLike[str], masks: str | os.PathLike[str], validation_split: float, seed: int
-) -> tuple[ImageSet, ImageSet, int]:
-    """Training images, validation images, and how many images the folder of the first has, with their masks.
+def read_masked(data: str | os.PathLike[str], masks: str | os.PathLike[str]) -> tuple[ImageSet, ImageSet | None]:
+    """Training images, and validation images, or None where a share is to be held out, with their masks.
 
     Args:
         data: a folder of images, at any depth; or `train` (or training) with those, and beside it nothing or `val` (or
             valid, validation, test); or Pascal VOC's `JPEGImages`, which `train.txt` and `val.txt` divide.
         masks: a folder that has for each image of `data` a mask at the same place.
-        validation_split: share of the images that is held out where there is no `val`.
-        seed: draws which.
 
     Raises:
         FileNotFoundError: a folder does not exist, or images have no mask.
-        ValueError: as `list_masked`, there are other folders beside `train`, or a single image to split.
+        ValueError: as `list_masked`, there are other folders beside `train`, or an image is in both parts.
     """
     data, masks = Path(data), Path(masks)
     training, validation = split_folders(data) if data.is_dir() else (None, None)
     images = list_masked(training or data, masks / training.name if training else masks, "train")
+    held_out = None
     if _voc_names(data, "val") is not None:
-        return images, list_masked(data, masks, "val"), len(images)
-    if validation is not None:
-        return images, list_masked(validation, masks / validation.name), len(images)
+        held_out = list_masked(data, masks, "val")
+    elif validation is not None:
+        held_out = list_masked(validation, masks / validation.name)
+    if held_out is not None:
+        check_apart(images, held_out)
+    return images, held_out
+
+
+def hold_out_masked(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """The images to train on, and a share, in (0, 1), that is held out; the seed draws which.
+
+    Raises:
+        ValueError: there is a single image.
+    """
     if len(images) < 2:
-        raise ValueError(f"{training or data} has one image: nothing can be held out for validation. Add images.")
+        raise ValueError(
+            f"{images.files[0]} is the one image that can be read: nothing can be held out for validation. Add images."
+        )
     held_out = np.zeros(len(images), bool)
-    count = min(max(1, round(len(images) * validation_split)), len(images) - 1)
+    count = min(max(1, round(len(images) * share)), len(images) - 1)
     held_out[np.random.default_rng(seed).permutation(len(images))[:count]] = True
-    return images.take(np.flatnonzero(~held_out)), images.take(np.flatnonzero(held_out)), len(images)
+    return images.take(np.flatnonzero(~held_out)), images.take(np.flatnonzero(held_out))
 
 
 def list_masked(folder: str | os.PathLike[str], masks: str | os.PathLike[str], part: str = "val") -> ImageSet:

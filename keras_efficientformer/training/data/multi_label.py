@@ -23,7 +23,7 @@ from keras_efficientformer.image_folders.image_folder import (
     TRAINING_NAMES,
     VALIDATION_NAMES,
     ImageSet,
-    hold_out,
+    check_apart,
     list_images,
     split_folders,
 )
@@ -39,22 +39,19 @@ CELLS = {"0": 0, "0.0": 0, "False": 0, "1": 1, "1.0": 1, "True": 1}
 
 
 def read_multi_label(
-    data: str | os.PathLike, validation: str | os.PathLike | None, validation_split: float, seed: int
-) -> tuple[list[str], ImageSet, ImageSet, int]:
-    """Label names, training images, validation images, and how many images the data of the first have.
+    data: str | os.PathLike, validation: str | os.PathLike | None
+) -> tuple[list[str], ImageSet, ImageSet | None]:
+    """Label names, training images, and validation images, or None where a share is to be held out.
 
     Args:
         data: a folder or CSV file, as for `list_multi_label`; or a folder with `train.csv` or a folder `train`, and
             perhaps `val.csv` or `val` (or valid, validation, test) beside it. Of both, the CSV files count.
-        validation: another folder or CSV file; None means the one beside `train`, or else a share of the images of each
-            label that is held out.
-        validation_split: that share.
-        seed: draws which.
+        validation: another folder or CSV file; None means the one beside `train`, if there is one.
 
     Raises:
         FileNotFoundError: there is no such folder or CSV file.
-        ValueError: as `list_multi_label`; a label has no image or, to split, only one; all images have the same labels;
-            the validation images have labels that the others have not; or an image is in both.
+        ValueError: as `list_multi_label`; a label has no image; all images have the same labels; the validation images
+            have labels that the others have not; or an image is in both.
     """
     training, beside = _parts(Path(data))
     names, images = list_multi_label(training)
@@ -68,14 +65,10 @@ def read_multi_label(
         )
     validation = validation or beside
     if validation is None:
-        return names, *hold_out(names, images, validation_split, seed), len(images)
+        return names, images, None
     held_out = read_multi_label_validation(validation, names)
-    both = sorted(set(map(os.path.realpath, images.files)) & set(map(os.path.realpath, held_out.files)))
-    if both:
-        raise ValueError(
-            f"{len(both)} images are both to train and to validate on: {listing(both)}. Take them from one."
-        )
-    return names, images, held_out, len(images)
+    check_apart(images, held_out)
+    return names, images, held_out
 
 
 def read_multi_label_validation(source: str | os.PathLike, names: Sequence[str]) -> ImageSet:

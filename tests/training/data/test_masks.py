@@ -12,7 +12,7 @@ from keras_efficientformer.imagenet import ImageError
 from keras_efficientformer.segmentation.palette import colour_values, drawn_over, read_palette
 from keras_efficientformer.training import FineTuneConfig
 from keras_efficientformer.training.data.mask_batches import TrainingMasks, ValidationMasks
-from keras_efficientformer.training.data.masks import check_masks, list_masked, read_mask, read_masked
+from keras_efficientformer.training.data.masks import check_masks, hold_out_masked, list_masked, read_mask, read_masked
 
 SIZE = (4, 6)
 GREY = np.arange(24, dtype="uint8").reshape(SIZE) % 3
@@ -46,12 +46,14 @@ def test_pairs(folders):
 
 def test_split(tmp_path):
     data, masks = masked_images.make_masked_folders(tmp_path, {"training": 3, "validation": 2}, (8, 8))
-    training, held_out, listed = read_masked(data, masks, 0.5, 0)
-    assert (len(training), len(held_out), listed) == (3, 2, 3)
+    training, held_out = read_masked(data, masks)
+    assert (len(training), len(held_out)) == (3, 2)
     assert {path.parent.name for path in held_out.targets} == {"validation"}
+    images, beside = read_masked(data / "training", masks / "training")
+    assert (len(images), beside) == (3, None)
     for seed in range(4):
-        training, held_out, listed = read_masked(data / "training", masks / "training", 0.2, seed)
-        assert (len(training), len(held_out), listed) == (2, 1, 3)
+        training, held_out = hold_out_masked(images, 0.2, seed)
+        assert (len(training), len(held_out)) == (2, 1)
         assert not set(training.files) & set(held_out.files)
 
 
@@ -64,13 +66,13 @@ def test_cityscapes(tmp_path):
                 path = folder / f"{name}_{end}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(GREY).convert("RGB" if folder is images else "L").save(path)
-    training, held_out, listed = read_masked(images, masks, 0.5, 0)
-    assert (len(training), len(held_out), listed) == (3, 2, 3)
+    training, held_out = read_masked(images, masks)
+    assert (len(training), len(held_out)) == (3, 2)
     assert training.targets[1] == masks / "train" / "aachen" / "aachen_000001_000019_gtFine_labelTrainIds.png"
     np.testing.assert_array_equal(check_masks(held_out, None, 3), [16, 16, 16])
     training.targets[0].unlink()
     with pytest.raises(FileNotFoundError, match=r"_gtFine_labelTrainIds\.png, which csCreateTrainIdLabelImgs"):
-        read_masked(images, masks, 0.5, 0)
+        read_masked(images, masks)
 
 
 def test_pascal_voc(tmp_path):
@@ -84,9 +86,9 @@ def test_pascal_voc(tmp_path):
         Image.fromarray(GREY).convert("P").save(masks / f"2007_{number}.png")
     (lists / "train.txt").write_text("2007_3\n2007_0\n2007_1\n")
     (lists / "val.txt").write_text("2007_2\n")
-    training, held_out, listed = read_masked(images, masks, 0.5, 0)
+    training, held_out = read_masked(images, masks)
     assert [path.stem for path in training.targets] == ["2007_3", "2007_0", "2007_1"]
-    assert ([path.stem for path in held_out.files], listed) == (["2007_2"], 3)
+    assert [path.stem for path in held_out.files] == ["2007_2"]
     assert list_masked(images, masks).files == held_out.files
     (lists / "val.txt").write_text("2007_2\n2007_5\n2008_7\n")
     with pytest.raises(FileNotFoundError, match=r"val\.txt should list images .*JPEGImages\. Missing: 2008_7"):
@@ -182,8 +184,9 @@ def test_split_where_none_is_expected(tmp_path):
     folders = masked_images.make_masked_folders(tmp_path, {"train": 1, "val": 1}, (8, 8))
     with pytest.raises(ValueError, match="holds the parts of a split: choose one, in both folders, of train, val"):
         list_masked(*folders)
-    with pytest.raises(ValueError, match="train has one image: nothing can be held out"):
-        read_masked(folders[0] / "train", folders[1] / "train", 0.2, 0)
+    images, _ = read_masked(folders[0] / "train", folders[1] / "train")
+    with pytest.raises(ValueError, match="is the one image that can be read: nothing can be held out"):
+        hold_out_masked(images, 0.2, 0)
 
 
 def _save(folders, pixels):

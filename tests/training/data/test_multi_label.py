@@ -175,21 +175,21 @@ def test_neither_folder_nor_table(photos):
 def test_table_that_teaches_nothing(photos):
     path = write(photos / "train.csv", "file,cat,dog", "photos/1.png,1,0", "photos/2.png,0,0")
     with pytest.raises(ValueError, match="these labels: dog"):
-        read_multi_label(path, None, 0.5, 0)
+        read_multi_label(path, None)
     write(path, "file,labels", "photos/1.png,cat", "photos/2.png,cat")
     with pytest.raises(ValueError, match=r"the same labels, cat: there is nothing to tell apart.*'none'"):
-        read_multi_label(path, None, 0.5, 0)
+        read_multi_label(path, None)
     write(path, "file,labels", "photos/1.png,cat", "photos/2.png,cat", "photos/3.png,dog")
-    with pytest.raises(ValueError, match=r"'dog' has one image, .*3\.png"):
-        read_multi_label(path, None, 0.5, 0)
+    with pytest.raises(ValueError, match=r"'dog' has one image that can be read, .*3\.png"):
+        hold_out(*read_multi_label(path, None)[:2], 0.5, 0)
 
 
 def test_split_tables(photos):
     """train.csv and val.csv, whatever folders lie beside them; a label need not be in both, but in the first."""
     write(photos / "Train.csv", "file,labels", "photos/1.png,cat;dog", "photos/2.png,dog", "photos/3.png,")
     write(photos / "val.csv", "file,labels", "photos/4.png,dog", "photos/5.png,")
-    names, training, held_out, listed = read_multi_label(photos, None, 0.5, 0)
-    assert (names, listed) == (["cat", "dog"], 3)
+    names, training, held_out = read_multi_label(photos, None)
+    assert (names, len(training)) == (["cat", "dog"], 3)
     assert labels_of_images(names, training)["1.png"] == {"cat", "dog"}
     assert labels_of_images(names, held_out) == {"4.png": {"dog"}, "5.png": set()}
     with pytest.raises(ValueError, match=r"holds Train\.csv, val\.csv: choose one"):
@@ -201,20 +201,20 @@ def test_split_tables(photos):
     ]:
         write(photos / "val.csv", "file,labels", *lines)
         with pytest.raises(ValueError, match=words):
-            read_multi_label(photos, None, 0.5, 0)
+            read_multi_label(photos, None)
     write(photos / "val.csv", "file,cat", "photos/4.png,0", "photos/5.png,0")
     with pytest.raises(ValueError, match=r"No image of .*val\.csv has a label"):
-        read_multi_label(photos, None, 0.5, 0)
+        read_multi_label(photos, None)
     write(photos / "training.csv", "file,labels", "photos/1.png,cat")
     with pytest.raises(ValueError, match="leave one of them"):
-        read_multi_label(photos, None, 0.5, 0)
+        read_multi_label(photos, None)
 
 
 def test_split_folders(folder, tmp_path):
     """A folder to train on and one beside it, and a folder beside a table; labels in the order that is given."""
     for part, count in (("train", 3), ("val", 2)):
         training_images.make_multi_label_folder(tmp_path / part, count)
-    names, training, held_out, _ = read_multi_label(tmp_path, None, 0.25, 0)
+    names, training, held_out = read_multi_label(tmp_path, None)
     assert (names, len(training), len(held_out)) == (["blue", "green", "red"], 24, 16)
     images = read_multi_label_validation(folder, ["red", "blue", "white", "green"])
     for file, row in zip(images.files, images.targets, strict=True):
@@ -223,13 +223,14 @@ def test_split_folders(folder, tmp_path):
 
 def test_held_out(folder):
     """A share of each label's images and of those without any, by seed; nothing twice, nothing lost."""
-    names, training, held_out, listed = read_multi_label(folder, None, 0.25, 0)
-    assert listed == 32
+    names, images, beside = read_multi_label(folder, None)
+    assert (len(images), beside) == (32, None)
+    training, held_out = hold_out(names, images, 0.25, 0)
     assert sorted([*training.files, *held_out.files]) == sorted(list_multi_label(folder)[1].files)
     assert held_out.counts(len(names)).tolist() == [4, 4, 4]
     assert (held_out.targets.sum(1) == 0).sum() == 1
-    assert read_multi_label(folder, None, 0.25, 0)[2].files == held_out.files
-    assert read_multi_label(folder, None, 0.25, 1)[2].files != held_out.files
+    assert hold_out(names, images, 0.25, 0)[1].files == held_out.files
+    assert hold_out(names, images, 0.25, 1)[1].files != held_out.files
 
 
 @pytest.mark.parametrize("seed", range(20))

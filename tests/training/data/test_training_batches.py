@@ -1,11 +1,13 @@
 """What a step is fed: a function of seed, epoch and step; loaders of all kinds; augmentation; folders."""
 
+import os
+
 import keras
 import numpy as np
 import pytest
 import training_images
 
-from keras_efficientformer.image_folders.image_folder import read_folder, read_validation
+from keras_efficientformer.image_folders.image_folder import hold_out, read_folder, read_validation
 from keras_efficientformer.imagenet import load_image, preprocess_input, resize_and_crop
 from keras_efficientformer.training import FineTuneConfig, list_images
 from keras_efficientformer.training.data.augmentation import BatchAugmentation, random_crop
@@ -292,18 +294,20 @@ def test_loader_without_length():
 
 def test_held_out(folder):
     """A share of each class, by seed; nothing twice, nothing lost."""
-    names, training, held_out, listed = read_folder(folder, None, 0.25, 0)
-    assert (names, listed) == (["blue", "green", "red"], 20)
+    names, images, beside = read_folder(folder, None)
+    assert (names, len(images), beside) == (["blue", "green", "red"], 20, None)
+    training, held_out = hold_out(names, images, 0.25, 0)
     assert np.bincount(held_out.targets).tolist() == [2, 2, 1]
     assert sorted([*training.files, *held_out.files]) == list(list_images(folder)[1].files)
-    assert read_folder(folder, None, 0.25, 0)[2].files == held_out.files
-    assert read_folder(folder, None, 0.25, 1)[2].files != held_out.files
+    assert hold_out(names, images, 0.25, 0)[1].files == held_out.files
+    assert hold_out(names, images, 0.25, 1)[1].files != held_out.files
 
 
-def test_class_folders_with_a_line_break(tmp_path):
-    for name in ("red", "bl\nue"):
-        (tmp_path / name).mkdir()
-    with pytest.raises(ValueError, match=r"names hold a line break.*'bl\\nue'\. Rename"):
+@pytest.mark.parametrize(("name", "shown"), [(b"bl\nue", r"'bl\\nue'"), (b"r\xf4t", r"'r\\udcf4t'")])
+def test_class_folders_that_no_list_of_labels_can_hold(tmp_path, name, shown):
+    (tmp_path / "red").mkdir()
+    os.mkdir(os.path.join(os.fsencode(tmp_path), name))
+    with pytest.raises(ValueError, match=rf"names hold a line break or are no UTF-8.*{shown}\. Rename"):
         list_images(tmp_path)
 
 
@@ -320,7 +324,7 @@ def test_hidden_files(tmp_path):
 def test_split(parts, tmp_path):
     for part, count in zip(parts, (4, 3, 2), strict=False):
         training_images.make_folder(tmp_path / part, {"blue": count, "red": count})
-    names, training, held_out, _ = read_folder(tmp_path, None, 0.25, 0)
+    names, training, held_out = read_folder(tmp_path, None)
     assert (names, len(training), len(held_out)) == (["blue", "red"], 8, 6)
     with pytest.raises(ValueError, match="parts of a split: choose one of them"):
         list_images(tmp_path)
@@ -328,10 +332,22 @@ def test_split(parts, tmp_path):
 
 def test_class_called_train(tmp_path):
     training_images.make_folder(tmp_path, {"bus": 4, "car": 4, "train": 4})
-    assert read_folder(tmp_path, None, 0.25, 0)[0] == ["bus", "car", "train"]
+    assert read_folder(tmp_path, None)[0] == ["bus", "car", "train"]
     training_images.make_folder(tmp_path / "train", {"blue": 2, "red": 2})
     with pytest.raises(ValueError, match="beside it bus, car: expected nothing but val, valid, validation, test"):
-        read_folder(tmp_path, None, 0.25, 0)
+        read_folder(tmp_path, None)
+
+
+def test_images_to_train_on_are_not_validated_on(tmp_path, folder):
+    """Neither as a folder of its own, nor by links: the accuracy would be of what was learnt by heart."""
+    with pytest.raises(ValueError, match=r"20 images are both to train and to validate on: .*000\.png"):
+        read_folder(folder, folder)
+    (tmp_path / "train").symlink_to(folder)
+    training_images.make_folder(tmp_path / "val", {"blue": 1, "green": 1, "red": 1})
+    assert len(read_folder(tmp_path, None)[2]) == 3
+    os.symlink(folder / "red" / "001.png", tmp_path / "val" / "red" / "x.png")
+    with pytest.raises(ValueError, match=r"1 images are both .*red/001\.png"):
+        read_folder(tmp_path, None)
 
 
 def test_validation_in_the_order_of_labels(folder):
