@@ -72,7 +72,10 @@ def count_other_files(folder: str | os.PathLike[str]) -> dict[str, int]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files in a folder and below it, by their names; links to folders are followed, into each folder once."""
+    """The files in a folder and below it, by their names; links to folders are followed, into each folder once.
+
+    Links that lead nowhere are among them: whoever reads them says so, and no image is silently left out.
+    """
     found: list[Path] = []
     seen = {os.path.realpath(folder)}
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -82,7 +85,7 @@ def _files(folder: Path) -> list[Path]:
         folders[:] = new.values()
         seen |= new.keys()
         found += [Path(place, name) for name in names if name[0] != "."]
-    return sorted(path for path in found if path.is_file())
+    return sorted(path for path in found if path.is_file() or path.is_symlink())
 
 
 @functools.cache

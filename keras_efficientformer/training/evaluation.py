@@ -136,6 +136,7 @@ def evaluate(
     """
     folder = Path(folder)
     classifier = KerasClassifier(model) if isinstance(model, keras.Model) else open_classifier(model, input_shape)
+    cropped = crop_fraction is not None
     if crop_fraction is None:
         crop_fraction = CROP if isinstance(model, keras.Model) else crop_of(model)
     if labels is None:
@@ -147,6 +148,8 @@ def evaluate(
     _check_answers_of(name, classifier, masks, palette, multi_label)
     if masks is not None and ground_truth is not None:
         raise ValueError("`ground_truth` (--ground-truth) says classes of whole images: leave it out, or the masks.")
+    if masks is not None and cropped:
+        raise ValueError(f"{name} gives masks of whole images: leave `crop_fraction` (--crop) out.")
     classes = _number_of_classes(classifier)
     names = None if labels is None else class_names(labels, classes)
     if masks is not None:

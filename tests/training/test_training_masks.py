@@ -334,6 +334,8 @@ def test_evaluation_of_something_else(finished, best, folders, tmp_path):
         evaluate(best, images)
     with pytest.raises(ValueError, match="gives scores and no masks"):
         evaluate(backbone(), images, masks=masks)
+    with pytest.raises(ValueError, match=r"masks of whole images: leave `crop_fraction` \(--crop\) out"):
+        evaluate(best, images, masks=masks, crop_fraction=0.9)
     palette = tmp_path / "palette.txt"
     for text, message in (
         ("a #000000\nb #111111\n", "has 2 classes, and .* 3"),

@@ -213,14 +213,15 @@ def check_masks(
     Args:
         images: with the paths of their masks.
         palette: of the masks' colours, or None where they hold class numbers.
-        classes: how many there are; None means as many as the masks have.
+        classes: how many there are; None means as many as the masks have, of each a pixel at least.
         track: wraps the iteration, e.g. `rich.progress.track`.
 
     Returns:
         int64 (classes,): how many pixels each class has.
 
     Raises:
-        ValueError: masks are unfit, all of them named; or they have fewer than two classes.
+        ValueError: masks are unfit, all of them named; or they have fewer than two classes, or numbers of classes
+            between which others are missing.
     """
 
     def look(pair: tuple[Path, Path]) -> np.ndarray | str:
@@ -245,6 +246,14 @@ def check_masks(
         raise ValueError(
             f"The masks of {images.files[0].parent} and other images have {len(total)} classes: two at least are "
             "needed. Values of 255 (65535 of 16 bits) count for nothing."
+        )
+    # Shades of grey that stand for classes would make a class of each number below.
+    if classes is None and not total.all():
+        raise ValueError(
+            f"The masks of {images.files[0].parent} and other images have the values "
+            f"{listing(list(map(str, np.flatnonzero(total))))}, so that no pixel has {np.sum(total == 0)} of the "
+            f"{len(total)} classes from 0 to {len(total) - 1}. Number the classes from 0 on, or, if that is right, "
+            "pass `labels` (--labels), a name for each."
         )
     return total
 

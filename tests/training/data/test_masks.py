@@ -215,7 +215,9 @@ def test_classes_out_of_range(folders):
     numbers[2, 5] = 7
     _save(folders, numbers)
     images = list_masked(*folders)
-    assert len(check_masks(images, None, None)) == 8
+    with pytest.raises(ValueError, match=r"values 0, 1, 2, 7, so that no pixel has 4 of the 8 classes.*--labels"):
+        check_masks(images, None, None)
+    assert check_masks(images, None, 9).tolist()[2:] == [23, 0, 0, 0, 0, 1, 0]
     with pytest.raises(ValueError, match=r"2\.png' has class 7 at row 2, column 5, and there are 3 classes, 0 to 2"):
         check_masks(images, None, 3)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import training_images
 
-from keras_efficientformer.image_folders.image_folder import hold_out, read_folder, read_validation
+from keras_efficientformer.image_folders.image_folder import hold_out, read_folder, read_validation, without_unreadable
 from keras_efficientformer.imagenet import load_image, preprocess_input, resize_and_crop
 from keras_efficientformer.training import FineTuneConfig, list_images
 from keras_efficientformer.training.data.augmentation import BatchAugmentation, random_crop
@@ -317,7 +317,12 @@ def test_hidden_files(tmp_path):
     (folder / "red" / "._000.png").write_bytes(b"Mac OS X")
     (folder / "red" / ".ipynb_checkpoints").mkdir()
     (folder / "red" / ".ipynb_checkpoints" / "x.png").write_bytes(b"")
-    assert len(list_images(folder)[1]) == 4
+    names, images = list_images(folder)
+    assert len(images) == 4
+    # A link that leads nowhere is no hidden file: the image behind it is missing.
+    (folder / "red" / "002.png").symlink_to("elsewhere.png")
+    with pytest.raises(ValueError, match=r"1 of 5 images cannot be read:\n.*No such file.*red/002\.png"):
+        without_unreadable(list_images(folder)[1], names, skip=False)
 
 
 @pytest.mark.parametrize("parts", [("Train", "Val"), ("training", "validation", "test"), ("TRAIN", "test")])
