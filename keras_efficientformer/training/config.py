@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from keras_efficientformer.errors import first_line
+from keras_efficientformer.models.sources import model_source
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 CLASS_WEIGHTS = ("none", "balanced")
@@ -246,7 +247,15 @@ def portable_arguments(output: Path, **arguments: Any) -> dict[str, str | None]:
         output: the run's folder.
         arguments: of `finetune`; what is neither a name nor a path, such as a loader, becomes None.
     """
-    return {name: _portable(output, value) for name, value in arguments.items()}
+    return {
+        name: value if name in ("model", "teacher") and _is_name(value) else _portable(output, value)
+        for name, value in arguments.items()
+    }
+
+
+def _is_name(model: Any) -> bool:
+    """Whether it is the name of a model, which it stays where a file or folder, the run's perhaps, is called so too."""
+    return isinstance(model, str) and not isinstance(model_source(model), Path)
 
 
 def given_as_objects(**arguments: Any) -> list[str]:

@@ -17,8 +17,8 @@ from keras_efficientformer import conversion
 from keras_efficientformer.image_folders.image_folder import hold_out, list_images
 from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.training import FineTuneConfig, TrainingError, evaluate, finetune
-from keras_efficientformer.training.config import EXPECTED
-from keras_efficientformer.training.run_state import read_state
+from keras_efficientformer.training.config import EXPECTED, portable_arguments
+from keras_efficientformer.training.run_state import check_same, read_state
 from keras_efficientformer.training.student import Network, averaged_weights, compile_student
 
 COLOURS = sorted(training_images.COLOURS)
@@ -475,6 +475,24 @@ def test_other_settings(finished, folder, model):
     config = FineTuneConfig(epochs=8, batch_size=4, learning_rate=5e-3, class_weight="balanced", tensorboard=True)
     refused(model, folder, output, ValueError, "batch_size was 8, is 4", resume=True, config=config)
     assert (output / "config.json").read_bytes() == before
+
+
+def test_what_a_checkpoint_must_be_of(tmp_path):
+    """Another teacher, or other files of the same number, are named; what an older checkpoint does not say is not."""
+    state = {"data": {"steps": 3, "files": {"training": "a", "validation": "b"}}, "arguments": {"teacher": True}}
+    check_same(state, {"data": {"steps": 3, "new": 1}, "more": {"new": 2}}, tmp_path)
+    found = {"data": {"files": {"training": "a", "validation": "c"}}, "arguments": {"teacher": False}}
+    with pytest.raises(ValueError, match="images for validation are others, teacher was True, is False"):
+        check_same(state, found, tmp_path)
+
+
+def test_a_models_name_is_no_path(tmp_path, monkeypatch):
+    """Not even that of the run's own folder, which is called like the model; a file stays a path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "l1").mkdir()
+    (tmp_path / "m.keras").touch()
+    found = portable_arguments(tmp_path / "l1", model="l1", teacher="m.keras", data="l1")
+    assert found == {"model": "l1", "teacher": "../m.keras", "data": "./."}
 
 
 def test_run_among_the_images(model, folder):
