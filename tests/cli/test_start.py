@@ -194,7 +194,7 @@ def test_libraries_are_quiet_unless_asked(tmp_path, image):
     # This package's own two, and no other line.
     labels, calibration = err.splitlines()
     assert labels.startswith("warning: No labels: apps will show numbers in place of the 10 classes' names.")
-    assert calibration.startswith("warning: Only 1 calibration images: ")
+    assert calibration.startswith("warning: Only 1 calibration images, ")
     assert "int8" in out
     code, _, _, err = start(tmp_path, *arguments, "--overwrite", "--verbose")
     assert code == 0
