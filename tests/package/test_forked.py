@@ -66,7 +66,9 @@ def test_the_command(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_signals_reach_the_copy(number):
-    program = "import os, time; print(os.getpid(), flush=True); time.sleep(1000)"
+    # A shell that starts tests in the background has them ignore Ctrl-C, and what they start too.
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "import os, time; print(os.getpid(), flush=True); time.sleep(1000)"
     command = [forked.programs(ENVIRONMENT) / "python", "-c", program]
     with subprocess.Popen(command, env=ENVIRONMENT, **PIPES) as process:
         copy = Path("/proc", process.stdout.readline().strip())
