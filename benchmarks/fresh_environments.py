@@ -5,8 +5,8 @@ newest packages that pip finds, without constraints.txt; all of CHECKS run there
 and the environment goes again. Where the extras bring what a check needs, it must work and be quiet on standard error;
 where not, it must end with one line that names an extra which would. Ends with exit code 1 if something else happens.
 
-An environment with PyTorch is left out where pip would bring CUDA with it. `--torch` says which PyTorch is installed,
-and pip's own settings (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL) where from. Linux only; up to 5 GB at a time.
+`--torch` says which PyTorch is installed, and pip's own settings (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL) where from.
+Linux only; up to 5 GB at a time, and 9 where pip finds no PyTorch but the one with CUDA.
 
 Environments are minutes each: the output is written after each, and what it holds of others stays.
 
@@ -230,10 +230,8 @@ def build_wheel(folder):
 
 
 def check_environment(arguments, extras, version, wheel, files, folder):
-    """What works in a new environment; {"left_out": why} where it is not made."""
+    """What works in a new environment."""
     brought = set().union(*(EXTRAS[extra] for extra in extras.split(",") if extra))
-    if "torch" in brought and brings_cuda(arguments.torch, version):
-        return {"left_out": f"{arguments.torch} for Python {version} would bring CUDA"}
     installs = [[arguments.torch]] if "torch" in brought else []
     installs.append([f"{wheel}[{extras}]" if extras else str(wheel)])
     place = arguments.folder / "fresh"
@@ -258,23 +256,6 @@ def check_environment(arguments, extras, version, wheel, files, folder):
     for used in (place, work, home):
         shutil.rmtree(used)
     return found
-
-
-def brings_cuda(requirement, version):
-    """Whether that PyTorch is a build for GPUs, which takes gigabytes."""
-    command = [
-        f"python{version}",
-        "-m",
-        "pip",
-        "install",
-        "--dry-run",
-        "--ignore-installed",
-        "--quiet",
-        "--report",
-        "-",
-    ]
-    report = json.loads(subprocess.check_output([*command, requirement], text=True))
-    return any(package["metadata"]["name"].startswith("nvidia") for package in report["install"])
 
 
 def versions(python):
@@ -329,7 +310,7 @@ def print_table(rows):
 
 
 def cell_text(row):
-    if row is None or "left_out" in row:
+    if row is None:
         return "not tested"
     faults = f", {len(row['faults'])} FAULTS" if row["faults"] else ""
     return f"{len(row['works'])} of {len(row['cpu_seconds'])}{faults}; {row['megabytes']:,} MB"
