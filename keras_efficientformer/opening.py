@@ -13,6 +13,7 @@ from keras_efficientformer.conversion.hdf5_survival import check_hdf5
 from keras_efficientformer.conversion.state_dict import remember_source
 from keras_efficientformer.errors import CheckpointError, first_line
 from keras_efficientformer.layers.initialization import weights_follow
+from keras_efficientformer.models.assembly import with_channels
 from keras_efficientformer.models.opening import PUBLISHED, at_size, from_checkpoint
 from keras_efficientformer.models.sources import PublishedModel, local_file, model_source
 from keras_efficientformer.segmentation import checkpoints
@@ -38,14 +39,14 @@ def open_model(
     """
     found = model_source(source)
     if isinstance(found, PublishedModel):
-        shape = None if input_shape is None else (*input_shape[:2], *(input_shape[2:] or (3,)))
+        shape = None if input_shape is None else with_channels(input_shape, 3)
         return PUBLISHED[found.variant](weights=found.weights, input_shape=shape)
     path = local_file(source)
     if suffix_of(path) == ".keras":
         model = _load_keras(path)
         remember_source(model, os.fspath(path))
         own = tuple(model.inputs[0].shape[1:])
-        shape = own if input_shape is None else (*input_shape[:2], *(input_shape[2:] or own[2:]))
+        shape = own if input_shape is None else with_channels(input_shape, own[-1])
         return model if shape == own else at_size(model, shape)
     checkpoint = conversion.read_checkpoint(path)
     if is_of_segmentation(checkpoint):

@@ -117,21 +117,27 @@ def _check_own_layers(path: str | os.PathLike[str]) -> None:
             f"{path} holds a segmentation model, and an EfficientFormer alone was expected. Read .weights.h5 with an "
             "equal model's `load_weights`, .keras with keras.saving.load_model; commands take .keras and .safetensors."
         )
-    foreign = [name for kind, name in layers if kind in NAMED_LAYERS and name not in NAMED_LAYERS[kind]]
     names = [name for _, name in layers]
-    models = [name for kind, name in layers if kind in MODELS]
-    if models and STEM not in names:
-        raise CheckpointError(
-            f"{path} holds a model that has others as its layers: {listing(models)}. Load it with "
-            "keras.saving.load_model, and save the EfficientFormer among them alone."
-        )
-    if suffix_of(path) == ".keras" and STEM in names:
-        foreign = [name for kind, name in layers[: names.index(STEM)] if kind not in FIRST_LAYERS] + foreign
-    # The layers of older files have no names.
-    if any(foreign) and STEM in names:
+    if STEM not in names:
+        _check_no_models(path, layers)
+        return  # the layers of older files have no names
+    before = layers[: names.index(STEM)] if suffix_of(path) == ".keras" else []
+    foreign = [name for kind, name in before if kind not in FIRST_LAYERS]
+    foreign += [name for kind, name in layers if kind in NAMED_LAYERS and name not in NAMED_LAYERS[kind]]
+    if any(foreign):
         raise CheckpointError(
             f"{path} holds an EfficientFormer with layers of your own: {listing(foreign)}. Load it with "
             "keras.saving.load_model, and save the EfficientFormer alone."
+        )
+
+
+def _check_no_models(path: str | os.PathLike[str], layers: Sequence[tuple[str, str]]) -> None:
+    """Raises CheckpointError where an EfficientFormer may be within one of a file's layers."""
+    models = [name for kind, name in layers if kind in MODELS]
+    if models:
+        raise CheckpointError(
+            f"{path} holds a model that has others as its layers: {listing(models)}. Load it with "
+            "keras.saving.load_model, and save the EfficientFormer among them alone."
         )
 
 

@@ -4,7 +4,7 @@ Source: Panoptic Feature Pyramid Networks (arXiv 1901.02446), section 3.2, as mm
 and EfficientFormer (2206.01191, section 5.2) uses it.
 """
 
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import keras
@@ -15,6 +15,7 @@ from keras_efficientformer.labels import Labels, class_names
 from keras_efficientformer.layers.names import MASKS
 from keras_efficientformer.layers.normalization import BATCH_NORM_MOMENTUM, NORM_EPSILON
 from keras_efficientformer.layers.predictions import Predictions
+from keras_efficientformer.models.assembly import is_integer
 from keras_efficientformer.models.pyramid import LEVELS, feature_pyramid
 from keras_efficientformer.variants import Architecture, ArchitectureV2
 
@@ -108,7 +109,7 @@ def _check(
 ) -> None:
     numbers = {"classes": (classes, 2), "pyramid_channels": (pyramid_channels, 1), "head_channels": (head_channels, 1)}
     for name, (number, least) in numbers.items():
-        if not isinstance(number, Integral) or isinstance(number, bool) or number < least:
+        if not is_integer(number) or number < least:
             raise ValueError(f"`{name}` should be an integer >= {least}. Received: {name}={number!r}")
     choices = {
         "feature_norm": (feature_norm, FEATURE_NORMS),

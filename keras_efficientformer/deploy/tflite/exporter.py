@@ -7,7 +7,6 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +59,7 @@ from keras_efficientformer.deploy.tflite.sizes.joining import join
 from keras_efficientformer.deploy.tflite.step_names import INPUT, SIGNATURE
 from keras_efficientformer.images import SEEDED_IMAGES
 from keras_efficientformer.labels import Labels
+from keras_efficientformer.models.assembly import is_integer
 
 PIXEL_RANGE = (0.0, 255.0)
 # What these operations of `Builder` give is in 0..1.
@@ -156,7 +156,7 @@ def export_tflite(
     started = time.perf_counter()
     source = open_source(model)
     mode = _mode(quantize, io, calibration, source.ranges, max_drop)
-    if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
+    if not is_integer(batch_size) or batch_size < 1:
         raise ValueError(f"`batch_size` should be an integer >= 1. Received: batch_size={batch_size}")
     if require not in REQUIREMENTS:
         raise ValueError(f"`require` should be None or 'gpu'. Received: require={require!r}")
