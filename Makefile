@@ -11,7 +11,9 @@ VENV ?= .venv
 # A folder with images that are not part of the project; tests read the same variable.
 IMAGES ?= $(EFFICIENTFORMER_IMAGES)
 BIN := $(VENV)/bin
-# Python compiles modules when they are first imported; pip would compile all, most of which never are.
+# Python compiles modules when they are first imported, and keeps that; pip would compile all, most of which never are.
+# Where it must not keep it, as the variable says, each process would compile Keras anew: eight seconds.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 SOURCES := setup.py pyproject.toml constraints.txt
 

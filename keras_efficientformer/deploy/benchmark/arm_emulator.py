@@ -116,7 +116,7 @@ class ArmEmulator:
         variables = {
             "PYTHONHOME": root / "usr",
             "PYTHONPATH": self.folder / "site",
-            "PYTHONDONTWRITEBYTECODE": 1,
+            "PYTHONDONTWRITEBYTECODE": "",  # to compile its modules anew takes most of the start
             "PYTHONHASHSEED": 0,
             "OPENBLAS_NUM_THREADS": 1,
         }
