@@ -5,13 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from project import ROOT
+from project import ROOT, documents
 
-DOCUMENTS = sorted(
-    path
-    for path in ROOT.rglob("*.md")
-    if not any(part.startswith(".") or part in ("build", "node_modules") for part in path.relative_to(ROOT).parts)
-)
+DOCUMENTS = documents()
 # In code spans: a path with a folder in it, or a module's name alone.
 PATH = re.compile(r"`((?:[\w.-]+/)+(?:[\w.-]+)?|\w+\.py)`")
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")

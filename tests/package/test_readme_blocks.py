@@ -24,7 +24,7 @@ import training_images
 from commands import command_options
 from hub_server import HubServer
 from PIL import Image
-from project import HANG, ROOT
+from project import HANG, ROOT, documents
 
 from keras_efficientformer.conversion import write_checkpoint
 from keras_efficientformer.deploy import export_tflite
@@ -32,12 +32,10 @@ from keras_efficientformer.deploy import export_tflite
 sys.path.append(str(ROOT / "benchmarks"))
 from digits import write_digits
 
-PATHS = sorted(path.relative_to(ROOT) for path in (*ROOT.rglob("*README*.md"), *(ROOT / "docs").rglob("*.md")))
-# Not those of environments and caches.
 TEXTS = {
-    str(path): (ROOT / path).read_text()
-    for path in PATHS
-    if not path.parts[0].startswith((".", "build")) and "node_modules" not in path.parts
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in documents()
+    if "README" in path.name or ROOT / "docs" in path.parents
 }
 FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash")

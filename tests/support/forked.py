@@ -30,8 +30,8 @@ from pathlib import Path
 import numpy as np
 
 # Variables that no import reads, and how the names of more of them begin: HF_ is of READS_VARIABLES.
-READ_LATE = ("PATH", "PWD", "OLDPWD", "SHLVL", "_", "COLUMNS", "NO_PROXY", "PYTEST_CURRENT_TEST", "TF_CONFIG")
-READ_LATE_TOO = ("HF_", "KERAS_DISTRIBUTION_")
+READ_LATE = ("PATH", "PWD", "OLDPWD", "SHLVL", "_", "COLUMNS", "LINES", "NO_PROXY", "PYTEST_CURRENT_TEST", "TF_CONFIG")
+READ_LATE_TOO = ("HF_", "KERAS_DISTRIBUTION_", "CUDA_")
 # Keras would import it where it is there, and it reads its variables then.
 READS_VARIABLES = "huggingface_hub"
 # Keras, and what the command's own modules import.

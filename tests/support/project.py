@@ -12,6 +12,17 @@ IMAGES = Path(os.environ.get(IMAGES_VARIABLE, "")) if os.environ.get(IMAGES_VARI
 # Seconds after which a process that a test waits for is taken to hang. It is no measure: busy machines are slow.
 HANG = 900
 
+
+def documents() -> list[Path]:
+    """The project's Markdown files."""
+    found: list[Path] = []
+    for folder, folders, files in os.walk(ROOT):
+        # Environments, caches and builds have thousands of folders.
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in ("build", "node_modules")]
+        found += [Path(folder, name) for name in files if name.endswith(".md")]
+    return sorted(found)
+
+
 # How programs begin that tests start with `python -c`: the collector would walk again and again through the million
 # objects that the frameworks' imports leave, which takes a fifth of such a program's time.
 NO_COLLECTOR = "import gc; gc.disable()\n"

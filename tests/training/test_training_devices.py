@@ -109,15 +109,10 @@ class Setting:
 
     def start(self, program, output, config, *arguments, python=None, **environment):
         """A process, by default a copy of one that has imported Keras."""
-        environment = {
-            **os.environ,
-            "KERAS_BACKEND": self.backend,
-            "CUDA_VISIBLE_DEVICES": "",
-            "JAX_PLATFORMS": "cpu",
-            # So little is computed that JAX would take longer to optimize it.
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            **environment,
-        }
+        environment |= {"KERAS_BACKEND": self.backend, "CUDA_VISIBLE_DEVICES": ""}
+        if self.backend == "jax":  # so little is computed that JAX would take longer to optimize it
+            environment |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        environment = {**os.environ, **environment}
         values = [self.folder / "images", self.folder / "model.keras", output, json.dumps(config), *arguments]
         python = python or forked.programs(environment) / "python"
         command = [python, "-c", program, *map(str, values)]
