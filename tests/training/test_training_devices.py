@@ -45,7 +45,9 @@ from keras_efficientformer.training.student import compile_student, pixel_weight
 
 
 def run(name, data, devices, **options):
-    settings = FineTuneConfig(**config | {{"devices": devices}})
+    # Of another head the head alone is trained, of which less is compiled.
+    phases = {{"epochs": 1, "freeze_epochs": 1}} if "labels" in options else {{}}
+    settings = FineTuneConfig(**config | phases | {{"devices": devices}})
     finetune(model, data, f"{{output}}/{{name}}", config=settings, verbose=False, **options)
 
 
