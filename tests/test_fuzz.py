@@ -1,8 +1,10 @@
 """Some mutated files of every kind, with fixed seeds: `support/fuzz.py` makes and reads any number. Room: tests."""
 
+import os
 import subprocess
 import sys
 
+import forked
 import fuzz
 import pytest
 from project import ROOT
@@ -17,7 +19,8 @@ def seeds(tmp_path_factory):
 
 def test_mutated_files(seeds):
     """Every file ends in a result or in one clear error."""
-    outcomes, wrong = fuzz.fuzz(list(fuzz.KINDS), seeds, files=25)
+    python = forked.programs(dict(os.environ)) / "python"
+    outcomes, wrong = fuzz.fuzz(list(fuzz.KINDS), seeds, files=25, python=python)
     assert wrong == {}
     assert sum(outcomes.values()) == 25 * len(fuzz.KINDS)
 

@@ -12,6 +12,7 @@ import warnings
 import zipfile
 import zlib
 
+import forked
 import keras
 import numpy as np
 import pytest
@@ -556,7 +557,8 @@ for dtype in ("uint8", "float32"):
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
 def test_every_backend_and_tf_data(backend):
     environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-c", NO_COLLECTOR + BACKEND_SCRIPT, backend]
+    python = forked.programs(environment) / "python" if environment == os.environ else sys.executable
+    command = [python, "-c", NO_COLLECTOR + BACKEND_SCRIPT, backend]
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
 

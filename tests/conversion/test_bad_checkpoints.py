@@ -523,8 +523,8 @@ def test_files_that_send_hdf5_round_in_circles(tmp_path, monkeypatch, suffix):
                 archive.writestr(name, content)
     else:
         path.write_bytes(_with_endless_heap(path.read_bytes()))
-    monkeypatch.setattr(hdf5_survival, "READER_SECONDS", 3)
-    with pytest.raises(CheckpointError, match="keeps HDF5 busy for more than 3 s: it is damaged"):
+    monkeypatch.setattr(hdf5_survival, "READER_SECONDS", 1)
+    with pytest.raises(CheckpointError, match="keeps HDF5 busy for more than 1 s: it is damaged"):
         conversion.read_checkpoint(path)
     if suffix == ".keras":
         with pytest.raises(CheckpointError, match="keeps HDF5 busy"):

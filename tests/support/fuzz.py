@@ -203,9 +203,9 @@ def run_one(kind, seed, target, number):
     return outcome
 
 
-def fuzz(kinds, seeds, files, first=0):
+def fuzz(kinds, seeds, files, first=0, python=sys.executable):
     """({(kind, outcome): how often}, {(kind, number of a file): what is wrong}), in a process of their own."""
-    command = [sys.executable, __file__, "--batch", ",".join(kinds), str(seeds), str(first), str(files)]
+    command = [python, __file__, "--batch", ",".join(kinds), str(seeds), str(first), str(files)]
     process = subprocess.run(command, capture_output=True, text=True, errors="replace")
     rows = [json.loads(line) for line in process.stdout.splitlines() if line.startswith('{"kind"')]
     done = [row for row in rows if "outcome" in row]
