@@ -116,7 +116,7 @@ class FineTuneConfig:
         freeze_epochs: first epochs in which only the new head learns, at a constant `learning_rate`.
         batch_size: images in one step, over all devices and processes together.
         learning_rate: of AdamW, at its highest: a linear warm-up, then half a cosine down to `final_learning_rate`.
-        final_learning_rate: where the cosine ends.
+        final_learning_rate: where the cosine ends, at most `learning_rate`.
         warmup_epochs: length of the warm-up in epochs, a float >= 0, after the frozen ones.
         weight_decay: AdamW's, on the kernels of convolutions and dense layers alone: biases, norms, layer scales and
             attention biases have none.
@@ -195,6 +195,9 @@ class FineTuneConfig:
         if isinstance(self.size, list):  # as TOML and JSON have it
             object.__setattr__(self, "size", tuple(self.size))
         self._require("freeze_epochs", self.freeze_epochs <= self.epochs, "an integer between 0 and epochs")
+        # Where all epochs are frozen ones, the rate is constant.
+        falls = self.final_learning_rate <= self.learning_rate or self.freeze_epochs == self.epochs
+        self._require("final_learning_rate", falls, f"at most learning_rate, here {self.learning_rate}: lower it too")
         # The weight of an image is that of its one class.
         alike = not self.multi_label or self.class_weight == "none"
         self._require("class_weight", alike, "'none' with multi_label, where images have no one class")
@@ -292,6 +295,14 @@ def _portable(output: Path, value: Any) -> str | None:
     return Path(relative).as_posix() if relative.startswith(os.pardir) else f"./{Path(relative).as_posix()}"
 
 
+def is_run(output: Path) -> bool:
+    """Whether a folder holds a run, which has written down its settings."""
+    try:
+        return "config" in json.loads((output / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def read_run(output: str | os.PathLike) -> tuple[dict[str, str | None], FineTuneConfig]:
     """What the run in a folder was started on, and its settings.
 
@@ -321,4 +332,5 @@ def read_run(output: str | os.PathLike) -> tuple[dict[str, str | None], FineTune
 def _from_run(output: Path, value: str | None) -> str | None:
     if value is None or not value.startswith("."):
         return value
-    return os.path.relpath(output / value)
+    # Of a folder that is a link, the folders above are those of where it leads to, as when the path was written.
+    return os.path.relpath(os.path.join(os.path.realpath(output), value))

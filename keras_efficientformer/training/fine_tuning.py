@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_efficientformer.errors import require
+from keras_efficientformer.errors import listing, require
 from keras_efficientformer.files import remove_unfinished, write_json, write_text
 from keras_efficientformer.image_folders.class_places import class_places
 from keras_efficientformer.image_folders.image_folder import (
@@ -29,8 +29,10 @@ from keras_efficientformer.segmentation.palette import Palette, read_palette
 from keras_efficientformer.training.config import (
     BEST_FILE,
     CONFIG_FILE,
+    REPORT_FILE,
     FineTuneConfig,
     given_as_objects,
+    is_run,
     portable_arguments,
 )
 from keras_efficientformer.training.data.batches import Batches, TrainingImages, ValidationImages
@@ -45,6 +47,19 @@ from keras_efficientformer.training.student import AnyNetwork, Network, Segmenta
 from keras_efficientformer.training.teachers import open_teacher
 
 __all__ = ["FineTuneReport", "TrainingError", "finetune"]
+
+# What a run writes into its folder, and others may have there too.
+WRITTEN = (
+    BEST_FILE,
+    CONFIG_FILE,
+    REPORT_FILE,
+    "average_precision.png",
+    "confusion.png",
+    "curves.png",
+    "history.json",
+    "labels.txt",
+    "report.html",
+)
 
 
 def finetune(
@@ -110,7 +125,7 @@ def finetune(
     Raises:
         ValueError: an argument, the folder or an image is unfit; or training came to a loss, weights or answers that
             are not finite (`TrainingError`): the last good checkpoint and best.keras stay.
-        FileExistsError: `output` holds a run and `resume` is False.
+        FileExistsError: `output` holds a run and `resume` is False, or others' files of the names that a run writes.
         OSError: a file cannot be read or written; the checkpoint before stays.
         ImportError: matplotlib or Jinja2, or what `model` needs, is not installed.
     """
@@ -127,7 +142,7 @@ def finetune(
         _check_for_masks(config, data, validation, labels, teacher, palette)
     output = Path(output)
     devices = open_devices(config.devices, config.batch_size)  # it must come before anything is computed
-    _check_run_folder(output, resume)
+    _check_run_folder(output, resume, devices.process)
     _check_outside(output, data, validation, masks)
     keras.utils.set_random_seed(config.seed)
 
@@ -305,6 +320,8 @@ def _open_loaders(
     names = order or ()
     if not names:
         raise ValueError("A loader does not say what its classes are called: pass `labels`, their names in order.")
+    if len(names) == 1 and not config.multi_label:
+        raise ValueError(f"There is one class, {names[0]!r}, and nothing to tell apart: pass `labels`, two at least.")
     if validation is None and config.patience is not None:
         raise ValueError("`patience` needs images to validate on: pass `validation`, or leave patience out.")
     held_out: Batches | None = None
@@ -325,14 +342,21 @@ def _needed(names: Sequence[str], config: FineTuneConfig) -> Sequence[str]:
     return () if config.multi_label else names
 
 
-def _check_run_folder(output: Path, resume: bool) -> None:
-    """Checks that a new run can have the folder."""
-    if resume or not output.exists():
+def _check_run_folder(output: Path, resume: bool, process: int) -> None:
+    """Checks that a run can have the folder."""
+    if not output.exists():
         return
     if not output.is_dir():
         raise NotADirectoryError(f"{output} is a file: the run needs a folder.")
+    has_run = is_run(output) or (output / CHECKPOINT_FILE).exists()
+    others = [name for name in WRITTEN if (output / name).exists()]
+    # What process 0 is just writing is not others'.
+    if others and not has_run and process == 0:
+        raise FileExistsError(
+            f"{output} holds {listing(others)}, which a run would replace, and no run. Choose another folder."
+        )
     # A run that has left neither of these ended before it had anything to keep.
-    if any((output / name).exists() for name in (CHECKPOINT_FILE, BEST_FILE)):
+    if not resume and any((output / name).exists() for name in (CHECKPOINT_FILE, BEST_FILE)):
         raise FileExistsError(f"{output} holds a run. Go on with it (--resume, resume=True), or choose another folder.")
 
 

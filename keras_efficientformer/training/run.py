@@ -360,13 +360,19 @@ class Run:
         Raises:
             ValueError: the checkpoint is of a run with other settings or images; the message names them.
             CheckpointError: the file is damaged.
-            OSError: it cannot be read.
+            OSError: it cannot be read, or the best model so far is gone.
         """
         if not self.checkpoint.exists():
             return None
         values, state = read_state(self.checkpoint)
         check_same(state, self._fingerprint(), self.output)
         self.progress = Progress(**state["progress"])
+        best = self.output / BEST_FILE
+        if self.progress.history and not best.exists():
+            raise FileNotFoundError(
+                f"{best}, the best model of the {len(self.progress.history)} epochs that are done, is not there any "
+                "more. Put it back, or start anew in another folder."
+            )
         return values, state["phase"]
 
     def _callbacks(self) -> keras.callbacks.CallbackList:
@@ -377,7 +383,7 @@ class Run:
                 MONITORS[0 if self.data.masks else 1 if self.config.multi_label else 2],
                 patience=self.config.patience,
                 mode="max",
-                start_from_epoch=self.config.freeze_epochs,
+                start_from_epoch=self.config.freeze_epochs % self.config.epochs,  # 0 where all epochs are frozen ones
             )
             chosen.append(stopping)
         if self.config.tensorboard and self.devices.process == 0:

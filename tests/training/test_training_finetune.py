@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import resource
 import signal
@@ -17,7 +18,7 @@ from keras_efficientformer import conversion
 from keras_efficientformer.image_folders.image_folder import hold_out, list_images
 from keras_efficientformer.layers.predictions import labels_of
 from keras_efficientformer.training import FineTuneConfig, TrainingError, evaluate, finetune
-from keras_efficientformer.training.config import EXPECTED, portable_arguments
+from keras_efficientformer.training.config import EXPECTED, portable_arguments, read_run
 from keras_efficientformer.training.run_state import check_same, read_state
 from keras_efficientformer.training.student import Network, averaged_weights, compile_student
 
@@ -98,11 +99,17 @@ def test_a_finished_run_only_reports_again(finished, folder, model):
     again = finetune(model, folder, output, config=config, resume=True, verbose=False)
     assert again.history == report.history
     assert (output / "best.keras").stat().st_mtime_ns == before
+    (output / "best.keras").rename(output / "away")
+    try:
+        refused(model, folder, output, FileNotFoundError, "best model of the 8 epochs", resume=True, config=config)
+    finally:
+        (output / "away").rename(output / "best.keras")
 
 
-def test_early_stop(folder, model, tmp_path):
+@pytest.mark.parametrize("frozen", [0, 9])
+def test_early_stop(folder, model, tmp_path, frozen):
     config = FineTuneConfig(
-        epochs=9, freeze_epochs=0, batch_size=8, learning_rate=1e-9, final_learning_rate=0, patience=2
+        epochs=9, freeze_epochs=frozen, batch_size=8, learning_rate=1e-9, final_learning_rate=0, patience=2
     )
     report = finetune(model, folder, tmp_path / "run", config=config, verbose=False)
     accuracies = [row["val_accuracy"] for row in report.history]
@@ -162,6 +169,8 @@ def test_learning_rate():
 
 def test_averaged_weights():
     student = compiled(ema=0.75, learning_rate=0.1)
+    # No step has been taken: there is no average, as where mixed_float16 left out all of them.
+    assert all((old == new).all() for old, new in zip(student.get_weights(), averaged_weights(student), strict=True))
     images = np.random.default_rng(0).standard_normal((4, 40, 40, 3)).astype("float32")
     expected = None
     for _ in range(3):
@@ -468,6 +477,15 @@ def test_run_in_the_folder(finished, folder, model):
     refused(model, folder, output, FileExistsError, "--resume")
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_something_else(tmp_path, folder, model, resume):
+    """timm's config.json beside a checkpoint and somebody's list of labels are not replaced."""
+    (tmp_path / "config.json").write_text('{"architecture": "efficientformer_l1"}')
+    (tmp_path / "labels.txt").write_text("cat\n")
+    refused(model, folder, tmp_path, FileExistsError, "holds config.json, labels.txt", resume=resume)
+    assert (tmp_path / "labels.txt").read_text() == "cat\n"
+
+
 def test_other_settings(finished, folder, model):
     """The run's own files stay as they are."""
     output, _ = finished
@@ -495,6 +513,17 @@ def test_a_models_name_is_no_path(tmp_path, monkeypatch):
     assert found == {"model": "l1", "teacher": "../m.keras", "data": "./."}
 
 
+def test_a_run_behind_a_link_finds_its_images(tmp_path):
+    (tmp_path / "disk" / "run").mkdir(parents=True)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "run")
+    arguments = portable_arguments(tmp_path / "link", data=tmp_path / "images")
+    content = {"config": FineTuneConfig().to_dict(), "arguments": arguments}
+    (tmp_path / "link" / "config.json").write_text(json.dumps(content))
+    found = read_run(tmp_path / "link")[0]["data"]
+    assert os.path.samefile(found, tmp_path / "images")
+
+
 def test_run_among_the_images(model, folder):
     refused(model, folder, folder / "run", ValueError, "in the images' folder", "Choose one outside")
     refused(model, Loader(), folder / "run", ValueError, "in the images' folder", labels=COLOURS, validation=folder)
@@ -502,6 +531,7 @@ def test_run_among_the_images(model, folder):
 
 def test_loader_without_labels(model, tmp_path):
     refused(model, Loader(), tmp_path / "run", ValueError, "pass `labels`")
+    refused(model, Loader(), tmp_path / "run", ValueError, "one class, 'red'", labels=["red"])
 
 
 def test_loader_without_validation(model, tmp_path):
@@ -528,6 +558,7 @@ UNFIT = [
     ("learning_rate", 0),
     ("learning_rate", "1e-3"),
     ("learning_rate", float("inf")),
+    ("final_learning_rate", 2e-3),
     ("weight_decay", None),
     ("clip_norm", 0),
     ("min_crop", 1.5),
