@@ -1,6 +1,7 @@
 """Reads the names of classes from whatever they are given as, in the order of a network's outputs. Room: top level."""
 
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
@@ -45,6 +46,11 @@ def unique_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return unique_names(
         tuple(f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names))
     )
+
+
+def composed(name: str) -> str:
+    """The one form (Unicode's NFC) of names that look alike: macOS writes the accents of letters by themselves."""
+    return unicodedata.normalize("NFC", name)
 
 
 def class_colors(classes: int) -> list[str]:

@@ -63,6 +63,8 @@ def read_photograph(name: str) -> np.ndarray:
         OSError: it cannot be read or downloaded, takes longer than 30 s, or has more than 50 MB.
     """
     if name == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise OSError("Standard input is closed, and no image can be read from it.")
         return load_image(_Named(sys.stdin.buffer.read(), "standard input"))
     return load_image(_Named(_download(name), name)) if name.startswith(SCHEMES) else load_image(name)
 

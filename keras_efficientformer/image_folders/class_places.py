@@ -5,6 +5,7 @@ from pathlib import Path
 
 from keras_efficientformer.errors import listing
 from keras_efficientformer.imagenet import imagenet_labels
+from keras_efficientformer.labels import composed
 
 IN_THEIR_ORDER = "in the order of their names, because the model's labels are not known"
 
@@ -34,6 +35,7 @@ def class_places(
     is_imagenet = classes == len(imagenet)
     known = [name for _, name in imagenet] if labels is None and is_imagenet else labels
     all_names = tuple(known or (str(index) for index in range(classes)))
+    names, known = list(map(composed, names)), known and list(map(composed, known))
 
     if known is not None and set(names) <= set(known):
         twice = [name for name in names if known.count(name) > 1]

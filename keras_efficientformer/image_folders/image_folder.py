@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +14,8 @@ import numpy as np
 from keras_efficientformer.errors import listing
 from keras_efficientformer.files import bare_name
 from keras_efficientformer.imagenet import ImageError, load_image
-from keras_efficientformer.images import image_files
+from keras_efficientformer.images import image_files, image_suffixes
+from keras_efficientformer.labels import composed
 
 # The folders of a split have these names, in whatever case; of several for validation, the first is taken.
 TRAINING_NAMES = ("train", "training")
@@ -81,10 +84,12 @@ class ImageSet:
 def list_images(folder: str | os.PathLike) -> tuple[list[str], ImageSet]:
     """The class names and images of a folder with a subfolder for each class, in the order of their names.
 
+    Images beside the subfolders, and names that differ in capital letters or spaces around them alone, bring a warning.
+
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: it has fewer than two classes, a class without images, which the message names, or the parts of a
-            split (train, val) in the place of classes.
+        ValueError: it has fewer than two classes, a class without images, which the message names, two classes of one
+            name that is written in two ways, or the parts of a split (train, val) in the place of classes.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -105,6 +110,15 @@ def list_images(folder: str | os.PathLike) -> tuple[list[str], ImageSet]:
             f"{folder} has class folders whose names hold a line break or are no UTF-8, which no list of labels can "
             f"hold: {listing(list(map(ascii, broken)))}. Rename them."
         )
+    names = [composed(path.name) for path in classes]
+    twice = [ascii(path.name) for path, name in zip(classes, names, strict=True) if names.count(name) > 1]
+    if twice:
+        raise ValueError(
+            f"{folder} has class folders of one name, written with accents as letters of their own and without: "
+            f"{listing(twice)}. Put their images into one."
+        )
+    warn_of_twins(names, folder)
+    _warn_of_loose_images(folder, classes)
     found_files = [image_files(path) for path in classes]
     empty = [str(path) for path, files in zip(classes, found_files, strict=True) if not files]
     if empty:
@@ -114,7 +128,29 @@ def list_images(folder: str | os.PathLike) -> tuple[list[str], ImageSet]:
         )
     targets = np.repeat(np.arange(len(classes)), [len(files) for files in found_files])
     files = tuple(file for files in found_files for file in files)
-    return [path.name for path in classes], ImageSet(files, targets, np.arange(len(files)))
+    return names, ImageSet(files, targets, np.arange(len(files)))
+
+
+def warn_of_twins(names: Sequence[str], source: Path) -> None:
+    """Warns of classes whose names differ in capital letters or spaces around them alone, as typing errors do."""
+    found = Counter(name.strip().casefold() for name in names)
+    twins = [repr(name) for name in names if found[name.strip().casefold()] > 1]
+    if twins:
+        warnings.warn(
+            f"{source} has classes of nearly one name, which are not taken for one: {listing(twins)}.", stacklevel=3
+        )
+
+
+def _warn_of_loose_images(folder: Path, taken: Sequence[Path]) -> None:
+    """Warns of images that lie in a folder beside the subfolders that are taken."""
+    loose = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in image_suffixes() and path.is_file())
+    loose = [name for name in loose if name[0] != "."]
+    if loose:
+        warnings.warn(
+            f"{folder} has {len(loose)} images beside {listing([path.name for path in taken])}, which are left out: "
+            f"{listing(loose)}.",
+            stacklevel=3,
+        )
 
 
 def _can_be_label(name: str) -> bool:
@@ -123,7 +159,8 @@ def _can_be_label(name: str) -> bool:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(found, key=lambda path: composed(path.name))
 
 
 def _is_split(subfolders: Sequence[Path]) -> bool:
@@ -143,6 +180,7 @@ def split_folders(folder: Path) -> tuple[Path | None, Path | None]:
             f"expected nothing but {', '.join(VALIDATION_NAMES)} there. Move the others away, or give {training[0]} "
             "as the folder."
         )
+    _warn_of_loose_images(folder, subfolders)
     by_name = {path.name.lower(): path for path in subfolders}
     return training[0], next((by_name[name] for name in VALIDATION_NAMES if name in by_name), None)
 
@@ -190,6 +228,7 @@ def read_validation(folder: str | os.PathLike, names: Sequence[str]) -> ImageSet
         ValueError: as `list_images`, or its classes are others; the message names them.
     """
     found, images = list_images(folder)
+    names = list(map(composed, names))
     if found != sorted(names):
         differences = [
             f"{words} {', '.join(sorted(some))}"
@@ -197,7 +236,7 @@ def read_validation(folder: str | os.PathLike, names: Sequence[str]) -> ImageSet
             if some
         ]
         raise ValueError(f"{folder} has other classes than the training images; {'; '.join(differences)}.")
-    return images.moved([list(names).index(name) for name in found], len(names))
+    return images.moved([names.index(name) for name in found], len(names))
 
 
 def hold_out(names: Sequence[str], images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:

@@ -154,6 +154,8 @@ def test_standard_input(predict, folder, monkeypatch):
     assert answers["-"] == answers["images/a.png"]
     Input.buffer = io.BytesIO(b"")
     assert "standard input" in predict("-", expect=1).err
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "Standard input is closed" in predict("-", expect=1).err
 
 
 def test_heic(predict, folder, tmp_path):

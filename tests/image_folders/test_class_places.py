@@ -41,6 +41,7 @@ def test_labels():
     found, labels, how = places(["ant", "cat"], 3, ("cat", "dog", "ant"))
     assert (found, labels, how) == ([2, 0], ("cat", "dog", "ant"), "by the model's labels")
     assert places(["tench", "Egyptian_cat"], 1000)[0] == [0, 285]
+    assert places(["cafe\u0301", "tea"], 2, ("tea", "caf\u00e9"))[:2] == ([1, 0], ("tea", "caf\u00e9"))
 
 
 def test_their_order():

@@ -20,6 +20,7 @@ from keras_efficientformer.errors import first_line, listing
 from keras_efficientformer.image_folders.image_folder import FILES_SHOWN, ImageSet, check_apart, split_folders
 from keras_efficientformer.imagenet import ImageError, register_heif
 from keras_efficientformer.images import image_files
+from keras_efficientformer.labels import composed
 from keras_efficientformer.segmentation.palette import Palette, in_digits
 
 # In masks as they are read, pixels that count for nothing.
@@ -105,11 +106,11 @@ def list_masked(folder: str | os.PathLike[str], masks: str | os.PathLike[str], p
     names = _voc_names(folder, part)
     if names is not None:
         files = _listed(files, names, folder.parent / VOC_LISTS / f"{part}.txt")
-    found = {path.relative_to(masks).with_suffix(""): path for path in image_files(masks) if _is_png(path)}
-    places = [_mask_place(path.relative_to(folder).with_suffix("")) for path in files]
+    found = {_place(path, masks): path for path in image_files(masks) if _is_png(path)}
+    places = [_mask_place(_place(path, folder)) for path in files]
     missing = [str(file.relative_to(folder)) for file, place in zip(files, places, strict=True) if place not in found]
     if missing:
-        expected = masks / _mask_place(Path(missing[0]).with_suffix(""))
+        expected = masks / _mask_place(_place(folder / missing[0], folder))
         hint = f", which {CITYSCAPES_TOOL} of cityscapesScripts writes" if CITYSCAPES_MASK in expected.name else ""
         raise FileNotFoundError(
             f"{len(missing)} of {len(files)} images have no mask in {masks}: {listing(missing)}. The mask of "
@@ -122,6 +123,11 @@ def list_masked(folder: str | os.PathLike[str], masks: str | os.PathLike[str], p
     return ImageSet(tuple(files), np.array([found[place] for place in places], object), np.arange(len(files)))
 
 
+def _place(file: Path, folder: Path) -> Path:
+    """Where in a folder a file is, without its suffix; alike for an image and its mask from different systems."""
+    return Path(composed(str(file.relative_to(folder).with_suffix(""))))
+
+
 def _mask_place(place: Path) -> Path:
     """Where the mask of an image is, both without suffixes."""
     if not place.name.endswith(CITYSCAPES_IMAGE):
@@ -132,12 +138,12 @@ def _mask_place(place: Path) -> Path:
 def _voc_names(folder: Path, part: str) -> list[str] | None:
     """The names that Pascal VOC's list has of a part of its images; None of other folders."""
     path = folder.parent / VOC_LISTS / f"{part}.txt"
-    return path.read_text(encoding="utf-8").split() if folder.name == VOC_IMAGES and path.is_file() else None
+    return composed(path.read_text(encoding="utf-8")).split() if folder.name == VOC_IMAGES and path.is_file() else None
 
 
 def _listed(files: list[Path], names: list[str], path: Path) -> list[Path]:
     """The images of these names, which stand in the file `path`."""
-    by_name = {file.stem: file for file in files}
+    by_name = {composed(file.stem): file for file in files}
     missing = [name for name in names if name not in by_name]
     if missing or not names:
         raise FileNotFoundError(f"{path} should list images that are in {files[0].parent}. Missing: {listing(missing)}")

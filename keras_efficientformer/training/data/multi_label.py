@@ -13,6 +13,7 @@ import csv
 import itertools
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from keras_efficientformer.image_folders.image_folder import (
     check_apart,
     list_images,
     split_folders,
+    warn_of_twins,
 )
-from keras_efficientformer.labels import class_names
+from keras_efficientformer.labels import class_names, composed
 
 FILE_COLUMN, LABELS_COLUMN = "file", "labels"
 # What stands between the labels in the name of a folder, and in a CSV's column of labels.
@@ -79,6 +81,7 @@ def read_multi_label_validation(source: str | os.PathLike, names: Sequence[str])
         ValueError: as `list_multi_label`, it has other labels, or its images have none.
     """
     found, images = list_multi_label(source)
+    names = list(map(composed, names))
     unknown = [name for name in found if name not in names]
     if unknown:
         raise ValueError(
@@ -86,7 +89,7 @@ def read_multi_label_validation(source: str | os.PathLike, names: Sequence[str])
         )
     if not images.targets.any():
         raise ValueError(f"No image of {source} has a label: there is nothing to find in them.")
-    return images.moved([list(names).index(name) for name in found], len(names))
+    return images.moved([names.index(name) for name in found], len(names))
 
 
 def list_multi_label(source: str | os.PathLike) -> tuple[list[str], ImageSet]:
@@ -103,6 +106,7 @@ def list_multi_label(source: str | os.PathLike) -> tuple[list[str], ImageSet]:
     source = Path(source)
     if source.suffix.lower() == ".csv" and source.is_file():
         names, files, targets = _read_table(source)
+        warn_of_twins(names, source)
         return names, ImageSet(files, targets, np.arange(len(files)))
     if not source.is_dir():
         raise FileNotFoundError(f"{source} is neither a folder of images nor a .csv file that says their labels.")
@@ -111,6 +115,7 @@ def list_multi_label(source: str | os.PathLike) -> tuple[list[str], ImageSet]:
         raise ValueError(f"{source} holds {', '.join(path.name for path in tables.values())}: choose one of them.")
     folders, images = list_images(source)
     names, targets = _rows([_labels_in(name, FOLDER_SEPARATOR, str(source / name)) for name in folders], source)
+    warn_of_twins(names, source)
     return names, ImageSet(images.files, targets[images.targets], images.rows)
 
 
@@ -136,7 +141,7 @@ def _tables(folder: Path) -> dict[str, Path]:
 
 def _labels_in(text: str, separator: re.Pattern[str], where: str) -> list[str]:
     """The labels that a folder's name or a cell of a CSV lists."""
-    labels = [label.strip() for label in separator.split(text)]
+    labels = [composed(label.strip()) for label in separator.split(text)]
     if len(labels) == 1 and labels[0].lower() in ("", NO_LABEL):
         return []
     if "" in labels or len(set(labels)) < len(labels) or NO_LABEL in map(str.lower, labels):
@@ -163,7 +168,7 @@ def _read_table(path: Path) -> tuple[list[str], tuple[Path, ...], np.ndarray]:
     """Label names, images and uint8 (images, labels) of a CSV file."""
     header, lines = _read_lines(path)
     column = header.index(FILE_COLUMN)
-    files = [Path(os.path.normpath(path.parent / cells[column])) for _, cells in lines]
+    files = [_named_file(path.parent, cells[column]) for _, cells in lines]
     _check_files(path, files, [number for number, _ in lines])
     if LABELS_COLUMN in header:
         names, targets = _rows(
@@ -183,6 +188,13 @@ def _read_table(path: Path) -> tuple[list[str], tuple[Path, ...], np.ndarray]:
     return list(class_names(names)), tuple(files), targets
 
 
+def _named_file(folder: Path, name: str) -> Path:
+    """The file of a name, whose accents another system may have written otherwise than the CSV has them."""
+    forms = (name, composed(name), unicodedata.normalize("NFD", name))
+    files = [Path(os.path.normpath(folder / form)) for form in forms]
+    return next((file for file in files if file.is_file()), files[0])
+
+
 def _read_lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header of a CSV file, and the number and the cells of each other line; empty lines are passed over."""
     try:
@@ -192,7 +204,7 @@ def _read_lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             lines = [(reader.line_num, cells) for cells in reader if cells]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} should be a CSV file: values with commas between them, in UTF-8. {error}") from error
-    header = [name.strip() for name in lines[0][1]] if lines else []
+    header = [composed(name.strip()) for name in lines[0][1]] if lines else []
     labels = [name for name in header if name != FILE_COLUMN]
     is_list = labels == [LABELS_COLUMN]
     unfit = {"", LABELS_COLUMN, NO_LABEL} & {name.lower() for name in labels}

@@ -42,6 +42,10 @@ def test_pairs(folders):
     assert [file.relative_to(folders[0]).as_posix() for file in images.files] == ["a/1.jpg", "a/2.png", "b/1.webp"]
     assert [path.relative_to(folders[1]).as_posix() for path in images.targets] == ["a/1.png", "a/2.png", "b/1.png"]
     np.testing.assert_array_equal(check_masks(images, None, 4), [24, 24, 24, 0])
+    # Where macOS has written one of the two names, the accent is a letter of its own.
+    (folders[0] / "b" / "1.webp").rename(folders[0] / "b" / "e\u0301.webp")
+    (folders[1] / "b" / "1.png").rename(folders[1] / "b" / "\u00e9.png")
+    assert list_masked(*folders).targets[2].name == "\u00e9.png"
 
 
 def test_split(tmp_path):

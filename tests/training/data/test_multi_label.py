@@ -110,6 +110,17 @@ def test_tables(photos, kind, encoding):
     assert images.files[0] == photos / "photos" / "1.png"
 
 
+def test_names_from_another_system(photos):
+    """macOS writes the accents of letters by themselves."""
+    (photos / "photos" / "1.png").rename(photos / "photos" / "e\u0301.png")
+    lines = ["file,labels", "photos/\u00e9.png,caf\u00e9", "photos/2.png,cafe\u0301;Tea", "photos/3.png,tea"]
+    with pytest.warns(UserWarning, match="of nearly one name.*'Tea', 'tea'"):
+        names, images = list_multi_label(write(photos / "labels.csv", *lines))
+    assert names == ["Tea", "caf\u00e9", "tea"]
+    assert images.files[0].name == "e\u0301.png"
+    assert images.targets.tolist() == [[0, 1, 0], [1, 1, 0], [0, 0, 1]]
+
+
 def test_columns_keep_their_order_and_names(photos):
     lines = ["file,zebra,a+b;c", "photos/1.png,1,0", "photos/2.png,0,1"]
     assert list_multi_label(write(photos / "labels.csv", *lines))[0] == ["zebra", "a+b;c"]

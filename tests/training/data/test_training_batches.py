@@ -1,6 +1,7 @@
 """What a step is fed: a function of seed, epoch and step; loaders of all kinds; augmentation; folders."""
 
 import os
+import warnings
 
 import keras
 import numpy as np
@@ -309,6 +310,30 @@ def test_class_folders_that_no_list_of_labels_can_hold(tmp_path, name, shown):
     os.mkdir(os.path.join(os.fsencode(tmp_path), name))
     with pytest.raises(ValueError, match=rf"names hold a line break or are no UTF-8.*{shown}\. Rename"):
         list_images(tmp_path)
+
+
+def test_names_that_look_alike(tmp_path):
+    """macOS writes the accents of letters by themselves, so what it has packed may not be called as it is elsewhere."""
+    for name in ("caf\u00e9", "tea", "Tea"):
+        training_images.make_folder(tmp_path / "train", {name: 1})
+        training_images.make_folder(tmp_path / "val", {name.replace("\u00e9", "e\u0301"): 1})
+    (tmp_path / "train" / "loose.png").touch()
+    (tmp_path / "loose.jpg").touch()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        names, _, held_out = read_folder(tmp_path, None)
+    assert names == ["Tea", "caf\u00e9", "tea"]
+    assert [file.parent.name for file in held_out.files] == ["Tea", "cafe\u0301", "tea"]
+    told = [str(warning.message).partition(" has ")[2] for warning in caught]
+    assert told == [
+        "1 images beside train, val, which are left out: loose.jpg.",
+        "classes of nearly one name, which are not taken for one: 'Tea', 'tea'.",
+        "1 images beside Tea, caf\u00e9, tea, which are left out: loose.png.",
+        "classes of nearly one name, which are not taken for one: 'Tea', 'tea'.",
+    ]
+    training_images.make_folder(tmp_path / "train", {"cafe\u0301": 1})
+    with pytest.raises(ValueError, match=r"one name, written with .*'cafe\\u0301', 'caf\\xe9'"):
+        list_images(tmp_path / "train")
 
 
 def test_hidden_files(tmp_path):
