@@ -1,6 +1,7 @@
 """The program `efficientformer`. Where this module is imported, the package brings Keras only when it is needed."""
 
 import io
+import os
 import sys
 
 VERBOSE = "--verbose"
@@ -15,6 +16,8 @@ def main(*command: str) -> None:
     from keras_efficientformer import cli
     from keras_efficientformer.cli.quiet import keep_libraries_quiet
 
+    if sys.stderr is None:  # closed by whoever started the command
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     # As on standard error: no report ends at a letter that the output's encoding has not, or a name that is no UTF-8.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

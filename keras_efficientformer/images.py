@@ -16,6 +16,8 @@ from keras_efficientformer.imagenet import load_image, register_heif, resize_and
 
 # Pillow opens these too: containers of other data, films, and drawings that other programs have to render.
 NOT_PICTURES = ("BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
+# Photographs of iPhones are images where nothing is installed that reads them too: they are told of, not passed over.
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 SEEDED_IMAGES = 4
 LUMINANCE = np.array([0.299, 0.587, 0.114], "float32")
 # In the dictionaries that datasets give, images are called so.
@@ -90,10 +92,10 @@ def _files(folder: Path) -> list[Path]:
 
 @functools.cache
 def image_suffixes() -> frozenset[str]:
-    """The suffixes of the files that Pillow reads as images, e.g. ".jpg"; HEIC's where pillow-heif is installed."""
+    """The suffixes of the files that Pillow reads as images, e.g. ".jpg", and of HEIC, which pillow-heif reads."""
     register_heif()
     Image.init()
-    return frozenset(
+    return frozenset(HEIC_SUFFIXES).union(
         suffix
         for suffix, kind in Image.registered_extensions().items()
         if kind in Image.OPEN and kind not in NOT_PICTURES

@@ -1,8 +1,8 @@
 """The command `efficientformer`: arguments in, one call of the library, one printed report out.
 
-Exit codes: 0 done, 1 the file or image is not fit or the result not good enough, 2 wrong usage. Reports go to standard
-output, as a table or with --json as JSON; progress and errors go to standard error. A command is imported
-when it is called, and what takes seconds to import by the library when the command calls it, never here. Room: cli.
+Exit codes: 0 done, 1 the file or image is not fit or the result not good enough, 2 wrong usage, 130 an interrupt.
+Reports go to standard output, as a table or with --json as JSON; progress and errors go to standard error. A command is
+imported when it is called, and what takes seconds to import by the library when it is needed, never here. Room: cli.
 """
 
 import sys
@@ -15,6 +15,7 @@ import keras_efficientformer
 from keras_efficientformer.backend_choice import missing_backend
 from keras_efficientformer.cli.on_demand import GroupOnDemand, add_on_demand
 from keras_efficientformer.errors import ExportError
+from keras_efficientformer.files import Interrupts
 
 # {command: (where its function stands, its summary)}; a command of two words stands in a group.
 COMMANDS = {
@@ -70,6 +71,9 @@ GROUPS = {
     "app": "Write an app around a model.",
 }
 
+# As shells call the end by Ctrl-C: 128 and the signal's number.
+INTERRUPTED = 130
+
 app = typer.Typer(cls=GroupOnDemand, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -107,7 +111,10 @@ def main(*command: str) -> None:
     Failures that a user can mend are one line, without a traceback.
     """
     try:
-        app([*command, *sys.argv[1:]])
+        with Interrupts():
+            app([*command, *sys.argv[1:]])
+    except KeyboardInterrupt:  # one that a library has swallowed; others typer ends itself, with the same code
+        raise SystemExit(INTERRUPTED) from None
     except (ValueError, OSError, ImportError, ExportError) as error:
         # Where nothing fails, help need not wait for what this brings.
         from keras_efficientformer.cli.options import errors

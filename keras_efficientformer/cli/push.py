@@ -40,6 +40,8 @@ def push(
     """Publish a model on the Hugging Face hub: weights that timm reads too, .keras, checked exports and a card."""
     check_inputs(source, *(exports or ()))
     check_repo_id(repo_id)
+    if dry_run and dry_run.exists():
+        raise FileExistsError(f"{dry_run} exists, and --dry-run writes a new folder. Choose another name.")
     check_target(dry_run, overwrite=False) if dry_run else check_token(None)
     require_installed("jinja2", "A model's card", "train")
     read_reports(exports or ())

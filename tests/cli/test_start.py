@@ -1,6 +1,7 @@
 """What the command imports and says before it does anything, and that nothing else talks on standard error."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import typer
 from project import HANG, ROOT
 
-from keras_efficientformer import cli, from_checkpoint
+from keras_efficientformer import __version__, cli, from_checkpoint
 from keras_efficientformer.cli.on_demand import imported
 from keras_efficientformer.deploy import export_coreml, export_tflite
 
@@ -230,3 +231,43 @@ ctypes.string_at(0)
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG, cwd=ROOT)
     assert process.returncode < 0
     assert "Segmentation fault" in process.stderr
+
+
+def test_a_closed_standard_error(tmp_path):
+    """As services start commands: there is no place for errors, and reports come nevertheless."""
+    program = "import efficientformer_command; efficientformer_command.main()"
+    process = subprocess.run(
+        ["sh", "-c", '"$0" -c "$1" --version 2>&-', sys.executable, program], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (process.returncode, process.stdout) == (0, f"{__version__}\n")
+
+
+def test_an_interrupt_that_a_library_takes_for_an_error(monkeypatch):
+    """PyTorch's import does."""
+
+    def interrupted(*_):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("Error calling __set_name__") from None
+
+    monkeypatch.setattr(sys, "argv", ["efficientformer", "predict", "a.jpg"])
+    monkeypatch.setattr("keras_efficientformer.cli.photographs.predict.check_inputs", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == cli.INTERRUPTED
+
+
+def test_heic_without_what_reads_it_is_told(tmp_path, exported):
+    """A folder of an iPhone's photographs is not one without images."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    arguments = ("predict", tmp_path / "photos", "--model", exported / "m.tflite")
+    code, _, _, err = start(tmp_path, *arguments, absent=["pillow_heif"])
+    assert code == 1
+    assert "IMG_1.HEIC' is not an image" in err
+    assert "keras-efficientformer[heic]" in err
