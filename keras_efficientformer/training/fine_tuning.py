@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,9 @@ def finetune(
     the place of `confusion.png`. With `masks` the model is a `SemanticFPN`, and pixels are what is counted.
 
     Args:
-        model: a `keras.Model` of this package, which stays as it is; the path of one or of a checkpoint; or "l1",
-            "l3", "l7", "v2_s0", "v2_s1", "v2_s2", "v2_l". Where several processes train together, a path or a name.
+        model: a `keras.Model` of this package, which stays as it is, and whose frozen layers are trained too; the path
+            of one or of a checkpoint; or "l1", "l3", "l7", "v2_s0", "v2_s1", "v2_s2", "v2_l". Where several processes
+            train together, a path or a name.
         data: a folder with a subfolder of images for each class, or with `train` and perhaps `val` alone; or a
             `keras.utils.PyDataset`, `tf.data.Dataset`, PyTorch `DataLoader` or other sized iterable of
             (images, labels): raw RGB (batch, height, width, 3) in 0..255 and integers (batch,) or rows of
@@ -147,6 +149,7 @@ def finetune(
     keras.utils.set_random_seed(config.seed)
 
     model_given = model if isinstance(model, keras.Model) else open_model(model)
+    _warn_of_frozen_layers(model_given)
     source: AnyNetwork
     if masks is None and is_segmenter(model_given):
         raise ValueError(f"{model_given.name} gives masks: pass `masks` (--masks), or a model that gives none.")
@@ -358,6 +361,22 @@ def _check_run_folder(output: Path, resume: bool, process: int) -> None:
     # A run that has left neither of these ended before it had anything to keep.
     if not resume and any((output / name).exists() for name in (CHECKPOINT_FILE, BEST_FILE)):
         raise FileExistsError(f"{output} holds a run. Go on with it (--resume, resume=True), or choose another folder.")
+
+
+def _warn_of_frozen_layers(model: keras.Model) -> None:
+    """Warns of layers that somebody has frozen, as for Keras' own `fit`: a run freezes the body or nothing."""
+    frozen = [layer.name for layer in model.layers if layer.weights and len(layer.trainable_weights) < _learnt(layer)]
+    if frozen:
+        warnings.warn(
+            f"Layers of {model.name} are frozen, {listing(frozen)}: finetune trains them all the same, after "
+            "freeze_epochs. Keras' own fit leaves them.",
+            stacklevel=3,
+        )
+
+
+def _learnt(layer: keras.Layer) -> int:
+    """How many weights of a layer, or of those in it, learn where nothing is frozen."""
+    return sum(len(inner._trainable_variables) for inner in layer._flatten_layers())
 
 
 def _check_outside(output: Path, *folders: Any) -> None:

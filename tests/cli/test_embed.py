@@ -89,6 +89,7 @@ def test_a_bad_image_does_not_end_the_others(folder, tmp_path):
         (["--model", "classifier.tflite", "--output", "x.npz"], "gives scores, and no embedding: export a model"),
         (["--model", "embedding.tflite", "--search", "images/a.png"], "holds no vectors that"),
         (["--model", "embedding.tflite", "--search", "small.npz"], "vectors of 3 values, and this model gives 448"),
+        (["--model", "embedding.tflite", "--search", "other.npz"], "written with another model, or at another size"),
         (["--model", "embedding.tflite", "--search", "odd.npz"], r"1 names and vectors of the shape \(2, 3\)"),
         (["--model", "embedding.tflite", "--search", "array.npy"], "holds no vectors that"),
         (["--model", "embedding.tflite", "--search", "words.npz"], "1 names and vectors of the shape"),
@@ -100,6 +101,8 @@ def test_refusals(folder, monkeypatch, arguments, words):
     monkeypatch.chdir(folder)
     np.savez("small.npz", names=np.array(["a"]), vectors=np.ones((1, 3), "float32"))
     np.savez("odd.npz", names=np.array(["a"]), vectors=np.ones((2, 3), "float32"))
+    other = np.random.default_rng(0).standard_normal(448)
+    np.savez("other.npz", names=np.array(["a"]), vectors=np.ones((1, 448), "float32"), probe=other)
     np.savez("words.npz", names=np.array(["a"]), vectors=np.array([["b"]]))
     np.save("array.npy", np.ones((1, 3)))
     with pytest.raises((ValueError, OSError), match=words):

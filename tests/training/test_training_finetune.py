@@ -428,6 +428,13 @@ def test_missing_folder(model, tmp_path):
     refused(model, tmp_path / "nothing", tmp_path / "run", FileNotFoundError, "nothing")
 
 
+def test_frozen_layers_learn_nevertheless(tmp_path):
+    model = training_images.make_model()
+    model.get_layer("stage4").blocks[0].trainable = False
+    with pytest.warns(UserWarning, match="Layers of efficientformer are frozen, stage4: finetune trains them"):
+        refused(model, tmp_path / "missing", tmp_path / "run", FileNotFoundError)
+
+
 def test_class_of_one_image(model, tmp_path):
     training_images.make_folder(tmp_path / "images", {"red": 3, "blue": 1})
     refused(model, tmp_path / "images", tmp_path / "run", ValueError, "'blue' has one image")

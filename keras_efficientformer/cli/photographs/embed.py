@@ -23,7 +23,11 @@ from keras_efficientformer.cli.options import (
 )
 from keras_efficientformer.cli.photographs.batches import answers_of, read_batches, tell_bad
 from keras_efficientformer.files import check_target, finished_file
+from keras_efficientformer.images import seeded_images
 from keras_efficientformer.photographs import find_photographs
+
+# The cosine of two vectors of one image is at least this for one model, quantized or not.
+SAME_MODEL = 0.9
 
 
 def embed(
@@ -55,20 +59,23 @@ def embed(
     check_inputs(model, search)
     if save is not None:
         check_target(save, overwrite)
-    names, vectors = _read_index(search) if search is not None else ((), np.empty((0, 0)))
+    names, vectors, written = _read_index(search) if search is not None else ((), np.empty((0, 0)), None)
     photographs = find_photographs(images)
     prepare_for(model)
     embedder = classifiers.open_embedder(model, size)
     crop = models.crop_of(model) if crop is None else crop
+    probe = embedder.predict(seeded_images((*embedder.size, embedder.channels))[:1])[0]
+    if search is not None:
+        _check_same_model(probe, vectors, written, search)
     found: dict[str, np.ndarray] = {}
     bad: dict[str, str] = {}
     for batch in read_batches(photographs, embedder.size, crop, bad):
         rows = answers_of(embedder, batch, model)
         found |= zip([photograph.name for photograph in batch], unit(rows) if normalize else rows, strict=True)
     if search is not None:
-        _print_similar(found, names, vectors, top, search, as_json)
+        _print_similar(found, names, vectors, top, as_json)
     elif save is not None and found:
-        _write(found, save, overwrite)
+        _write(found, probe, save, overwrite)
         values, (height, width) = len(next(iter(found.values()))), embedder.size
         facts = {"file": save.name, "images": len(found), "size": [height, width], "values": values}
         print(json.dumps(facts)) if as_json else output.print(
@@ -83,34 +90,46 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(lengths > 0, lengths, 1)
 
 
-def _write(found: dict[str, np.ndarray], path: Path, overwrite: bool) -> None:
+def _write(found: dict[str, np.ndarray], probe: np.ndarray, path: Path, overwrite: bool) -> None:
+    vectors = np.stack(list(found.values())).astype("float32")
     with finished_file(path, overwrite) as partial:
-        np.savez(partial, names=np.array(list(found)), vectors=np.stack(list(found.values())).astype("float32"))
+        np.savez(partial, names=np.array(list(found)), vectors=vectors, probe=probe.astype("float32"))
 
 
-def _read_index(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
-    """What `--output` has written: names, and vectors (number, values)."""
+def _read_index(path: Path) -> tuple[tuple[str, ...], np.ndarray, np.ndarray | None]:
+    """What `--output` has written: names, vectors (number, values), and the vector of a seeded image, by which models
+    are told apart, or None in an older file."""
     try:
         with np.load(path) as arrays:
             names, vectors = tuple(map(str, arrays["names"])), arrays["vectors"]
+            probe = arrays.get("probe")
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} holds no vectors that `efficientformer embed --output` has written.") from error
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or len(vectors) != len(names) or not np.isfinite(vectors).all():
         raise ValueError(f"{path} holds {len(names)} names and vectors of the shape {vectors.shape}.")
-    return names, vectors
+    return names, vectors, probe
+
+
+def _check_same_model(probe: np.ndarray, vectors: np.ndarray, written: np.ndarray | None, index: Path) -> None:
+    """Checks that a model's vectors can be compared with written ones; `probe` is its vector of the seeded image."""
+    if len(probe) != vectors.shape[1]:
+        raise ValueError(
+            f"{index} has vectors of {vectors.shape[1]} values, and this model gives {len(probe)}: search with the "
+            "model that they were written with."
+        )
+    if written is not None and (unit(written[None]) @ unit(probe[None])[0])[0] < SAME_MODEL:
+        raise ValueError(
+            f"{index} was written with another model, or at another size: its vector of a test image is another. "
+            "Search with the model that it was written with."
+        )
 
 
 def _print_similar(
-    found: dict[str, np.ndarray], names: tuple[str, ...], vectors: np.ndarray, top: int, index: Path, as_json: bool
+    found: dict[str, np.ndarray], names: tuple[str, ...], vectors: np.ndarray, top: int, as_json: bool
 ) -> None:
     """Prints for each image the written ones with the largest cosine."""
     answers: dict[str, list[dict[str, Any]]] = {}
     for name, vector in found.items():
-        if len(vector) != vectors.shape[1]:
-            raise ValueError(
-                f"{index} has vectors of {vectors.shape[1]} values, and this model gives {len(vector)}: search with "
-                "the model that they were written with."
-            )
         cosines = unit(vectors) @ unit(vector[None])[0]
         order = np.argsort(-cosines, kind="stable")[:top]
         answers[name] = [{"image": names[index], "cosine": float(cosines[index])} for index in order]
