@@ -1,10 +1,12 @@
 """The command `efficientformer finetune`: its settings' options are made from `FineTuneConfig`. Room: cli."""
 
+import contextlib
 import dataclasses
 import inspect
 import json
 import os
 import shlex
+import sys
 import typing
 from collections.abc import Callable
 from functools import partial
@@ -140,16 +142,18 @@ def finetune(
         read_run(output)  # it says what is missing
     import_keras_alone()
     try:
-        report = training.finetune(
-            arguments.pop("model"),
-            arguments.pop("data"),
-            output,
-            **arguments,
-            config=chosen,
-            resume=resume,
-            verbose=0 if as_json else 1 if errors.is_terminal else 2,
-            track=partial(track, description="Checking images"),
-        )
+        # Keras shows its progress on standard output, where the report goes alone.
+        with contextlib.redirect_stdout(sys.stderr):
+            report = training.finetune(
+                arguments.pop("model"),
+                arguments.pop("data"),
+                output,
+                **arguments,
+                config=chosen,
+                resume=resume,
+                verbose=0 if as_json else 1 if errors.is_terminal else 2,
+                track=partial(track, description="Checking images"),
+            )
     except KeyboardInterrupt:
         if (output / CONFIG_FILE).exists():
             say(f"Stopped. Go on with: efficientformer finetune --resume --output {shlex.quote(str(output))}")
