@@ -252,7 +252,7 @@ def hold_out(names: Sequence[str], images: ImageSet, share: float, seed: int) ->
         seed: draws which.
 
     Raises:
-        ValueError: a class has one image.
+        ValueError: a class has one image; or links have one image in both parts.
     """
     counts = images.counts(len(names))
     held_out, decided = np.zeros(len(images), bool), np.zeros(len(images), bool)
@@ -275,7 +275,14 @@ def hold_out(names: Sequence[str], images: ImageSet, share: float, seed: int) ->
         decided |= own
     unlabelled = np.random.default_rng([seed, len(names)]).permutation(np.flatnonzero(~decided))
     held_out[unlabelled[: round(len(unlabelled) * share)]] = True
-    return images.take(np.flatnonzero(~held_out)), images.take(np.flatnonzero(held_out))
+    return divided(images, held_out)
+
+
+def divided(images: ImageSet, held_out: np.ndarray) -> tuple[ImageSet, ImageSet]:
+    """The images to train on, and those where `held_out` is True; errors are those of `check_apart`."""
+    training, validation = images.take(np.flatnonzero(~held_out)), images.take(np.flatnonzero(held_out))
+    check_apart(training, validation)
+    return training, validation
 
 
 def unreadable(files: tuple[Path, ...], track: Callable[[Iterable], Iterable] = iter) -> dict[Path, str]:

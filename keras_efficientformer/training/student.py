@@ -287,7 +287,7 @@ def averaged_weights(model: keras.Model) -> list[np.ndarray]:
     """A compiled model's weights, those that learn as the optimizer's moving average, if it has one."""
     learning = [keras.ops.convert_to_numpy(variable) for variable in model.trainable_variables]
     # In mixed_float16 all steps so far may have been left out, and there is nothing to average.
-    if int(model.optimizer.iterations):
+    if int(keras.ops.convert_to_numpy(model.optimizer.iterations)):
         model.optimizer.finalize_variable_values(model.trainable_variables)
     weights = model.get_weights()
     for variable, value in zip(model.trainable_variables, learning, strict=True):

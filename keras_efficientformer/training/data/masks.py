@@ -17,7 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from keras_efficientformer.errors import first_line, listing
-from keras_efficientformer.image_folders.image_folder import FILES_SHOWN, ImageSet, check_apart, split_folders
+from keras_efficientformer.image_folders.image_folder import FILES_SHOWN, ImageSet, check_apart, divided, split_folders
 from keras_efficientformer.imagenet import ImageError, register_heif
 from keras_efficientformer.images import image_files
 from keras_efficientformer.labels import composed
@@ -66,7 +66,7 @@ def hold_out_masked(images: ImageSet, share: float, seed: int) -> tuple[ImageSet
     """The images to train on, and a share, in (0, 1), that is held out; the seed draws which.
 
     Raises:
-        ValueError: there is a single image.
+        ValueError: there is a single image; or links have one image in both parts.
     """
     if len(images) < 2:
         raise ValueError(
@@ -75,7 +75,7 @@ def hold_out_masked(images: ImageSet, share: float, seed: int) -> tuple[ImageSet
     held_out = np.zeros(len(images), bool)
     count = min(max(1, round(len(images) * share)), len(images) - 1)
     held_out[np.random.default_rng(seed).permutation(len(images))[:count]] = True
-    return images.take(np.flatnonzero(~held_out)), images.take(np.flatnonzero(held_out))
+    return divided(images, held_out)
 
 
 def list_masked(folder: str | os.PathLike[str], masks: str | os.PathLike[str], part: str = "val") -> ImageSet:

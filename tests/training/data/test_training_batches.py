@@ -380,6 +380,13 @@ def test_images_to_train_on_are_not_validated_on(tmp_path, folder):
         read_folder(tmp_path, None)
 
 
+def test_what_is_held_out_is_not_trained_on_by_a_link(tmp_path):
+    training_images.make_folder(tmp_path, {"blue": 2, "red": 1})
+    (tmp_path / "red" / "001.png").symlink_to("000.png")
+    with pytest.raises(ValueError, match=r"1 images are both to train and to validate on: .*red/000\.png"):
+        hold_out(*list_images(tmp_path), 0.5, 0)
+
+
 def test_validation_in_the_order_of_labels(folder):
     """A loader's labels may be in any order."""
     images = read_validation(folder, ["red", "blue", "green"])
