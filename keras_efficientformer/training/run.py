@@ -367,12 +367,6 @@ class Run:
         values, state = read_state(self.checkpoint)
         check_same(state, self._fingerprint(), self.output)
         self.progress = Progress(**state["progress"])
-        best = self.output / BEST_FILE
-        if self.progress.history and not best.exists():
-            raise FileNotFoundError(
-                f"{best}, the best model of the {len(self.progress.history)} epochs that are done, is not there any "
-                "more. Put it back, or start anew in another folder."
-            )
         return values, state["phase"]
 
     def _callbacks(self) -> keras.callbacks.CallbackList:

@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_efficientformer.errors import CheckpointError
 from keras_efficientformer.files import finished_file
+from keras_efficientformer.training.config import BEST_FILE
 
 CHECKPOINT_FILE = "checkpoint.npz"
 STATE = "state"
@@ -98,6 +99,7 @@ def check_same(state: dict[str, Any], run: dict[str, dict[str, Any]], output: Pa
 
     Raises:
         ValueError: values are others; the message names them.
+        FileNotFoundError: the best model so far is gone.
     """
     pairs = {
         name: (state[part][name], value)
@@ -108,6 +110,12 @@ def check_same(state: dict[str, Any], run: dict[str, dict[str, Any]], output: Pa
     differing = [_difference(name, *pair) for name, pair in pairs.items() if pair[0] != pair[1]]
     if differing:
         raise ValueError(f"The run in {output} cannot go on with other settings or images: {', '.join(differing)}.")
+    done = len(state.get("progress", {}).get("history", ()))
+    if done and not (output / BEST_FILE).exists():
+        raise FileNotFoundError(
+            f"{output / BEST_FILE}, the best model of the {done} epochs that are done, is not there any more. Put it "
+            "back, or start anew in another folder."
+        )
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
