@@ -197,7 +197,9 @@ def test_kept_head(model):
 
 def short_config(**settings):
     """One epoch, in which the head alone learns, and almost nothing: what a run does with classes and images."""
-    return FineTuneConfig(epochs=1, batch_size=4, learning_rate=1e-9, warmup_epochs=0, **settings)
+    return FineTuneConfig(
+        epochs=1, batch_size=4, learning_rate=1e-9, final_learning_rate=0, warmup_epochs=0, **settings
+    )
 
 
 @pytest.mark.parametrize("folders", ["names", "indices"])
