@@ -85,7 +85,43 @@ def relative_positions(resolution: int | Sequence[int]) -> np.ndarray:
     return offsets[0] * width + offsets[1]
 
 
-class SameShape(keras.layers.Layer):
+class Composite(keras.layers.Layer):
+    """Base class of layers with layers inside: which of those are frozen goes into copies and files too.
+
+    Keras asks the outermost layer alone whether it is trained, and does not tell the layers that it is made of.
+
+    Args:
+        frozen: paths, below this layer's, of the layers inside that are not trained; of a layer that is itself not
+            trained, none means all.
+    """
+
+    def __init__(self, *, frozen: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._frozen = tuple(frozen)
+
+    def _post_build(self) -> None:
+        super()._post_build()
+        if self.trainable and not self._frozen:
+            return
+        # A layer comes before those inside it, to which setting it is passed on.
+        for path, layer in self._inner_layers().items():
+            layer.trainable = bool(self._frozen) and path not in self._frozen
+
+    def _inner_layers(self) -> dict[str, keras.layers.Layer]:
+        """{path below this layer's: layer}, outer ones first."""
+        inner = self._flatten_layers(include_self=False)
+        return {layer.path.removeprefix(f"{self.path}/"): layer for layer in inner}
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        inner = self._inner_layers() if self.built else {}
+        frozen = [path for path, layer in inner.items() if not layer.trainable]
+        # Files say nothing of it where nothing has to be said.
+        is_told = frozen and (self.trainable or len(frozen) < len(inner))
+        return {**config, "frozen": frozen} if is_told else config
+
+
+class SameShape(Composite):
     """Base class of layers whose output has the shape of their input."""
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -151,7 +187,7 @@ class StochasticDepth(SameShape):
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}
 
 
-class BiasedAttention(keras.layers.Layer):
+class BiasedAttention(Composite):
     """Base class of all attentions: their sizes, and a table of biases that files hold with its resolution.
 
     Attributes:

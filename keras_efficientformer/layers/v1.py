@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_efficientformer.layers.common import (
     CHANNELS_LAST,
+    Composite,
     LayerScale,
     SameShape,
     Shape,
@@ -32,7 +33,7 @@ from keras_efficientformer.layers.v1_attention import Attention
 
 
 @register
-class PaddedConv(keras.layers.Layer):
+class PaddedConv(Composite):
     """3x3 stride-2 convolution and BatchNorm: the stem's two steps and the embedding between stages (paper, figure 2).
 
     The padding is one pixel on every side, as in PyTorch; Keras' "same" pads even sizes at the bottom and right only.
@@ -74,7 +75,7 @@ class Downsample(PaddedConv):
 
 
 @register
-class Stem(keras.layers.Layer):
+class Stem(Composite):
     """Patch embedding: twice a 3x3 stride-2 convolution, BatchNorm and ReLU (paper, section 4.1, "Conv stem").
 
     Args:
@@ -329,7 +330,7 @@ class Meta3D(_MetaBlock):
 
 
 @register
-class Stage(keras.layers.Layer):
+class Stage(Composite):
     """One of the network's four stages: an embedding (not in the first), then `Meta4D` and at last `Meta3D` blocks.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import keras
 
 from keras_efficientformer.layers.common import (
+    Composite,
     LayerScale,
     SameShape,
     Shape,
@@ -24,7 +25,7 @@ from keras_efficientformer.layers.v2_attention import STRIDE, AttentionDownsampl
 
 
 @register
-class StemV2(keras.layers.Layer):
+class StemV2(Composite):
     """Patch embedding: twice a 3x3 stride-2 convolution, BatchNorm and GELU (paper, section 3.1).
 
     Args:
@@ -96,7 +97,7 @@ class UnifiedFFN(SameShape):
 
 
 @register
-class DownsampleV2(keras.layers.Layer):
+class DownsampleV2(Composite):
     """Embedding between two stages: a strided convolution, and beside it attention (paper, section 3.5, "dual-path").
 
     Args:
@@ -212,7 +213,7 @@ class BlockV2(SameShape):
 
 
 @register
-class StageV2(keras.layers.Layer):
+class StageV2(Composite):
     """One of the network's four stages: an embedding (not in the first), then blocks, the last of them with attention.
 
     Args:

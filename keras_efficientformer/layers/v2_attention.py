@@ -13,6 +13,7 @@ from keras import ops
 from keras_efficientformer.layers.common import (
     CHANNELS_LAST,
     BiasedAttention,
+    Composite,
     SameShape,
     Shape,
     conv2d,
@@ -59,7 +60,7 @@ def _from_heads(x: Any, resolution: Sequence[int]) -> Any:
 
 
 @register
-class ConvNorm(keras.layers.Layer):
+class ConvNorm(Composite):
     """Convolution and BatchNorm, with a padding of kernel_size // 2 pixels on every side, as in PyTorch.
 
     Args:
@@ -239,7 +240,7 @@ class AttentionV2(_Attention):
 
 
 @register
-class LocalGlobalQuery(keras.layers.Layer):
+class LocalGlobalQuery(Composite):
     """Queries of a map of half the sides: every second pixel plus a strided depthwise convolution (paper, section 3.5).
 
     Args:

@@ -359,6 +359,29 @@ def test_config_round_trip(loud):
     close(run(again, timm_reference.images(64, 64)), run(model, timm_reference.images(64, 64)), 0)
 
 
+def _saved(model, folder):
+    model.save(folder / "model.keras")
+    return keras.saving.load_model(folder / "model.keras")
+
+
+@pytest.mark.parametrize("copied", [lambda model, _: keras.models.clone_model(model), _saved], ids=["clone", "file"])
+def test_frozen_parts_stay_frozen(copied, tmp_path):
+    """A whole layer, a block without one part of it, and all norms of a stage."""
+    model = kef.EfficientFormer((1, 1, 1, 2), (8, 8, 8, 8), input_shape=(32, 32, 3), classes=2)
+    model.get_layer("stem").trainable = False
+    block = model.get_layer("stage4").blocks[0]
+    block.trainable = False
+    block.mlp.trainable = True
+    for layer in model.get_layer("stage2")._flatten_layers():
+        layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+    copy = copied(model, tmp_path)
+    for found, expected in zip(copy.layers, model.layers, strict=True):
+        parts = [[part.trainable for part in layer._flatten_layers()] for layer in (found, expected)]
+        assert parts[0] == parts[1]
+    learned = [len(each.trainable_variables) for each in (copy, model)]
+    assert learned[0] == learned[1]
+
+
 def test_weights_file(loud, tmp_path):
     """Keras' own `load_weights`, which goes by the order of the layers."""
     model, other = loud(), kef.EfficientFormer(**SMALL, classes=10, input_shape=(64, 64, 3))
