@@ -15,12 +15,16 @@ import keras
 import keras_hub
 
 from keras_efficientformer import conversion
+from keras_efficientformer.errors import listing
 from keras_efficientformer.hub.presets import is_keras_preset, network_of
 from keras_efficientformer.layers.initialization import weights_follow
 from keras_efficientformer.models.assembly import DEFAULT_SIZE
 from keras_efficientformer.models.opening import build
 from keras_efficientformer.models.pyramid import feature_pyramid
 from keras_efficientformer.variants import AnyArchitecture, Architecture, ArchitectureV2
+
+# The keys are the classes of the families' architectures.
+LORA_LAYERS: dict[type[AnyArchitecture], list[str]] = {Architecture: ["qkv"], ArchitectureV2: ["conv"]}
 
 
 @keras.saving.register_keras_serializable(package="keras_efficientformer")
@@ -137,6 +141,30 @@ class EfficientFormerBackbone(keras_hub.models.FeaturePyramidBackbone):
             resized = type(self).from_config(config)
         conversion.load_state_dict(resized, conversion.to_state_dict(self))
         return resized
+
+    def default_lora_layer_names(self) -> list[str]:
+        """The layers that `enable_lora` is for, by KerasHub's rule the attentions': the first family's dense `qkv`. In
+        the second all is convolutions, and those of its attentions are called as all others are."""
+        return LORA_LAYERS[type(self.architecture)]
+
+    def enable_lora(self, rank: int, target_layer_names: Sequence[str] | None = None) -> None:
+        """Freezes all weights and puts LoRA on layers, as in KerasHub.
+
+        Args:
+            rank: of the factors.
+            target_layer_names: names of dense layers or convolutions; None means `default_lora_layer_names`.
+
+        Raises:
+            ValueError: no layer that LoRA can be put on has such a name, so that nothing would be left to train.
+        """
+        names = self.default_lora_layer_names() if target_layer_names is None else list(target_layer_names)
+        known = {layer.name for layer in self._flatten_layers(include_self=False) if hasattr(layer, "enable_lora")}
+        if not known & set(names):
+            raise ValueError(
+                f"LoRA can be put on the layers {listing(sorted(known))} of {self.name}. "
+                f"Received: target_layer_names={names}"
+            )
+        super().enable_lora(rank, names)
 
 
 def _architecture(

@@ -72,7 +72,7 @@ class EfficientFormerImageClassifier(keras_hub.models.ImageClassifier):
         backbone = EfficientFormerBackbone.from_network(network, load_weights, dtype=dtype)
         classifier = cls(backbone=backbone, **arguments)
         if load_weights and not new_head:
-            weights = zip(*(head.get_weights() for head in heads), strict=True)
+            weights = zip(*map(_dense_weights, heads), strict=True)
             classifier.output_dense.set_weights([np.mean(values, axis=0) for values in weights])
         return classifier
 
@@ -82,10 +82,15 @@ class EfficientFormerImageClassifier(keras_hub.models.ImageClassifier):
         if backbone is self.backbone:
             return self
         resized = type(self).from_config({**self.get_config(), "backbone": backbone})
-        resized.output_dense.set_weights(self.output_dense.get_weights())
+        resized.output_dense.set_weights(_dense_weights(self.output_dense))
         if isinstance(resized.preprocessor, keras_hub.models.Preprocessor) and resized.preprocessor.image_size:
             resized.preprocessor.image_size = image_shape[:2]
         return resized
+
+
+def _dense_weights(layer: keras.layers.Dense) -> list[np.ndarray]:
+    """Kernel and bias of a dense layer; with LoRA on it, the kernel that it computes with."""
+    return [keras.ops.convert_to_numpy(value) for value in (layer.kernel, layer.bias)]
 
 
 def _preprocessor_of(network: keras.Model) -> EfficientFormerImageClassifierPreprocessor | None:

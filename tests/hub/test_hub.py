@@ -151,6 +151,30 @@ def test_new_head_and_policy(checkpoint, preset):
     assert keras.config.dtype_policy().name == "float32"
 
 
+@pytest.mark.parametrize(("shape", "layer"), [(V1, "qkv"), (V2, "conv")], ids=FAMILIES)
+def test_lora(shape, layer):
+    """KerasHub's own names are of no layer here: everything would be frozen, and nothing trained."""
+    backbone = loud_backbone(shape)
+    backbone.enable_lora(2)
+    learned = {variable.path.rpartition("/")[::2] for variable in backbone.trainable_variables}
+    assert {name for _, name in learned} == {"lora_kernel_a", "lora_kernel_b", "bias"}
+    assert {path.rpartition("/")[2] for path, _ in learned} == {layer}
+    with pytest.raises(
+        ValueError, match=rf"LoRA can be put on the layers .*\b{layer}\b.*target_layer_names=\['query'\]"
+    ):
+        backbone.enable_lora(2, ["query"])
+
+
+def test_heads_with_lora(tmp_path):
+    model = make_loud(kef.EfficientFormer(**V1, input_shape=SHAPE, classes=5, classifier_activation=None))
+    head = model.get_layer("head")
+    head.enable_lora(2)
+    head.lora_kernel_b.assign(np.ones(head.lora_kernel_b.shape))
+    model.save(tmp_path / "model.keras")
+    opened = hub.EfficientFormerImageClassifier.from_preset(tmp_path / "model.keras")
+    np.testing.assert_allclose(to_numpy(opened(IMAGES)), to_numpy(model(IMAGES)), atol=1e-4)
+
+
 def segmenter():
     backbone = keras_hub.models.DeepLabV3Backbone(
         image_encoder=loud_backbone(),
