@@ -75,6 +75,7 @@ class UnifiedFFN(SameShape):
 
     def __init__(self, dim: int, hidden_dim: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        require_positive(dim=dim, hidden_dim=hidden_dim)
         self.dim = dim
         self.hidden_dim = hidden_dim
         self.fc1 = ConvNorm(hidden_dim, name="fc1", dtype=self.dtype_policy)

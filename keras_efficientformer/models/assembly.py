@@ -59,11 +59,7 @@ class ModelArguments:
     labels: Labels | None = None
 
     def __post_init__(self) -> None:
-        if keras.config.image_data_format() != "channels_last":
-            raise ValueError(
-                "EfficientFormer is channels-last only. Received: keras.config.image_data_format()='channels_first'; "
-                "call keras.config.set_image_data_format('channels_last') first."
-            )
+        require_channels_last()
         if self.weights is not None and not isinstance(self.weights, str | os.PathLike):
             raise ValueError(f"`weights` should be `None`, a name or a path. Received: weights={self.weights!r}")
         if self.pooling not in (None, *POOLINGS):
@@ -80,6 +76,15 @@ class ModelArguments:
             raise ValueError(f"`mean` and `std` go together. Received: mean={self.mean}, std={self.std}")
         if self.labels is not None and not self.include_top:
             raise ValueError("A model without the top has no classes that `labels` could be of: leave them out.")
+
+
+def require_channels_last() -> None:
+    """Raises ValueError where Keras is set to channels first, as layers that are made then would be."""
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError(
+            "EfficientFormer is channels-last only. Received: keras.config.image_data_format()='channels_first'; "
+            "call keras.config.set_image_data_format('channels_last') first."
+        )
 
 
 def assemble(
@@ -127,15 +132,15 @@ def _labels(architecture: AnyArchitecture, arguments: ModelArguments) -> tuple[s
 
 def _normalized(image: Any, arguments: ModelArguments) -> Any:
     """The image after a layer that normalises it or says how it is; without one where that goes without saying."""
-    if arguments.mean is not None and arguments.std is not None:
-        normalization = Normalization(arguments.mean, arguments.std)
-    elif arguments.include_preprocessing:
-        normalization = Normalization()
-    elif not keras.backend.is_float_dtype(image.dtype):
+    if not arguments.include_preprocessing and not keras.backend.is_float_dtype(image.dtype):
         raise ValueError(
             f"Normalised images are floating-point numbers. Received: input_tensor of dtype {image.dtype}; pass "
             "include_preprocessing=True for raw pixels, or cast it."
         )
+    if arguments.mean is not None and arguments.std is not None:
+        normalization = Normalization(arguments.mean, arguments.std)
+    elif arguments.include_preprocessing:
+        normalization = Normalization()
     else:
         return image
     channels = image.shape[-1]

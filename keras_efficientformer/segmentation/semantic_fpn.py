@@ -12,10 +12,10 @@ from keras import layers
 
 from keras_efficientformer.conversion.bindings import family_of, layers_of
 from keras_efficientformer.labels import Labels, class_names
-from keras_efficientformer.layers.names import MASKS
+from keras_efficientformer.layers.names import MASKS, STEM
 from keras_efficientformer.layers.normalization import BATCH_NORM_MOMENTUM, NORM_EPSILON
 from keras_efficientformer.layers.predictions import Predictions
-from keras_efficientformer.models.assembly import is_integer
+from keras_efficientformer.models.assembly import is_integer, require_channels_last
 from keras_efficientformer.models.pyramid import LEVELS, feature_pyramid
 from keras_efficientformer.variants import Architecture, ArchitectureV2
 
@@ -65,7 +65,7 @@ def SemanticFPN(
     Raises:
         ValueError: an argument is out of its range, or the backbone is no EfficientFormer of this package.
     """
-    layers_of(backbone)
+    require_channels_last()
     _check(backbone, classes, pyramid_channels, head_channels, feature_norm, activation, output_stride)
     if not isinstance(dropout, Real) or not 0 <= dropout < 1:
         raise ValueError(f"`dropout` should be in the range [0, 1). Received: dropout={dropout!r}")
@@ -119,7 +119,8 @@ def _check(
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise ValueError(f"`{name}` should be one of {', '.join(map(repr, allowed))}. Received: {name}={value!r}")
-    sides = tuple(backbone.inputs[0].shape[1:3])
+    # Layers before the network may give it images of another size than the model's.
+    sides = tuple(layers_of(backbone)[STEM].input.shape[1:3])
     if any(side % COARSEST for side in sides):
         raise ValueError(
             f"{backbone.name} takes images of {sides[0]}x{sides[1]} pixels, and a pyramid needs sides that are "

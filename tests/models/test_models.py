@@ -167,6 +167,10 @@ BAD_ARGUMENTS = {
         {"input_tensor": keras.Input((64, 64, 3), dtype="uint8")},
         "Received: input_tensor of dtype uint8; pass include_preprocessing=True",
     ),
+    "bytes with a mean of one's own": (
+        {"input_tensor": keras.Input((224, 224, 3), dtype="uint8"), "mean": (0.5,) * 3, "std": (0.5,) * 3},
+        "Received: input_tensor of dtype uint8; pass include_preprocessing=True",
+    ),
 }
 
 

@@ -110,6 +110,10 @@ def test_stochastic_depth_grows_as_in_timm():
         ({"mlp_ratios": (4, 3, 2, 4)}, r"Received: mlp_ratios=\(4, 3, 2, 4\)"),
         ({"num_attention": None}, "Received: num_attention=None"),
         ({"mlp_ratios": ((4,), (0,), (2, 3), (4, 2))}, r"Received: mlp_ratios=\(\(4,\), \(0,\)"),
+        (
+            {"mlp_ratios": ((4,), (0.01,), (2, 3), (4, 2))},
+            r"`hidden_dim` should be at least 1\. Received: hidden_dim=0",
+        ),
         ({"input_shape": (31, 64, 3)}, r"at least 32x32; Received: input_shape=\(31, 64, 3\)"),
         ({"head": "mean"}, "Received: head='mean'"),
         ({"weights": "imagenet"}, "a network of these depths and widths has none"),

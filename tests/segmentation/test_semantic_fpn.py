@@ -11,8 +11,8 @@ from keras_efficientformer.segmentation import SemanticFPN
 SHAPE = (64, 96, 3)
 
 
-def backbone(shape=SHAPE):
-    return kef.EfficientFormer((1, 1, 1, 2), (8, 16, 16, 32), input_shape=shape, include_top=False)
+def backbone(shape=SHAPE, **arguments):
+    return kef.EfficientFormer((1, 1, 1, 2), (8, 16, 16, 32), input_shape=shape, include_top=False, **arguments)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
@@ -61,3 +61,19 @@ def test_other_backbones():
 def test_size_that_no_pyramid_has():
     with pytest.raises(ValueError, match="takes images of 80x96 pixels, and a pyramid needs sides that are multiples"):
         SemanticFPN(backbone((80, 96, 3)), 5)
+
+
+def test_layers_before_the_backbone_decide_its_size():
+    image = keras.Input((None, None, 3))
+    cut = backbone(None, input_tensor=keras.layers.CenterCrop(64, 96)(image))
+    assert SemanticFPN(cut, 5, 16, 8).output_shape == (None, 64, 96, 5)
+
+
+def test_channels_first_is_refused():
+    made_before = backbone()
+    keras.config.set_image_data_format("channels_first")
+    try:
+        with pytest.raises(ValueError, match=r"channels-last only.*set_image_data_format\('channels_last'\)"):
+            SemanticFPN(made_before, 5, 16, 8)
+    finally:
+        keras.config.set_image_data_format("channels_last")
