@@ -260,9 +260,9 @@ def resize_and_crop(image: np.ndarray, size: Sequence[int] = (224, 224), crop_fr
             "`image` must be a uint8 array of shape (height, width, 3) with values in [0, 255]. "
             f"Received: dtype={image.dtype}, shape={image.shape}"
         )
-    if np.shape(size) != (2,) or not all(float(side).is_integer() and side >= 1 for side in size):
+    if np.shape(size) != (2,) or not all(isinstance(side, Real) and side >= 1 and side % 1 == 0 for side in size):
         raise ValueError(f"`size` must be two positive integers, (height, width). Received: size={size}")
-    if not 0 < crop_fraction <= 1:
+    if not isinstance(crop_fraction, Real) or not 0 < crop_fraction <= 1:
         raise ValueError(f"`crop_fraction` must be above 0 and at most 1. Received: crop_fraction={crop_fraction}")
 
     height, width = (int(side) for side in size)

@@ -133,13 +133,13 @@ def test_resize_and_crop_refuses_what_is_no_rgb_image(image):
         resize_and_crop(image)
 
 
-@pytest.mark.parametrize("size", [224, (0, 224), (224,), (224, 224, 3), (12.5, 20)], ids=str)
+@pytest.mark.parametrize("size", [224, (0, 224), (224,), (224, 224, 3), (12.5, 20), (None, None)], ids=str)
 def test_resize_and_crop_refuses_bad_sizes(photographs, size):
     with pytest.raises(ValueError, match=r"two positive integers, \(height, width\)"):
         resize_and_crop(photographs["chelsea"], size)
 
 
-@pytest.mark.parametrize("crop_fraction", [0, -0.5, 1.1, 95, float("nan")])
+@pytest.mark.parametrize("crop_fraction", [0, -0.5, 1.1, 95, float("nan"), None])
 def test_resize_and_crop_refuses_bad_crop_fractions(photographs, crop_fraction):
     with pytest.raises(ValueError, match="crop_fraction"):
         resize_and_crop(photographs["chelsea"], crop_fraction=crop_fraction)

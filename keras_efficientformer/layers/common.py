@@ -5,6 +5,7 @@ the network operation by operation.
 """
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from numbers import Integral
 from typing import Any, TypeVar
 
 import keras
@@ -60,9 +61,13 @@ def require_positive(**arguments: float) -> None:
 
 
 def pair(resolution: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of a resolution that may be given as one integer for both."""
-    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    return int(height), int(width)
+    """(height, width) of a resolution that may be given as one integer for both; a ValueError for what is neither."""
+    sides: Any = (resolution, resolution) if isinstance(resolution, Integral) else resolution
+    if np.shape(sides) != (2,) or not all(isinstance(side, Integral) for side in sides):
+        raise ValueError(
+            f"`resolution` should be an integer or two of them, (height, width). Received: resolution={resolution!r}"
+        )
+    return int(sides[0]), int(sides[1])
 
 
 def halved(size: Side) -> Side:
@@ -217,8 +222,10 @@ class BiasedAttention(Composite):
         require_positive(value_dim=self.value_dim)
         self.grid = self.resolution
 
-    def _add_table(self) -> None:
-        """Adds the variable `attention_biases`, (num_heads, height * width) of `grid`."""
+    def _add_table(self, input_shape: Shape) -> None:
+        """Adds the variable `attention_biases`, (num_heads, height * width) of `grid`, for inputs of that size alone."""
+        # Those of other sizes would often go through: one token's bias is added to all, and tokens become images.
+        self.input_spec = keras.layers.InputSpec(shape=(None, *input_shape[1:]))
         shape = (self.num_heads, self.grid[0] * self.grid[1])
         self.attention_biases = self.add_weight(shape=shape, initializer="zeros", name="attention_biases")
 

@@ -376,6 +376,9 @@ class Stage(Composite):
         self.blocks: list[Meta4D | Meta3D] = []
 
     def build(self, input_shape: Shape) -> None:
+        if self.num_meta3d:
+            # Of a larger feature map the tokens would become those of several images.
+            self.input_spec = keras.layers.InputSpec(shape=(None, *input_shape[1:]))
         if self.downsample is not None:
             self.downsample.build(input_shape)
             input_shape = self.downsample.compute_output_shape(input_shape)

@@ -60,7 +60,7 @@ class Attention(BiasedAttention, SameShape):
             )
         self.qkv.build(input_shape)
         self.proj.build((*input_shape[:-1], self.num_heads * self.value_dim))
-        self._add_table()
+        self._add_table(input_shape)
 
     def call(self, x: Any) -> Any:
         tokens = x.shape[1]

@@ -208,7 +208,7 @@ class AttentionV2(_Attention):
 
     def build(self, input_shape: Shape) -> None:
         self._check_input(input_shape)
-        self._add_table()
+        self._add_table(input_shape)
         if self.stride_conv is not None:
             self.stride_conv.build(input_shape)
         grid_shape = (input_shape[0], *self.grid)
@@ -320,7 +320,7 @@ class AttentionDownsample(_Attention):
 
     def build(self, input_shape: Shape) -> None:
         self._check_input(input_shape)
-        self._add_table()
+        self._add_table(input_shape)
         for layer in (self.q, self.k, self.v):
             layer.build(input_shape)
         value_shape = self.v.compute_output_shape(input_shape)

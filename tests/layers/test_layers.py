@@ -317,6 +317,18 @@ BAD = {
     "tokens": (lambda: kef.Attention(8, resolution=(2, 3))(draw((1, 7, 8))), r"resolution of \(2, 3\), so 6 tokens"),
     "too-many-meta3d": (lambda: layers.Stage(8, 1, num_meta3d=2), "Received: num_meta3d=2, depth=1"),
     "rates": (lambda: layers.Stage(8, 2, drop_path=[0.1]), r"one rate for each block. Received: drop_path=\[0\.1\]"),
+    "half-tokens": (lambda: kef.Meta3D(8, (2.5, 2)), r"an integer or two of them.*resolution=\(2\.5, 2\)"),
+    "three-sides": (lambda: kef.Attention(8, resolution=(1, 2, 3)), r"Received: resolution=\(1, 2, 3\)"),
+    # These went through: images became several, one bias was added to all tokens, and a map came out larger.
+    "other-map": (lambda: built(layers.Stage(8, 2, 1), (1, 8, 8, 4))(draw((1, 16, 16, 4))), r"shape=\(None, 8, 8, 4\)"),
+    "other-tokens": (
+        lambda: built(kef.Attention(8, resolution=1), (1, 1, 8))(draw((1, 9, 8))),
+        r"shape=\(None, 1, 8\)",
+    ),
+    "other-grid": (
+        lambda: built(kef.AttentionV2(8, resolution=4, strided=True), (1, 4, 4, 8))(draw((1, 3, 3, 8))),
+        r"expected shape=\(None, 4, 4, 8\), found shape=\(1, 3, 3, 8\)",
+    ),
     "unknown-size": (lambda: layers.Stage(8, 1, 1).build((None, None, None, 4)), "known height and width"),
 }
 
