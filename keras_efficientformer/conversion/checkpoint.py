@@ -102,6 +102,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if suffix not in KERAS_SUFFIXES:
         return checkpoint
     _check_own_layers(path)
+    _check_not_integers(path, checkpoint)
     size, stated = stated_in_keras(path) if suffix == ".keras" else (None, NOTHING_STATED)
     return Checkpoint(to_timm_names(checkpoint), path, input_size=size, stated=stated)
 
@@ -128,6 +129,18 @@ def _check_own_layers(path: str | os.PathLike[str]) -> None:
         raise CheckpointError(
             f"{path} holds an EfficientFormer with layers of your own: {listing(foreign)}. Load it with "
             "keras.saving.load_model, and save the EfficientFormer alone."
+        )
+
+
+def _check_not_integers(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises CheckpointError for a file of a model that Keras has quantized: its kernels are integers."""
+    layers = {name: tensor for name, tensor in tensors.items() if name.startswith("layers/")}
+    # Seeds and resolutions are integers too, but have one axis.
+    integers = [name for name, tensor in layers.items() if tensor.dtype.kind in "iu" and tensor.ndim > 1]
+    if integers:
+        raise CheckpointError(
+            f"{path} holds a model that Keras has quantized, in {listing(integers)}. Bring the model as it was before "
+            "`model.quantize`."
         )
 
 
@@ -201,12 +214,15 @@ def infer_from_tensors(
         )
     architecture = _SHAPE_READERS[dialect.family](tensors, dialect, source)
     names = names_in_dialect(architecture, dialect)
-    heads = [tensors[names[f"{head}.bias"]] for head in HEADS if names[f"{head}.bias"] in tensors]
+    # Of half a head the checks against a model say what is missing.
+    parts = [[f"{head}.{leaf}" for leaf in ("bias", "weight")] for head in HEADS]
+    found = [[tensors[names[name]] for name in head if names[name] in tensors] for head in parts]
+    heads = [head[0] for head in found if head]
     return CheckpointInfo(
         dialect=dialect.name,
         variant=variant_name(architecture),
         architecture=architecture,
-        classes=heads[0].size if heads else None,
+        classes=(len(heads[0]) if heads[0].ndim else 1) if heads else None,
         heads=len(heads),
         resolution=_infer_resolution(tensors, names, input_size),
         channels=_channels(tensors, names),

@@ -321,6 +321,11 @@ def _check_values(tensors: Mapping[str, np.ndarray], source: str) -> None:
             f"{source} holds values that are NaN or infinite in {len(wrong)} of {len(tensors)} tensors: "
             f"{listing(wrong)}. Nothing was loaded; training broke down before it was saved: use an earlier one."
         )
+    wrong = [name for name, tensor in tensors.items() if name.endswith(".running_var") and (tensor < 0).any()]
+    if wrong:
+        raise CheckpointError(
+            f"{source} holds variances below 0: {listing(wrong)}. Nothing was loaded; it is damaged: bring it again."
+        )
 
 
 def _is_float(tensor: np.ndarray) -> bool:

@@ -223,7 +223,7 @@ class BiasedAttention(Composite):
         self.grid = self.resolution
 
     def _add_table(self, input_shape: Shape) -> None:
-        """Adds the variable `attention_biases`, (num_heads, height * width) of `grid`, for inputs of that size alone."""
+        """Adds the variable `attention_biases`, (num_heads, height * width) of `grid`, for inputs of this shape."""
         # Those of other sizes would often go through: one token's bias is added to all, and tokens become images.
         self.input_spec = keras.layers.InputSpec(shape=(None, *input_shape[1:]))
         shape = (self.num_heads, self.grid[0] * self.grid[1])

@@ -361,6 +361,12 @@ def test_single_head_for_two(model, tmp_path, suffix):
     load(build(head="single"), path)
 
 
+def test_half_a_head_is_not_left_out(tmp_path):
+    rest = {name: tensor for name, tensor in TENSORS.items() if name != "head_dist.bias"}
+    with pytest.raises(CheckpointError, match=r"found 1 missing \(head_dist\.bias \(10,\)\)"):
+        kef.from_checkpoint(save(tmp_path / "checkpoint.safetensors", rest))
+
+
 def test_no_classifier(model, tmp_path):
     bare = {name: tensor for name, tensor in TENSORS.items() if not name.startswith("head")}
     path = save(tmp_path / "checkpoint.pth", bare)
@@ -403,6 +409,13 @@ def test_one_value_that_is_not_finite(model, name, value):
     wrong.reshape(-1)[-1] = value
     with refused(model, "the state dict", f"in 1 of {len(WEIGHTS)} tensors: {name} {wrong.shape}"):
         conversion.load_state_dict(model, TENSORS | {name: wrong})
+
+
+def test_variances_below_zero(model):
+    """Their network answers NaN."""
+    name = "stem.norm1.running_var"
+    with refused(model, f"holds variances below 0: {name}. Nothing was loaded"):
+        conversion.load_state_dict(model, TENSORS | {name: -TENSORS[name]})
 
 
 @formats

@@ -7,6 +7,7 @@ from networks import raw_images, small
 
 from keras_efficientformer import conversion
 from keras_efficientformer.deploy import export_coreml, export_tflite
+from keras_efficientformer.errors import CheckpointError
 from keras_efficientformer.imagenet import preprocess_input
 from keras_efficientformer.opening import open_model
 from keras_efficientformer.training import prune_low_magnitude, quantize_aware
@@ -35,6 +36,12 @@ def test_quantized_models_are_refused(quantized, tmp_path, door):
     with pytest.raises(ValueError, match=r"was quantized by Keras \(int8\) in .*Take the model as it was before"):
         DOORS[door](quantized, tmp_path)
     assert not list(tmp_path.glob("*.tflite"))
+
+
+def test_weights_of_quantized_models_are_refused(quantized, tmp_path):
+    quantized.save_weights(tmp_path / "m.weights.h5")
+    with pytest.raises(CheckpointError, match=r"holds a model that Keras has quantized, in layers/dense"):
+        conversion.read_checkpoint(tmp_path / "m.weights.h5")
 
 
 def test_quantized_models_still_predict(quantized):

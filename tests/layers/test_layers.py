@@ -317,7 +317,6 @@ BAD = {
     "tokens": (lambda: kef.Attention(8, resolution=(2, 3))(draw((1, 7, 8))), r"resolution of \(2, 3\), so 6 tokens"),
     "too-many-meta3d": (lambda: layers.Stage(8, 1, num_meta3d=2), "Received: num_meta3d=2, depth=1"),
     "rates": (lambda: layers.Stage(8, 2, drop_path=[0.1]), r"one rate for each block. Received: drop_path=\[0\.1\]"),
-    "half-tokens": (lambda: kef.Meta3D(8, (2.5, 2)), r"an integer or two of them.*resolution=\(2\.5, 2\)"),
     "three-sides": (lambda: kef.Attention(8, resolution=(1, 2, 3)), r"Received: resolution=\(1, 2, 3\)"),
     # These went through: images became several, one bias was added to all tokens, and a map came out larger.
     "other-map": (lambda: built(layers.Stage(8, 2, 1), (1, 8, 8, 4))(draw((1, 16, 16, 4))), r"shape=\(None, 8, 8, 4\)"),
