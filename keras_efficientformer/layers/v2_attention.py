@@ -229,7 +229,12 @@ class AttentionV2(_Attention):
         x = _from_heads(ops.matmul(weights, _to_heads(value, self.num_heads)), self.grid)
         x = x + self.v_local(value, training=training)
         if self.stride_conv is not None:
-            x = ops.image.resize(x, self.resolution, interpolation="bilinear", data_format=CHANNELS_LAST)
+            # XLA refuses the gradient that TensorFlow has in lower precisions.
+            precise = keras.backend.result_type(x.dtype, "float32")
+            x = ops.image.resize(
+                ops.cast(x, precise), self.resolution, interpolation="bilinear", data_format=CHANNELS_LAST
+            )
+            x = ops.cast(x, self.compute_dtype)
         return self.proj(keras.activations.gelu(x), training=training)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

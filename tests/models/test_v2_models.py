@@ -8,6 +8,7 @@ import inspect
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import timm_reference
 import timm_reference_v2
 import torch
@@ -188,3 +189,17 @@ def test_fit_changes_every_weight(loud):
     for weight, old in zip(model.weights, before, strict=True):
         if not weight.path.endswith(("bias", "beta")):
             assert not np.array_equal(weight, old), weight.path
+
+
+def test_stride_attention_trains_compiled_by_xla_in_mixed_precision():
+    """As Keras compiles training on GPUs by default."""
+    layer = kef.AttentionV2(8, key_dim=4, num_heads=1, attn_ratio=1, resolution=4, strided=True, dtype="mixed_bfloat16")
+    layer.build((1, 4, 4, 8))
+
+    @tf.function(jit_compile=True)
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(x, training=True) ** 2)
+        return tape.gradient(loss, layer.q.conv.kernel.value)
+
+    assert np.isfinite(gradient(tf.random.stateless_normal((2, 4, 4, 8), (0, 0)))).all()
