@@ -25,6 +25,7 @@ class MILBuilder:
         self._grids: dict[int, tuple[int, int]] = {}
         self._step = ("", 0)
         self._named: set[int] = set()
+        self._outputs: set[int] = set()
 
     def begin(self, number: int, operation: str, location: str) -> None:
         self._step = (operation, number)
@@ -157,7 +158,11 @@ class MILBuilder:
         return mb.transpose(x=x, perm=[0, 3, 1, 2])
 
     def output(self, x: Any, name: str) -> Any:
+        if id(x) in self._outputs:  # each has one name
+            x = mb.mul(x=x, y=_like(x, np.ones(x.shape[1])))
+            self._named.add(id(x))
         x.set_name(name)
+        self._outputs.add(id(x))
         return x
 
 

@@ -1,6 +1,6 @@
 """Records single standard Keras layers in `Builder`'s operations: what heads are made of. Room: deploy/network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ class Call:
         b: records at the layer's place.
         layer: it.
         values: what it is called on.
-        taken, given: shapes of the first of those and of what comes out, without the batch.
+        all_taken, given: shapes of those and of what comes out, without the batch.
         is_shared: whether others are called on the same.
         norm: the BatchNormalization that is to be folded into it, or None.
     """
@@ -56,7 +56,7 @@ class Call:
     b: Recorder
     layer: Any
     values: tuple[Value, ...]
-    taken: tuple[int, ...]
+    all_taken: Sequence[tuple[int, ...]]
     given: tuple[int, ...]
     is_shared: bool
     norm: Any
@@ -64,6 +64,11 @@ class Call:
     @property
     def x(self) -> Value:
         return self.values[0]
+
+    @property
+    def taken(self) -> tuple[int, ...]:
+        """The shape of `x`, without the batch."""
+        return self.all_taken[0]
 
     def refuse(self, setting: str, found: Any, expected: str) -> None:
         """Raises ValueError for a setting of the layer that no builder has."""
@@ -102,6 +107,16 @@ def activation_of(layer: Any) -> Any:
         return "softmax"
     activation = getattr(layer, "activation", None)
     return None if activation is None else keras.activations.serialize(activation)
+
+
+def channel_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What the `axis` of a layer may be that is of the channels of what it takes, of a shape without the batch."""
+    return -1, len(shape)
+
+
+def is_plain(pooling: Any) -> bool:
+    """Whether a pooling layer gives a vector of the channels that come last."""
+    return pooling.data_format == "channels_last" and not pooling.keepdims
 
 
 def takes_a_norm(layer: Any) -> bool:
@@ -149,22 +164,24 @@ def _checked_stride(call: Call) -> int:
 
 
 def _batch_norm(call: Call) -> Value:
-    call.check("axis", -1, len(call.taken))
+    call.check("axis", *channel_axes(call.taken))
     return call.b.affine(call.x, *scale_and_offset(call.layer))
 
 
 def _layer_norm(call: Call) -> Value:
-    call.check("axis", -1, len(call.taken), (-1,), (len(call.taken),))
+    call.check("axis", *channel_axes(call.taken), (-1,), (len(call.taken),))
     call.check("rms_scaling", False)
     scale, offset = (np.broadcast_to(value, call.taken[-1:]) for value in scale_and_offset(call.layer))
     return call.b.affine(call.b.layer_norm(call.x, call.layer.epsilon), scale, offset)
 
 
 def _group_norm(call: Call) -> Value:
-    call.check("axis", -1, len(call.taken))
+    call.check("axis", *channel_axes(call.taken))
     call.check("groups", 1)
     scale, offset = (np.broadcast_to(value, call.taken[-1:]) for value in scale_and_offset(call.layer))
-    return call.b.affine(call.b.group_norm(call.x, call.layer.epsilon), scale, offset)
+    # Of a vector, builders' norm of a whole map is their norm of its channels.
+    norm = call.b.layer_norm if len(call.taken) == 1 else call.b.group_norm
+    return call.b.affine(norm(call.x, call.layer.epsilon), scale, offset)
 
 
 def _activation(call: Call) -> Value:
@@ -183,7 +200,7 @@ def _relu_alone(call: Call) -> Value:
 
 
 def _softmax(call: Call) -> Value:
-    call.check("axis", -1, len(call.taken))
+    call.check("axis", *channel_axes(call.taken))
     return call.activated(call.x)
 
 
@@ -192,11 +209,13 @@ def _nothing(call: Call) -> Value:
 
 
 def _mean(call: Call) -> Value:
+    call.check("data_format", "channels_last")
     call.check("keepdims", False)
     return call.b.mean(call.x)
 
 
 def _max(call: Call) -> Value:
+    call.check("data_format", "channels_last")
     call.check("keepdims", False)
     return call.b.max(call.x)
 
@@ -213,6 +232,7 @@ def _upsample(call: Call) -> Value:
 
 def _resize(call: Call) -> Value:
     call.check("interpolation", "bilinear")
+    call.check("data_format", "channels_last")
     for setting in ("crop_to_aspect_ratio", "pad_to_aspect_ratio", "antialias"):
         if getattr(call.layer, setting, False):
             call.refuse(setting, True, "False")
@@ -220,8 +240,9 @@ def _resize(call: Call) -> Value:
 
 
 def _sum(call: Call) -> Value:
-    if call.given != call.taken:
-        call.refuse("shapes", call.given, "inputs of one shape")
+    # A vector is no row of a map whose channels come first, and several images' vectors are none in either format.
+    if call.given != call.taken or any(len(shape) != len(call.given) for shape in call.all_taken):
+        call.refuse("shapes", call.all_taken, "inputs of one shape")
     total, *others = call.values
     for value in others:
         total = call.b.add(total, value)
@@ -233,7 +254,7 @@ def _average(call: Call) -> Value:
 
 
 def _concatenate(call: Call) -> Value:
-    call.check("axis", -1, len(call.taken))
+    call.check("axis", *channel_axes(call.taken))
     joined, *others = call.values
     for value in others:
         joined = call.b.concatenate(joined, value)
@@ -241,12 +262,15 @@ def _concatenate(call: Call) -> Value:
 
 
 def _flatten(call: Call) -> Value:
-    return call.x if len(call.taken) == 1 else call.b.flatten(call.x)
+    if len(call.taken) == 1:
+        return call.x
+    call.check("data_format", "channels_last")
+    return call.b.flatten(call.x)
 
 
 def _reshape(call: Call) -> Value:
     if len(call.given) == 1:
-        return _flatten(call)
+        return call.x if len(call.taken) == 1 else call.b.flatten(call.x)
     if len(call.given) != 3:
         call.refuse("target_shape", call.given, "a vector or a feature map")
     return call.b.reshape(call.x, *call.given)

@@ -12,7 +12,15 @@ from typing import Any
 import keras
 
 from keras_efficientformer.conversion.bindings import layers_of
-from keras_efficientformer.deploy.network.head_layers import LAYERS, Call, Features, activation_of, takes_a_norm
+from keras_efficientformer.deploy.network.head_layers import (
+    LAYERS,
+    Call,
+    Features,
+    activation_of,
+    channel_axes,
+    is_plain,
+    takes_a_norm,
+)
 from keras_efficientformer.deploy.network.recording import Recorder, Value
 from keras_efficientformer.errors import listing
 from keras_efficientformer.layers.image_normalization import ImageNormalization
@@ -109,7 +117,7 @@ class HeadReader:
 
     def __init__(self, b: Recorder, made: Mapping[int, Any], before: Mapping[int, Any]) -> None:
         self._b, self._made, self._before = b, made, before
-        # {id of a layer: the norm after it}, and the ids of those norms.
+        # {id of a layer's call: the norm after it}, and the ids of those norms' calls.
         self._norms: dict[int, keras.layers.BatchNormalization] = {}
         self._folded: set[int] = set()
 
@@ -132,15 +140,16 @@ class HeadReader:
         return [self._value(found[id(tensor)], tensor) for tensor in functional.outputs]
 
     def _fold_norms(self, nodes: list[Any], uses: Counter[int]) -> None:
-        """Finds every norm that is all that follows a layer, both called once, and that layer."""
-        made_by = {id(tensor): node.operation for node in nodes for tensor in node.outputs}
-        calls = Counter(id(node.operation) for node in nodes)
+        """Finds every norm of channels that is all that follows the call of a layer, and that call."""
+        made_by = {id(tensor): node for node in nodes for tensor in node.outputs}
         for node in nodes:
-            if isinstance(node.operation, keras.layers.BatchNormalization) and uses[id(node.input_tensors[0])] == 1:
+            norm = node.operation
+            if isinstance(norm, keras.layers.BatchNormalization) and uses[id(node.input_tensors[0])] == 1:
                 before = made_by[id(node.input_tensors[0])]
-                if takes_a_norm(before) and calls[id(before)] == calls[id(node.operation)] == 1:
-                    self._norms[id(before)] = node.operation
-                    self._folded.add(id(node.operation))
+                is_of_channels = norm.axis in channel_axes(node.input_tensors[0].shape[1:])
+                if is_of_channels and takes_a_norm(before.operation):
+                    self._norms[id(before)] = norm
+                    self._folded.add(id(node))
 
     def _results(self, node: Any, given: list[Any], is_shared: bool) -> list[Any]:
         layer = node.operation
@@ -166,13 +175,13 @@ class HeadReader:
 
     def _layer(self, node: Any, given: list[Any], is_shared: bool) -> Value:
         layer, b = node.operation, self._b.at(node.operation.name)
-        if isinstance(layer, keras.layers.GlobalAveragePooling2D) and isinstance(given[0], Features):
+        if type(layer) is keras.layers.GlobalAveragePooling2D and isinstance(given[0], Features) and is_plain(layer):
             return given[0].mean(b)
         values = tuple(self._value(value, tensor) for value, tensor in zip(given, node.input_tensors, strict=True))
-        if id(layer) in self._folded:
+        if id(node) in self._folded:
             return values[0]
-        shapes = [tuple(tensor.shape[1:]) for tensor in (*node.input_tensors, node.outputs[0])]
-        return LAYERS[type(layer)](Call(b, layer, values, shapes[0], shapes[-1], is_shared, self._norms.get(id(layer))))
+        *all_taken, given_shape = (tuple(tensor.shape[1:]) for tensor in (*node.input_tensors, node.outputs[0]))
+        return LAYERS[type(layer)](Call(b, layer, values, all_taken, given_shape, is_shared, self._norms.get(id(node))))
 
     def _value(self, value: Any, tensor: Any) -> Any:
         """A value as a feature map or vector of that symbolic tensor's shape."""

@@ -325,6 +325,8 @@ def _graph(
     network.build(builder)
     file = builder.graph.file()
     if mode.recipe:
+        if mode.calibrated:
+            quantization.part_last_operator(file)
         known = quantization.tensor_ranges(file, network, ranges) | _known_ranges(network)
         tflite_file.name_ends(file, network.outputs)
         inputs = network_inputs(images, network)

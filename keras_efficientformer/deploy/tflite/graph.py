@@ -191,6 +191,14 @@ def add_buffer(file: Any, content: np.ndarray) -> int:
     return len(file.buffers) - 1
 
 
+def code_number(file: Any, kind: str) -> int:
+    """The number of an operator's code in a file (`ModelT`), which gets it where it has none."""
+    wanted, codes = operator_code(kind), [code.builtinCode for code in file.operatorCodes]
+    if wanted.builtinCode not in codes:
+        file.operatorCodes.append(wanted)
+    return [*codes, wanted.builtinCode].index(wanted.builtinCode)
+
+
 def text(name: str | bytes) -> str:
     """A name of a file's object, as it was set or as it was read."""
     return name.decode() if isinstance(name, bytes) else name

@@ -1,6 +1,7 @@
 """Quantizes a float32 .tflite file by a mode's recipe, with litert-quantizer. Room: deploy/tflite."""
 
 import contextlib
+import copy
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import numpy as np
 
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.tflite.file import operators, read, tensor_names
+from keras_efficientformer.deploy.tflite.graph import code_number, schema, text
 from keras_efficientformer.deploy.tflite.modes import Mode
 from keras_efficientformer.deploy.tflite.step_names import INPUT, SIGNATURE, steps_in
 
@@ -148,6 +150,26 @@ def _set_io(recipe: Any, io: str) -> None:
                 compute_precision=qtyping.ComputePrecision.INTEGER,
             )
             recipe.add_quantization_config(".*", end, config)
+
+
+def part_last_operator(file: Any) -> None:
+    """Gives the last operator of a float32 file (`ModelT`) copies of those outputs that it takes.
+
+    litert-quantizer has the last operator of a file take what apps get of an output, of another type than its own.
+    """
+    graph = file.subgraphs[0]
+    last = graph.operators[-1]
+    for index in sorted(set(graph.outputs).intersection(last.inputs)):
+        copied, number = copy.copy(graph.tensors[index]), len(graph.tensors)
+        copied.name = f"{text(copied.name)}_copy"
+        graph.tensors.append(copied)
+        last.inputs = [number if taken == index else taken for taken in last.inputs]
+        reshape = schema.OperatorT()
+        reshape.opcodeIndex, reshape.inputs, reshape.outputs = code_number(file, "RESHAPE"), [index], [number]
+        reshape.builtinOptionsType = schema.BuiltinOptions.ReshapeOptions
+        reshape.builtinOptions = schema.ReshapeOptionsT()
+        reshape.builtinOptions.newShape = copied.shape
+        graph.operators.insert(-1, reshape)
 
 
 def tensor_ranges(

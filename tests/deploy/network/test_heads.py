@@ -160,6 +160,38 @@ def test_ranges_of_outputs_are_known_by_what_makes_them(tmp_path):
     assert largest == pytest.approx({"probabilities": values, "kind": 1.0}, rel=0.05)
 
 
+def logits_and_shares(base):
+    """The last operator takes an output."""
+    logits = layers.Dense(4, name="logits")(layers.GlobalAveragePooling2D()(base.output))
+    return keras.Model(base.input, [logits, layers.Softmax(name="shares")(logits)])
+
+
+def values_twice(base):
+    """One tensor under two names, which is the sum of a third output and itself."""
+    values = layers.Dense(4, name="values")(layers.GlobalMaxPooling2D()(base.output))
+    doubled = layers.Add(name="doubled")([values, values])
+    return keras.Model(base.input, [values, doubled, layers.Identity(name="again")(doubled)])
+
+
+@pytest.mark.filterwarnings("ignore:No labels", "ignore:Only 2 calibration images")
+@pytest.mark.parametrize("head", [logits_and_shares, values_twice])
+def test_outputs_that_something_else_takes(head, tmp_path):
+    model = loud(head(features_v2()))
+    images = raw_images(model)
+    for quantize, io in (("int8", "uint8"), ("int8_integer", "float32"), ("int16x8", "float32")):
+        report = export_tflite(
+            model, tmp_path / f"{quantize}.tflite", quantize=quantize, io=io, batch_size=2, calibration=images
+        )
+        assert all(difference.max < 0.1 * difference.largest for difference in report.differences)
+    report = export_coreml(model, tmp_path / "model.mlpackage")
+    assert [difference.output for difference in report.differences] == model.output_names
+
+
+def norm_of_a_vector(base):
+    x = layers.Dense(8)(layers.GlobalAveragePooling2D()(base.output))
+    return keras.Model(base.input, layers.GroupNormalization(1)(x))
+
+
 def test_norms_are_folded_where_a_layer_comes_before():
     base = features()
     x = layers.Conv2D(8, 3, padding="same")(base.output)
@@ -173,6 +205,14 @@ def shared_convolution(base):
     convolution = layers.Conv2D(32, 1)
     once = layers.BatchNormalization()(convolution(base.output))
     return keras.Model(base.input, [layers.Activation("linear", name="a")(once), convolution(once)])
+
+
+def shared_across_models(base):
+    """A nested model has a norm after it, and the outer one none."""
+    convolution = layers.Conv2D(32, 1)
+    inner = keras.Input(base.output.shape[1:])
+    normalised = keras.Model(inner, layers.BatchNormalization()(convolution(inner)))(base.output)
+    return keras.Model(base.input, convolution(normalised))
 
 
 def shared_norm(base):
@@ -189,7 +229,7 @@ def relu_inside(base):
 
 
 @pytest.mark.filterwarnings("ignore:No labels")
-@pytest.mark.parametrize("head", [shared_convolution, shared_norm, relu_inside])
+@pytest.mark.parametrize("head", [shared_convolution, shared_across_models, shared_norm, relu_inside, norm_of_a_vector])
 def test_what_is_used_twice(head, tmp_path):
     model = loud(head(features()))
     images = raw_images(model)
@@ -212,9 +252,13 @@ class Doubled(layers.Dense):
     pass
 
 
-def with_layer(layer):
+def with_layer(head):
     base = features()
-    return keras.Model(base.input, layer(base.output))
+    return keras.Model(base.input, head(base.output))
+
+
+def map_and_vector(x):
+    return layers.Add()([x, layers.GlobalAveragePooling2D()(x)])
 
 
 def between_stages():
@@ -262,6 +306,14 @@ def two_inputs():
         (lambda: with_layer(layers.Conv2D(4, 3, dilation_rate=2, padding="same")), "dilation_rate"),
         (lambda: with_layer(layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same")), "depth_multiplier=2"),
         (lambda: with_layer(layers.BatchNormalization(axis=1)), "axis=1: expected -1 or 3"),
+        (
+            lambda: with_layer(lambda x: layers.BatchNormalization(axis=1)(layers.Conv2D(2, 1)(x))),
+            "axis=1: expected -1",
+        ),
+        (lambda: with_layer(layers.GlobalAveragePooling2D("channels_first")), "data_format='channels_first': expected"),
+        (lambda: with_layer(layers.GlobalMaxPooling2D("channels_first")), "data_format='channels_first': expected"),
+        (lambda: with_layer(layers.Flatten("channels_first")), "data_format='channels_first': expected"),
+        (lambda: with_layer(map_and_vector), r"shapes=\[\(2, 2, 32\), \(32,\)\]: expected inputs of one shape"),
         (lambda: with_layer(layers.ReLU(max_value=6)), "max_value=6.*expected None"),
         (lambda: with_layer(layers.UpSampling2D((2, 3))), r"size=\(2, 3\): expected one factor"),
         (lambda: with_layer(layers.UpSampling2D(2, interpolation="bicubic")), "'bicubic': expected 'bilinear'"),

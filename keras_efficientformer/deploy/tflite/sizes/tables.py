@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_efficientformer.deploy.tflite.graph import add_buffer, operator_code, schema, text
+from keras_efficientformer.deploy.tflite.graph import add_buffer, code_number, schema, text
 from keras_efficientformer.deploy.tflite.versions import FLOAT16, FLOAT32, INT8
 
 # A table is (1, heads, queries, keys), or has its heads last; what else is added has fewer axes.
@@ -32,7 +32,7 @@ def shrink_tables(file: Any, to_int8: bool) -> None:
     tables = sorted(index for index in added if _is_table(file, graph.tensors[index]))
     if not tables:
         return
-    code = _code_number(file, operator_code("DEQUANTIZE"))
+    code = code_number(file, "DEQUANTIZE")
     values = {table: len(graph.tensors) + place for place, table in enumerate(tables)}
     for operator in graph.operators:
         operator.inputs = [values.get(index, index) for index in operator.inputs]
@@ -48,14 +48,6 @@ def _additions(file: Any, graph: Any) -> list[Any]:
 def _is_table(file: Any, tensor: Any) -> bool:
     is_constant = file.buffers[tensor.buffer].data is not None
     return is_constant and tensor.type == FLOAT32 and len(tensor.shape) == TABLE_AXES
-
-
-def _code_number(file: Any, wanted: Any) -> int:
-    """The number of an operator's code in a file, which gets it where it has none."""
-    codes = [code.builtinCode for code in file.operatorCodes]
-    if wanted.builtinCode not in codes:
-        file.operatorCodes.append(wanted)
-    return [*codes, wanted.builtinCode].index(wanted.builtinCode)
 
 
 def _dequantization(code: int, table: int, values: int) -> Any:
