@@ -24,6 +24,14 @@ MeasuredRanges = dict[str, dict[str, np.ndarray]]
 # layer scale of 1e-5) nothing reaches the sum, so that a coarser scale loses nothing.
 SMALLEST_SHARE = 2.0**-9
 
+# litert-quantizer takes no shorter range, in whose steps neither sums nor biases could be counted.
+SMALLEST_SPAN = 1e-9
+LARGEST_INT8 = 127
+# LiteRT has kernels of their own for steps of int16 that are powers of two, with other conditions.
+REVIVED = 0.75
+BIASED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+CHANNEL_AXES = {"DEPTHWISE_CONV_2D": 3}
+
 # These operators give what they take, in another shape, and share its quantization.
 RESHAPING = ("PAD", "RESHAPE")
 # Nothing is learnt of the inner tensors of these steps: those of LayerNorm are float, those of the mixer its input's
@@ -72,6 +80,8 @@ def quantize(
         file = read(content)
         _share_with_borders(file, ranges)
         _widen(file, ranges)
+        _revive(file, ranges)
+        _keep_biases(file, ranges, 16 if mode.name == "int16x8" else 8)
     with _silent():
         return bytes(tool.quantize(ranges).quantized_model)
 
@@ -125,6 +135,56 @@ def _widen(file: Any, ranges: MeasuredRanges) -> None:
         for part in filter(None, (ranges.get(names[index]) for index in parts)):
             if total and _span(part) < (smallest := SMALLEST_SHARE * _span(total)):
                 part["max"] = np.full_like(part["max"], smallest)
+
+
+def _revive(file: Any, ranges: MeasuredRanges) -> None:
+    """Gives tensors that are zero on all images a range for what other images may make of them."""
+    for ends in filter(None, ranges.values()):
+        if _span(ends) < SMALLEST_SPAN:
+            ends["max"] = np.full_like(ends["max"], REVIVED)
+    names = tensor_names(file)
+    for kind, operator in operators(file):
+        total = ranges.get(names[operator.outputs[0]])
+        parts = [part for index in operator.inputs if (part := ranges.get(names[index]))]
+        if kind in ("ADD", "SUB") and total and parts:
+            # LiteRT ends the process where a sum's scale is some ten thousandth of a part's.
+            smallest = SMALLEST_SHARE * max(map(_span, parts))
+            if _span(total) < smallest:
+                total["max"] = np.full_like(total["max"], smallest)
+
+
+def _keep_biases(file: Any, ranges: MeasuredRanges, bits: int) -> None:
+    """Widens the ranges of weights, channel by channel, whose bias would not fit into its 32 bits: it is counted in
+    steps of the weights' scale, which next to nothing is left of in a dead or pruned channel, times the input's.
+
+    Args:
+        file: the float32 file (`ModelT`).
+        ranges: of its tensors, to which those of such weights are added.
+        bits: of activations.
+    """
+    names = tensor_names(file)
+    for kind, operator in operators(file):
+        if kind not in BIASED or names[operator.inputs[0]] not in ranges:
+            continue
+        image, weights, bias = operator.inputs
+        # Half of the bits are left to what is added to the bias.
+        needed = LARGEST_INT8 * np.abs(_constant(file, bias)) / (_span(ranges[names[image]]) / 2**bits * 2.0**30)
+        values = _constant(file, weights)
+        others = tuple(axis for axis in range(values.ndim) if axis != CHANNEL_AXES.get(kind, 0))
+        needed = np.expand_dims(needed, others)
+        found = np.abs(values).max(others, keepdims=True)
+        # Equal weights are stored once.
+        found = ranges[names[weights]]["max"] if names[weights] in ranges else found
+        if (found < needed).any():
+            largest = np.maximum(found, needed).astype("float32")
+            ranges[names[weights]] = {"min": -largest, "max": largest}
+
+
+def _constant(file: Any, index: int) -> np.ndarray:
+    """The values of a float32 tensor of a file of one network; of what is computed there are none."""
+    tensor = file.subgraphs[0].tensors[index]
+    data = file.buffers[tensor.buffer].data
+    return np.zeros(0, "float32") if data is None else np.asarray(data, "uint8").view("float32").reshape(tensor.shape)
 
 
 def _span(ends: dict[str, np.ndarray]) -> float:

@@ -425,3 +425,30 @@ def test_fresh_layer_scales_leave_sums_to_fast_kernels(small, tmp_path):
         for model in (small, fresh)
     ]
     assert partitions[0] == partitions[1]
+
+
+def without_a_stem(model):
+    """All that the stem's norms give is under zero, and its ReLUs make nothing of it."""
+    for variable in model.get_layer("stem").weights:
+        if variable.name == "beta":
+            variable.assign(np.full(variable.shape, -1e3))
+
+
+def with_dead_channels(model):
+    """What is left of every other channel of the stem is its bias."""
+    for variable in model.get_layer("stem").weights:
+        if variable.name == "kernel":
+            variable.assign(np.asarray(variable) * (np.arange(variable.shape[-1]) % 2))
+        elif variable.name == "beta":
+            variable.assign(np.full(variable.shape, 3))
+
+
+@pytest.mark.filterwarnings("ignore:No labels", "ignore:Only 4 calibration images")
+@pytest.mark.parametrize("change", [without_a_stem, with_dead_channels])
+@pytest.mark.parametrize("mode", CALIBRATED)
+def test_dead_channels_keep_their_biases(build, tmp_path, change, mode):
+    """A bias is counted in steps of the weights', of which zeros have next to none."""
+    model = build(classifier_activation=None)
+    change(model)
+    report = export_tflite(model, tmp_path, quantize=mode, calibration=seeded_images((64, 64, 3)))
+    assert report.worst.max < 0.08 * report.worst.largest
