@@ -222,7 +222,7 @@ def label_names(labels: Labels | None, network: FusedNetwork) -> tuple[str, ...]
     for 1000 classes.
 
     Raises:
-        ValueError: their number is not that of the classes, one is empty, or as `class_names`.
+        ValueError: their number is not that of the classes, one is empty or cannot be written, or as `class_names`.
         OSError: a file cannot be read.
     """
     if labels is not None and network.classes is None:
@@ -237,6 +237,10 @@ def label_names(labels: Labels | None, network: FusedNetwork) -> tuple[str, ...]
     unnamed = [str(number) for number, name in enumerate(names or ()) if not name.strip()]
     if unnamed:
         raise ValueError(f"Labels should name every class, and those of {listing(unnamed)} are empty.")
+    # Those of folders whose names are no UTF-8 cannot be written; an ASCII message can be shown everywhere.
+    unwritable = [ascii(name) for name in names or () if name != name.encode(errors="ignore").decode()]
+    if unwritable:
+        raise ValueError(f"Labels should be text that UTF-8 has: pass other ones. Received: {listing(unwritable)}")
     return names
 
 

@@ -279,13 +279,23 @@ def _mode(
     return mode
 
 
-def _known_ranges(network: FusedNetwork) -> dict[str, tuple[float, float]]:
-    """{name of an input or output: (smallest, largest)} of those whose range is known without images."""
+def _input_range(network: FusedNetwork) -> dict[str, tuple[float, float]]:
+    """{the input: its (smallest, largest)} for any pixels, whatever calibration images have; nothing where nobody knows
+    how those are normalised."""
+    if network.preprocessing:
+        return {INPUT: PIXEL_RANGE}
+    if network.normalization is None:
+        return {}
+    ends = network.normalization(np.stack([np.full(network.input_shape[2], pixel) for pixel in PIXEL_RANGE]))
+    return {INPUT: (float(ends.min()), float(ends.max()))}
+
+
+def _output_ranges(network: FusedNetwork) -> dict[str, tuple[float, float]]:
+    """{output: its (smallest, largest)} of those whose range is known without images."""
     # Names say nothing: a head of one's own may call anything `probabilities`.
     makers = {result: step.operation for step in network.steps for result in step.results}
     ends = {step.arguments["name"]: makers[step.arguments["x"]] for step in network.steps if step.operation == "output"}
-    ranges = {name: (0.0, 1.0) for name, operation in ends.items() if operation in UNIT_RANGE}
-    return ranges | ({INPUT: PIXEL_RANGE} if network.preprocessing else {})
+    return {name: (0.0, 1.0) for name, operation in ends.items() if operation in UNIT_RANGE}
 
 
 def _chosen_bits(network: FusedNetwork, mode: Mode, batch_size: int, images: np.ndarray, max_drop: float) -> BitChoice:
@@ -327,7 +337,8 @@ def _graph(
     if mode.recipe:
         if mode.calibrated:
             quantization.part_last_operator(file)
-        known = quantization.tensor_ranges(file, network, ranges) | _known_ranges(network)
+        learned = quantization.tensor_ranges(file, network, ranges)
+        known = _input_range(network) | learned | _output_ranges(network)
         tflite_file.name_ends(file, network.outputs)
         inputs = network_inputs(images, network)
         content = quantization.quantize(tflite_file.pack(file), mode, io, inputs, batch_size, known)

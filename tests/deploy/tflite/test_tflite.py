@@ -481,6 +481,7 @@ def test_calibration_images_are_limited(model, tmp_path):
         ({"batch_size": True}, ValueError, "`batch_size` should be an integer >= 1"),
         ({"labels": ["two\nlines", *"bcdefghij"]}, ValueError, r"single lines of text. Received: 'two\\nlines'"),
         ({"labels": [*"abcdefghi", ""]}, ValueError, "should name every class, and those of 9 are empty"),
+        ({"labels": [*"abcdefghi", "\udcff"]}, ValueError, r"text that UTF-8 has.* Received: '\\udcff'"),
         ({"labels": range(10)}, ValueError, "single lines of text. Received: 0, 1"),
         ({"labels": "missing.txt"}, FileNotFoundError, "missing.txt"),
         ({"calibration": "missing folder"}, FileNotFoundError, "missing folder is not a folder of images"),

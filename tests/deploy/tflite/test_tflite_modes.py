@@ -313,6 +313,16 @@ def test_integer_input_and_output(small_exported, mode, io, zero_point):
     assert np.ptp(expected, axis=0).max() > 10 * output.scale
 
 
+def test_normalised_images_are_not_cut_off_where_calibration_has_none_as_light(small, tmp_path):
+    """Calibrated on images in the dark, as MediaPipe gives them too, which takes a uint8 tensor for pixels."""
+    arguments = {"quantize": "int8", "io": "uint8", "include_preprocessing": False}
+    report = export_tflite(small, tmp_path, calibration=grey_images() / 4, **arguments)
+    darkest, lightest = (preprocess_input(np.full((1, 3), value)) for value in (0.0, 255.0))
+    (image,) = report.inputs
+    assert image.scale == pytest.approx((lightest.max() - darkest.min()) / 255)
+    assert image.zero_point == round(-darkest.min() / image.scale)
+
+
 @pytest.mark.parametrize("mode", ["int8", "int8_integer"])
 def test_whole_pixels_stay_whole_behind_a_float_input(small_exported, mode):
     file = flatbuffer_utils.read_model(small_exported(mode).path)
