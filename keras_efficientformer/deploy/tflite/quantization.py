@@ -15,6 +15,7 @@ from keras_efficientformer.deploy.tflite.file import operators, read, tensor_nam
 from keras_efficientformer.deploy.tflite.graph import code_number, schema, text
 from keras_efficientformer.deploy.tflite.modes import Mode
 from keras_efficientformer.deploy.tflite.step_names import INPUT, SIGNATURE, steps_in
+from keras_efficientformer.errors import ExportError, listing
 
 # {name of a tensor: {"min": its smallest value, "max": its largest}}, each an array; litert-quantizer has none for
 # tensors that stay in float32.
@@ -27,6 +28,8 @@ SMALLEST_SHARE = 2.0**-9
 # litert-quantizer takes no shorter range, in whose steps neither sums nor biases could be counted.
 SMALLEST_SPAN = 1e-9
 LARGEST_INT8 = 127
+# litert-quantizer leaves out infinite values and those near them.
+LARGEST_SPAN = 1e37
 # LiteRT has kernels of their own for steps of int16 that are powers of two, with other conditions.
 REVIVED = 0.75
 BIASED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
@@ -61,6 +64,9 @@ def quantize(
 
     Returns:
         The quantized file's content.
+
+    Raises:
+        ExportError: values on the images are not finite.
     """
     from litert_quantizer import quantizer
     from litert_quantizer.recipe_manager import RecipeManager
@@ -74,6 +80,7 @@ def quantize(
     with _silent():
         ranges = _ranges(content, recipe, images, batch_size) if mode.calibrated else None
     if ranges is not None:
+        _check_finite(ranges)
         for name in known_ranges.keys() & ranges.keys():  # outputs that stay in float32 have none
             ends = zip(("min", "max"), known_ranges[name], strict=True)
             ranges[name] = {end: np.full_like(ranges[name][end], value) for end, value in ends}
@@ -103,6 +110,16 @@ def _ranges(content: bytes, recipe: Any, images: np.ndarray, batch_size: int) ->
     samples = [{INPUT: np.repeat(image[None], batch_size, axis=0)} for image in images]
     tool.calibrate({SIGNATURE: samples}, recipe)
     return tool.get_model_qsvs()
+
+
+def _check_finite(ranges: MeasuredRanges) -> None:
+    """Raises `ExportError` for tensors whose values overflow: LiteRT ends the process where a scale is infinite."""
+    endless = [name for name, ends in ranges.items() if ends and not _span(ends) < LARGEST_SPAN]
+    if endless:
+        raise ExportError(
+            "Nothing was written: on the calibration images the model's values in float32 are infinite, none, or over "
+            f"{LARGEST_SPAN:.1g}, first in {listing(endless)}. Its weights are damaged or far too large."
+        )
 
 
 def _share_with_borders(file: Any, ranges: MeasuredRanges) -> None:

@@ -462,3 +462,13 @@ def test_dead_channels_keep_their_biases(build, tmp_path, change, mode):
     change(model)
     report = export_tflite(model, tmp_path, quantize=mode, calibration=seeded_images((64, 64, 3)))
     assert report.worst.max < 0.08 * report.worst.largest
+
+
+def test_values_that_overflow_are_told(build, tmp_path):
+    model = build()
+    for variable in model.get_layer("stem").weights:
+        if variable.name == "gamma":
+            variable.assign(np.full(variable.shape, 1e30))
+    with pytest.raises(ExportError, match=r"infinite, none, or over 1e\+37, first in .*CONV_2D"):
+        export_tflite(model, tmp_path, quantize="int16x8", calibration=seeded_images((64, 64, 3)))
+    assert contents(tmp_path) == []
