@@ -59,5 +59,5 @@ class FileClassifier:
         found = self.file.predict(self.facts.inputs(pixels))[self.output_name]
         if self.output_name == CLASS_NUMBERS:
             return np.eye(len(self.labels or ()), dtype="float32")[found.astype("int64")]
-        is_channels_first = self.output == MASKS and isinstance(self.file, CoreMLModel)
+        is_channels_first = found.ndim == 4 and isinstance(self.file, CoreMLModel)
         return found.transpose(0, 2, 3, 1) if is_channels_first else found

@@ -34,6 +34,7 @@ from keras_efficientformer.deploy.comparison.results import ComparisonReport, Mo
 from keras_efficientformer.deploy.comparison.targets import IMAGES_SCORED, check_target_name, recommend, targets_of
 from keras_efficientformer.deploy.export import RAISE_LIMIT, label_names
 from keras_efficientformer.deploy.network.recording import FusedNetwork
+from keras_efficientformer.deploy.report_sidecar import check_sidecar
 from keras_efficientformer.deploy.source import open_source
 from keras_efficientformer.errors import ExportError, first_line
 from keras_efficientformer.files import bare_name, cache_folder, remove_unfinished, write_json
@@ -212,8 +213,15 @@ class _Store:
                 f"{self.folder} holds the comparison of another model, of other images or by other releases of the "
                 "packages: choose another folder, or remove this one."
             )
-        # A file that somebody has taken away is made again.
-        self.results = {found_.mode: found_ for found_ in found if found_.file is None or self.path(found_).exists()}
+        # A file that somebody has taken away or changed is made again.
+        self.results = {found_.mode: found_ for found_ in found if found_.file is None or self._is_whole(found_)}
+
+    def _is_whole(self, result: ModeResult) -> bool:
+        """Whether a mode's file is there as it was measured."""
+        try:
+            return self.path(result).exists() and check_sidecar(self.path(result))
+        except ValueError:
+            return False
 
     def path(self, result: ModeResult) -> Path:
         """The file of a mode that has one."""

@@ -97,6 +97,17 @@ def test_interrupted_comparison_goes_on(compared):
     assert not list(keep.glob(".partial-*"))
 
 
+def test_a_file_that_was_changed_is_made_and_measured_again(compared, model, folder):
+    report, keep, *_ = compared
+    file = keep / report.results[1].file
+    content = file.read_bytes()
+    file.write_bytes((keep / report.results[0].file).read_bytes())
+    again = compare_modes(model, folder, modes=MODES[:2], keep=keep, track=(tracked := Tracked()))
+    assert tracked.names == ["tflite:int8"]
+    assert file.read_bytes() == content
+    assert [result.scores for result in again.results] == [result.scores for result in report.results[:2]]
+
+
 def test_what_is_set_up_later_is_measured_then(compared, model, folder, monkeypatch):
     """Instructions are a stub's here: the emulator has tests of its own."""
     report, keep, *_ = compared
