@@ -23,6 +23,7 @@ OPTIONS = {
 }
 TYPES = {"float32": "FLOAT32", "float16": "FLOAT16", "int32": "INT32"}
 INTEGER_TYPES = {4: "INT4", 8: "INT8"}
+LARGEST_INT8 = 127  # of weights, which are stored with as many steps on both sides
 
 
 @dataclass(frozen=True)

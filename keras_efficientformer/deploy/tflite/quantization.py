@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_efficientformer.deploy.network.recording import FusedNetwork
 from keras_efficientformer.deploy.tflite.file import operators, read, tensor_names
-from keras_efficientformer.deploy.tflite.graph import code_number, schema, text
+from keras_efficientformer.deploy.tflite.graph import LARGEST_INT8, code_number, schema, text
 from keras_efficientformer.deploy.tflite.modes import Mode
 from keras_efficientformer.deploy.tflite.step_names import INPUT, SIGNATURE, steps_in
 from keras_efficientformer.errors import ExportError, listing
@@ -27,7 +27,6 @@ SMALLEST_SHARE = 2.0**-9
 
 # litert-quantizer takes no shorter range, in whose steps neither sums nor biases could be counted.
 SMALLEST_SPAN = 1e-9
-LARGEST_INT8 = 127
 # litert-quantizer leaves out infinite values and those near them.
 LARGEST_SPAN = 1e37
 # LiteRT has kernels of their own for steps of int16 that are powers of two, with other conditions.

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from keras_efficientformer.deploy.tflite.graph import add_buffer, code_number, schema, text
+from keras_efficientformer.deploy.tflite.graph import LARGEST_INT8, add_buffer, code_number, schema, text
 from keras_efficientformer.deploy.tflite.versions import FLOAT16, FLOAT32, INT8
 
 # A table is (1, heads, queries, keys), or has its heads last; what else is added has fewer axes.
 TABLE_AXES = 4
 HEAD_AXIS = 1
-LARGEST_INT8 = 127  # of a quantized value
 
 
 def shrink_tables(file: Any, to_int8: bool) -> None:
