@@ -176,7 +176,7 @@ def values_twice(base):
 @pytest.mark.filterwarnings("ignore:No labels", "ignore:Only 2 calibration images")
 @pytest.mark.parametrize("head", [logits_and_shares, values_twice])
 def test_outputs_that_something_else_takes(head, tmp_path):
-    model = loud(head(features_v2()))
+    model = loud(head(features()))
     images = raw_images(model)
     for quantize, io in (("int8", "uint8"), ("int8_integer", "float32"), ("int16x8", "float32")):
         report = export_tflite(
